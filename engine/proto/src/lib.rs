@@ -3,3 +3,6 @@
 //!
 //! Owns: every format and every decision of the protocol. Never: clock, socket, file, thread, async, unsafe.
 //! Flow: shard and control feed it bytes and time; it answers with values.
+
+pub mod bencode;
+pub mod units;
