@@ -1,2 +1,4 @@
 #![forbid(unsafe_code)]
 //! The control plane.
+
+pub mod config;
