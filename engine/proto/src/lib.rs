@@ -5,4 +5,10 @@
 //! Flow: shard and control feed it bytes and time; it answers with values.
 
 pub mod bencode;
+pub mod peer;
+pub mod layout;
+pub mod limits;
+pub mod metainfo;
+pub mod sanitise;
 pub mod units;
+pub mod wire;

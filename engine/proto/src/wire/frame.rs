@@ -1,0 +1,185 @@
+//! Owns: cutting a byte stream into frames: at most one frame that arrived in parts is kept.
+//! Never: keeps more than arrived, or a frame that nobody reads.
+//! Flow: each receive's bytes go in, whole messages come out, in their order.
+
+use crate::wire::message::{self, Length, Message, id};
+use crate::wire::violation::Violation;
+
+/// No frame is longer, a bitfield by piece count excepted.
+pub const FRAME_BYTES_MAX: u32 = 1 << 20;
+/// An extension message at most: handshakes of real clients stay under 1 KiB, metadata pieces
+/// (BEP 9) at 16 KiB and a head.
+pub const EXTENDED_BYTES_MAX: u32 = 64 << 10;
+
+/// Room for a request or cancel that arrives in parts; longer frames grow it, then give it back.
+const KEPT_BYTES: usize = 32;
+
+/// What a connection accepts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameLimits {
+    /// Bytes of a bitfield at most, without the id: (pieces + 7) / 8.
+    pub bitfield_bytes: u32,
+    /// Bytes of data in a `piece` message at most; 0 steps over such messages.
+    pub piece_data_bytes: u32,
+    /// The highest extension number that our handshake gave; others are stepped over.
+    pub extended_id: u8,
+}
+
+/// See the module. Idle it holds 32 bytes.
+#[derive(Debug)]
+pub struct FrameReader {
+    limits: FrameLimits,
+    /// The front of a frame whose rest has not come yet.
+    partial: Vec<u8>,
+    /// `partial` was given out whole and is emptied at the next call.
+    spent: bool,
+    /// Bytes of a skipped frame that are still to come.
+    skip_bytes: u32,
+}
+
+/// What the first bytes of a frame say.
+enum Head {
+    /// This many bytes in all are needed to say more.
+    Need(usize),
+    /// The frame has this many bytes, prefix counted.
+    Whole(usize),
+    /// Step over it: bytes of the head, and the frame's length after the prefix.
+    Skip { head: usize, id: u8, length: u32 },
+}
+
+impl FrameReader {
+    pub fn new(limits: FrameLimits) -> Self {
+        let partial = Vec::with_capacity(KEPT_BYTES);
+        Self { limits, partial, spent: false, skip_bytes: 0 }
+    }
+
+    /// Reads the next message from `input`, which continues where the last call stopped. Gives
+    /// the count of bytes used; without a message, all are used.
+    ///
+    /// # Errors
+    /// A frame longer than allowed, as soon as its length and id are there, or a message whose
+    /// length is not its own.
+    pub fn next<'a>(
+        &'a mut self,
+        input: &'a [u8],
+    ) -> Result<(usize, Option<Message<'a>>), Violation> {
+        if self.spent {
+            self.spent = false;
+            self.release();
+        }
+        let skipped = (self.skip_bytes as usize).min(input.len());
+        self.skip_bytes -= skipped as u32;
+        let rest = &input[skipped..];
+        if !self.partial.is_empty() {
+            return self.complete(rest, skipped);
+        }
+        match head(rest, &self.limits)? {
+            Head::Whole(bytes) if bytes <= rest.len() => {
+                Ok((skipped + bytes, Some(Message::parse(&rest[4..bytes])?)))
+            }
+            Head::Skip { head, id, length } => {
+                self.skip_bytes = 4 + length - head as u32;
+                Ok((skipped + head, Some(Message::Skipped { id, length })))
+            }
+            Head::Whole(_) | Head::Need(_) => {
+                self.partial.extend_from_slice(rest);
+                Ok((input.len(), None))
+            }
+        }
+    }
+
+    /// Whether the stream stands in the middle of a frame.
+    pub fn mid_frame(&self) -> bool {
+        self.skip_bytes > 0 || (!self.partial.is_empty() && !self.spent)
+    }
+
+    /// Bytes held on the heap.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
+    /// Adds to the frame in `partial` what it lacks, and not a byte more.
+    fn complete<'a>(
+        &'a mut self,
+        rest: &'a [u8],
+        skipped: usize,
+    ) -> Result<(usize, Option<Message<'a>>), Violation> {
+        let mut used = 0;
+        loop {
+            let (wanted, whole) = match head(&self.partial, &self.limits)? {
+                Head::Need(bytes) => (bytes, false),
+                Head::Whole(bytes) => (bytes, true),
+                Head::Skip { head, id, length } => {
+                    debug_assert_eq!(head, self.partial.len(), "the head was gathered bytewise");
+                    self.skip_bytes = 4 + length - head as u32;
+                    self.partial.clear();
+                    return Ok((skipped + used, Some(Message::Skipped { id, length })));
+                }
+            };
+            let taken = (wanted - self.partial.len()).min(rest.len() - used);
+            self.partial.extend_from_slice(&rest[used..used + taken]);
+            used += taken;
+            if self.partial.len() < wanted {
+                return Ok((skipped + used, None));
+            }
+            if whole {
+                break;
+            }
+        }
+        self.spent = true;
+        Ok((skipped + used, Some(Message::parse(&self.partial[4..])?)))
+    }
+
+    fn release(&mut self) {
+        if self.partial.capacity() > KEPT_BYTES {
+            self.partial = Vec::with_capacity(KEPT_BYTES);
+        } else {
+            self.partial.clear();
+        }
+    }
+}
+
+fn head(bytes: &[u8], limits: &FrameLimits) -> Result<Head, Violation> {
+    let Some((prefix, frame)) = bytes.split_first_chunk::<4>() else {
+        return Ok(Head::Need(4));
+    };
+    let length = u32::from_be_bytes(*prefix);
+    if length == 0 {
+        return Ok(Head::Whole(4));
+    }
+    if length > FRAME_BYTES_MAX.max(limits.bitfield_bytes + 1) {
+        return Err(Violation::FrameLength(length));
+    }
+    let Some(&id) = frame.first() else {
+        return Ok(Head::Need(5));
+    };
+    let skip = Head::Skip { head: 5, id, length };
+    let fits = match message::length_of(id) {
+        Length::Exactly(expected) => length == expected,
+        Length::AtLeast(least) => length >= least,
+        Length::Unknown => return Ok(skip),
+    };
+    if !fits {
+        return Err(Violation::MessageLength { id, length });
+    }
+    let max = match id {
+        id::BITFIELD => limits.bitfield_bytes + 1,
+        id::PIECE if limits.piece_data_bytes == 0 => return Ok(skip),
+        id::PIECE => limits.piece_data_bytes + 9,
+        id::EXTENDED => match frame.get(1) {
+            None => return Ok(Head::Need(6)),
+            Some(&number) if number > limits.extended_id => {
+                return Ok(Head::Skip { head: 6, id, length });
+            }
+            Some(_) => EXTENDED_BYTES_MAX,
+        },
+        _ => FRAME_BYTES_MAX,
+    };
+    if length > max {
+        return Err(Violation::FrameTooLong { id, length, max });
+    }
+    Ok(Head::Whole(4 + length as usize))
+}
+
+#[cfg(test)]
+mod tests;
