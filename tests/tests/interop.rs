@@ -1,0 +1,171 @@
+//! Owns: real clients, each fetching a multi-file torrent from the engine, by each tracker.
+//! Never: skips: a missing client, missing rights or a missing engine fails.
+//! Flow: `tests/run interop` installs the clients and runs this; see `tests/src/interop/`.
+
+use anyhow::{Context, Result};
+use seedring_tests::interop::seeder::{make_torrent, transfer};
+use seedring_tests::interop::{
+    Client, Content, Network, Opentracker, Recipe, Scratch, Seeder, Shape, Source,
+};
+use std::time::Duration;
+
+const TMP: &str = env!("CARGO_TARGET_TMPDIR");
+const LIMIT: Duration = Duration::from_secs(90);
+const HUGE_LIMIT: Duration = Duration::from_secs(240);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Torrent,
+    Magnet,
+}
+
+/// The engine makes the torrent and tracks it.
+fn by_embedded_tracker(test: &str, client: Client, link: Link, shape: Shape) -> Result<()> {
+    let scratch = Scratch::new(TMP, test)?;
+    let content = Content::make(&scratch.folder("content")?.join("mixed"), shape)?;
+    let network = Network::new(2)?;
+    let recipe =
+        Recipe { content: &content, torrent: None, embedded_tracker: true, verify: "full" };
+    let seeder = Seeder::start(&network.host(0), &scratch.folder("seeder")?, recipe)?;
+    let source = match link {
+        Link::Torrent => Source::Torrent(seeder.torrent()),
+        Link::Magnet => Source::Magnet(seeder.magnet()),
+    };
+    let limit = if shape == Shape::Huge { HUGE_LIMIT } else { LIMIT };
+    transfer(client, &network.host(1), &scratch.folder("client")?, source, &content, limit)
+}
+
+/// A torrent that libtorrent made, tracked by opentracker on a third host.
+fn by_opentracker(test: &str, client: Client) -> Result<()> {
+    let scratch = Scratch::new(TMP, test)?;
+    let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
+    let network = Network::new(3)?;
+    let torrent = scratch.path().join("foreign.torrent");
+    let announce = format!("http://{}:6969/announce", network.host(2).address());
+    let info_hash = make_torrent(&content, &announce, &torrent)?;
+    let mut tracker =
+        Opentracker::start(&network.host(2), &scratch.folder("tracker")?, &[&info_hash])?;
+    assert_eq!(tracker.announce_url(), announce);
+    let recipe = Recipe {
+        content: &content,
+        torrent: Some(&torrent),
+        embedded_tracker: false,
+        verify: "quick",
+    };
+    let _seeder = Seeder::start(&network.host(0), &scratch.folder("seeder")?, recipe)?;
+    tracker.wait_for(&info_hash, 1, 0).context("the engine's announce")?;
+    let source = Source::Torrent(&torrent);
+    transfer(client, &network.host(1), &scratch.folder("client")?, source, &content, LIMIT)
+}
+
+#[test]
+fn qbittorrent_embedded() -> Result<()> {
+    let (client, link) = (Client::Qbittorrent, Link::Torrent);
+    by_embedded_tracker("qbittorrent_embedded", client, link, Shape::Mixed)
+}
+
+#[test]
+fn transmission_embedded() -> Result<()> {
+    let (client, link) = (Client::Transmission, Link::Torrent);
+    by_embedded_tracker("transmission_embedded", client, link, Shape::Mixed)
+}
+
+#[test]
+fn aria2_embedded() -> Result<()> {
+    by_embedded_tracker("aria2_embedded", Client::Aria2, Link::Torrent, Shape::Mixed)
+}
+
+#[test]
+fn rtorrent_embedded() -> Result<()> {
+    by_embedded_tracker("rtorrent_embedded", Client::Rtorrent, Link::Torrent, Shape::Mixed)
+}
+
+#[test]
+fn libtorrent_embedded() -> Result<()> {
+    by_embedded_tracker("libtorrent_embedded", Client::Libtorrent, Link::Torrent, Shape::Mixed)
+}
+
+#[test]
+fn qbittorrent_embedded_magnet() -> Result<()> {
+    let (client, link) = (Client::Qbittorrent, Link::Magnet);
+    by_embedded_tracker("qbittorrent_embedded_magnet", client, link, Shape::Mixed)
+}
+
+#[test]
+fn transmission_embedded_magnet() -> Result<()> {
+    let (client, link) = (Client::Transmission, Link::Magnet);
+    by_embedded_tracker("transmission_embedded_magnet", client, link, Shape::Mixed)
+}
+
+#[test]
+fn aria2_embedded_magnet() -> Result<()> {
+    by_embedded_tracker("aria2_embedded_magnet", Client::Aria2, Link::Magnet, Shape::Mixed)
+}
+
+#[test]
+fn libtorrent_embedded_magnet() -> Result<()> {
+    let (client, link) = (Client::Libtorrent, Link::Magnet);
+    by_embedded_tracker("libtorrent_embedded_magnet", client, link, Shape::Mixed)
+}
+
+#[test]
+fn libtorrent_embedded_huge() -> Result<()> {
+    by_embedded_tracker("libtorrent_embedded_huge", Client::Libtorrent, Link::Torrent, Shape::Huge)
+}
+
+#[test]
+fn qbittorrent_opentracker() -> Result<()> {
+    by_opentracker("qbittorrent_opentracker", Client::Qbittorrent)
+}
+
+#[test]
+fn transmission_opentracker() -> Result<()> {
+    by_opentracker("transmission_opentracker", Client::Transmission)
+}
+
+#[test]
+fn aria2_opentracker() -> Result<()> {
+    by_opentracker("aria2_opentracker", Client::Aria2)
+}
+
+#[test]
+fn rtorrent_opentracker() -> Result<()> {
+    by_opentracker("rtorrent_opentracker", Client::Rtorrent)
+}
+
+#[test]
+fn libtorrent_opentracker() -> Result<()> {
+    by_opentracker("libtorrent_opentracker", Client::Libtorrent)
+}
+
+/// A box behind NAT: nobody reaches its port, so it must dial the peers that the tracker names.
+#[test]
+fn seedring_dials_peers() -> Result<()> {
+    let scratch = Scratch::new(TMP, "seedring_dials_peers")?;
+    let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
+    let network = Network::new(3)?;
+    let (seed_host, leech_host) = (network.host(0), network.host(1));
+    let torrent = scratch.path().join("foreign.torrent");
+    let announce = format!("http://{}:6969/announce", network.host(2).address());
+    let info_hash = make_torrent(&content, &announce, &torrent)?;
+    let mut tracker =
+        Opentracker::start(&network.host(2), &scratch.folder("tracker")?, &[&info_hash])?;
+    seed_host.block_tcp_port(6881)?;
+    let (seeder_folder, leech_folder) = (scratch.folder("seeder")?, scratch.folder("client")?);
+    std::thread::scope(|scope| {
+        let leech = scope.spawn(|| {
+            let source = Source::Torrent(&torrent);
+            transfer(Client::Libtorrent, &leech_host, &leech_folder, source, &content, LIMIT)
+        });
+        // The leech asks first and hears of nobody: only the engine can open the connection.
+        tracker.wait_for(&info_hash, 0, 1)?;
+        let recipe = Recipe {
+            content: &content,
+            torrent: Some(&torrent),
+            embedded_tracker: false,
+            verify: "full",
+        };
+        let _seeder = Seeder::start(&seed_host, &seeder_folder, recipe)?;
+        leech.join().expect("the leech's thread")
+    })
+}
