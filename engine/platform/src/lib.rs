@@ -1,4 +1,22 @@
 //! The kernel and the CPU, behind safe types.
 //!
-//! Owns: rings, registered memory, descriptors, wake-up, pinning, hashing kernels; the only unsafe code.
-//! Never: anything of BitTorrent. Flow: a shard submits an `Op` through `trait Io` and reaps `Completion`s.
+//! Owns: rings, registered memory, descriptors, wake-up, pinning, hashing kernels; the only
+//! unsafe code.
+//! Never: anything of BitTorrent.
+//! Flow: a shard submits an `Op` through `trait Io` and reaps `Completion`s.
+
+pub mod cpu;
+pub mod descriptors;
+pub mod hash;
+pub mod memory;
+pub mod op;
+pub mod probe;
+mod receive;
+pub mod resources;
+pub mod ring;
+pub mod send_batch;
+pub mod wake;
+
+pub use op::{
+    Completion, DirectAlignment, Identity, Io, Op, OpenRequest, Outcome, Received, Shutdown, Token,
+};

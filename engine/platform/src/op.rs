@@ -208,6 +208,8 @@ mod tests {
     #[test]
     fn an_operation_stays_small() {
         assert!(size_of::<Op>() <= 64, "Op is {} bytes", size_of::<Op>());
-        assert!(size_of::<Completion>() <= 64, "Completion is {} bytes", size_of::<Completion>());
+        // `Opened` with its identity is the largest.
+        let bytes = size_of::<Completion>();
+        assert!(bytes <= 128, "Completion is {bytes} bytes");
     }
 }

@@ -1,0 +1,20 @@
+//! What a completed receive brings: bytes, wherever they lie.
+//!
+//! Owns: the two kinds of received bytes. Never: their meaning.
+//! Flow: ring (a provided buffer, returned to the kernel on drop) or simulator (a vector) -> shard.
+
+use crate::ring::buffers::RingBuffer;
+
+pub(crate) enum ReceivedInner {
+    Owned(Vec<u8>),
+    Ring(RingBuffer),
+}
+
+impl ReceivedInner {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            ReceivedInner::Owned(bytes) => bytes,
+            ReceivedInner::Ring(buffer) => buffer.bytes(),
+        }
+    }
+}

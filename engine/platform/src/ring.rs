@@ -1,0 +1,3 @@
+//! The io_uring backend.
+#![allow(dead_code)]
+pub(crate) mod buffers;
