@@ -10,5 +10,6 @@ pub mod layout;
 pub mod limits;
 pub mod metainfo;
 pub mod sanitise;
+pub mod tracker;
 pub mod units;
 pub mod wire;
