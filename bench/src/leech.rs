@@ -1,0 +1,213 @@
+//! Owns: `seedring-bench leech`: its options, and what they may not contradict.
+//! Never: talks to sockets. Flow: options -> measure (threads, windows, probes) -> report.
+
+mod assembly;
+mod connection;
+mod frames;
+mod inbound;
+mod measure;
+mod pace;
+mod tally;
+mod walk;
+mod worker;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+
+pub use connection::fetch_first_block;
+pub use measure::Outcome;
+pub use walk::{Pattern, Random};
+
+use crate::report;
+
+/// Requests a connection may have outstanding: libtorrent's default `max_out_request_queue`.
+const OUTSTANDING_MAX: usize = 500;
+const BLOCK_BYTES_MAX: u32 = 128 * 1024;
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Where the seeder listens, as ADDRESS:PORT.
+    pub target: SocketAddr,
+    /// The .torrent that it seeds.
+    #[arg(long)]
+    pub torrent: PathBuf,
+    #[arg(long, short = 'k', default_value_t = 1)]
+    pub connections: usize,
+    /// Requests kept outstanding on each connection.
+    #[arg(long, short = 'q', default_value_t = 32)]
+    pub outstanding: usize,
+    /// Bytes a request asks for.
+    #[arg(long, default_value_t = 16 * 1024)]
+    pub block: u32,
+    #[arg(long, value_enum, default_value = "random")]
+    pub pattern: Pattern,
+    /// Measure for so many seconds (after the warm-up).
+    #[arg(long, default_value_t = 10.0, conflicts_with_all = ["bytes", "once"])]
+    pub duration: f64,
+    /// Measure until so many bytes have come (after the warm-up).
+    #[arg(long, conflicts_with = "once", value_parser = parse_bytes)]
+    pub bytes: Option<u64>,
+    /// Each connection fetches the whole torrent once; measured from the first connect, no warm-up.
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds at full speed before the measurement.
+    #[arg(long, default_value_t = 2.0)]
+    pub warm_up: f64,
+    /// Give up after so many seconds, however much has come.
+    #[arg(long, default_value_t = 600.0)]
+    pub deadline: f64,
+    /// Hash each piece; the exit status is 1 when one is bad.
+    #[arg(long, conflicts_with = "discard")]
+    pub verify: bool,
+    /// Drop payload unread (the default).
+    #[arg(long)]
+    pub discard: bool,
+    /// Read the head of every block, even while blocks come in the order asked for.
+    #[arg(long)]
+    pub all_heads: bool,
+    /// Open loop: ask for blocks at this many MiB/s, whatever comes back.
+    #[arg(long, value_name = "MIB_PER_S", conflicts_with = "once")]
+    pub open_loop: Option<f64>,
+    /// Only open this many connections, keep them idle, and report the target's memory for each.
+    #[arg(long, value_name = "N", conflicts_with_all = ["open_loop", "bytes", "once", "connections"])]
+    pub idle: Option<usize>,
+    /// Addresses to connect from, as ADDRESS/PREFIX; a connection each, in turn. On loopback
+    /// 127.64.0.0/12 is the default, because several clients take one connection an address.
+    #[arg(long)]
+    pub source: Option<Source>,
+    /// Threads of the load.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// The target's process: report its CPU, memory and reads (with its descendants').
+    #[arg(long)]
+    pub pid: Option<u32>,
+    /// Seed of the random choices.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Print JSON instead of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Addresses to connect from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    first: std::net::Ipv4Addr,
+    prefix: u32,
+}
+
+impl std::str::FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected IPV4/PREFIX such as 10.77.0.0/16, found {text:?}");
+        let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
+        let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(wrong)?;
+        Ok(Source { first: address.parse().map_err(|_| wrong())?, prefix })
+    }
+}
+
+impl Source {
+    /// The address of connection `index`; network and broadcast address are left out, and so are
+    /// the first 255, where targets live.
+    pub fn address(&self, index: usize) -> SocketAddr {
+        let size = 1_u64 << (32 - self.prefix);
+        let skipped = if size > 1024 { 256 } else { u64::from(size > 2) };
+        let usable = (size - skipped).saturating_sub(u64::from(size > 2)).max(1);
+        let network = u64::from(u32::from(self.first)) & !(size - 1);
+        let base = if size > 2 { network } else { u64::from(u32::from(self.first)) };
+        let address = base + skipped + index as u64 % usable;
+        SocketAddr::from((std::net::Ipv4Addr::from(address as u32), 0))
+    }
+}
+
+/// Bytes with an optional KiB, MiB or GiB.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KiB" | "k" | "K" => 1 << 10,
+        "MiB" | "m" | "M" => 1 << 20,
+        "GiB" | "g" | "G" => 1 << 30,
+        other => return Err(format!("unknown unit {other:?}: use KiB, MiB or GiB")),
+    };
+    let number: f64 =
+        digits.trim().parse().map_err(|_| format!("expected a number of bytes, found {text:?}"))?;
+    Ok((number * f64::from(factor)) as u64)
+}
+
+impl Options {
+    fn check(&self) -> Result<()> {
+        ensure!(self.connections > 0, "--connections must be at least 1");
+        ensure!(self.idle != Some(0), "--idle must be at least 1");
+        ensure!(
+            (1..=OUTSTANDING_MAX).contains(&self.outstanding),
+            "--outstanding must be 1 to {OUTSTANDING_MAX}"
+        );
+        ensure!(
+            (1..=BLOCK_BYTES_MAX).contains(&self.block),
+            "--block must be 1 to {BLOCK_BYTES_MAX} bytes; most seeders refuse more than 16384"
+        );
+        ensure!((1..=256).contains(&self.threads), "--threads must be 1 to 256");
+        ensure!(
+            self.duration > 0.0 && self.warm_up >= 0.0 && self.deadline > 0.0,
+            "--duration, --warm-up and --deadline are seconds, above 0"
+        );
+        ensure!(self.open_loop.is_none_or(|rate| rate > 0.0), "--open-loop needs a rate above 0");
+        ensure!(
+            !(self.verify && self.bytes.is_none() && self.open_loop.is_some()),
+            "--open-loop measures latency: use it without --verify"
+        );
+        if let Some(pid) = self.pid {
+            crate::probe::Reading::take(pid).with_context(|| format!("--pid {pid}"))?;
+        }
+        Ok(())
+    }
+
+    pub fn source_of(&self, index: usize) -> Option<SocketAddr> {
+        let loopback = Source { first: std::net::Ipv4Addr::new(127, 64, 0, 0), prefix: 12 };
+        let default = (self.target.is_ipv4() && self.target.ip().is_loopback()).then_some(loopback);
+        self.source.or(default).map(|source| source.address(index))
+    }
+}
+
+pub fn run(options: Options) -> Result<ExitCode> {
+    options.check()?;
+    let outcome = measure::run(&options)?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&outcome)?);
+    } else {
+        print!("{}", report::leech(&outcome));
+    }
+    Ok(if outcome.pieces_bad > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_spread_and_stay_inside() {
+        let source: Source = "10.77.0.0/16".parse().expect("valid");
+        let mut seen = std::collections::HashSet::new();
+        for index in 0..70_000 {
+            let std::net::IpAddr::V4(address) = source.address(index).ip() else { panic!("v4") };
+            let octets = address.octets();
+            assert_eq!(octets[..2], [10, 77]);
+            assert!(octets[2] > 0 && octets != [10, 77, 255, 255], "{address}");
+            seen.insert(address);
+        }
+        assert_eq!(seen.len(), 65_536 - 257);
+        let one: Source = "10.1.2.3".parse().expect("valid");
+        assert_eq!(one.address(5).to_string(), "10.1.2.3:0");
+        assert!("10.0.0.0/33".parse::<Source>().is_err());
+    }
+
+    #[test]
+    fn bytes_take_units() {
+        assert_eq!(parse_bytes("1.5GiB"), Ok(3 << 29));
+        assert_eq!(parse_bytes("16384"), Ok(16_384));
+        assert!(parse_bytes("3 parsecs").is_err());
+    }
+}

@@ -1,0 +1,285 @@
+//! Owns: one connection to the target: its socket, what it has asked for, what it still has to send.
+//! Never: reads blocks (inbound does), waits, knows of other connections.
+//! Flow: worker event -> `on_writable` / inbound's `on_readable` -> `refill` -> requests out.
+
+use std::{collections::VecDeque, io, net::SocketAddr, time::Instant};
+
+use anyhow::{Context as _, Result};
+use rustix::{io::Errno, net::SendFlags};
+use seedring_proto::units::Block;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{assembly::Assembly, frames, inbound::Inbound, tally::Tally, walk::Walk};
+use crate::torrent::{Grid, Torrent};
+
+/// Lives as long as the load: what must survive when the socket is opened again.
+pub struct Lane {
+    pub index: usize,
+    pub source: Option<SocketAddr>,
+    pub walk: Walk,
+    /// Blocks asked for once and not received: rejected, or lost with a socket.
+    pub retry: Vec<u64>,
+    pub assembly: Option<Assembly>,
+    /// Heads may be skipped: blocks have come in the order asked for so far.
+    pub ordered: bool,
+    pub was_ready: bool,
+    pub was_done: bool,
+    pub reopens: u32,
+}
+
+#[derive(Clone, Copy)]
+pub struct Pending {
+    pub number: u64,
+    pub block: Block,
+    /// When it was asked for; in open loop when it should have been.
+    pub since: Instant,
+}
+
+/// What a connection needs of its worker for the time of one event.
+pub struct Context<'a> {
+    pub torrent: &'a Torrent,
+    pub grid: Grid,
+    pub tally: &'a mut Tally,
+    /// Never written by the kernel (MSG_TRUNC), only its length counts; small messages go elsewhere.
+    pub discard: &'a mut [u8],
+    pub now: Instant,
+    pub measuring: bool,
+    /// Payload bytes that became whole during this event.
+    pub received_bytes: u64,
+    pub outstanding_max: usize,
+    pub skip_heads: bool,
+    pub idle: bool,
+    pub open_loop: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Connecting,
+    Greeting,
+    Open,
+}
+
+/// Why a socket's life ended.
+#[derive(Debug)]
+pub enum End {
+    /// The target closed, or the socket failed.
+    Closed(String),
+    /// Blocks came in another order than asked for while heads were skipped: which block is whole
+    /// is not known any more.
+    Reordered,
+}
+
+pub struct Connection {
+    pub socket: Socket,
+    pub lane: Lane,
+    pub stage: Stage,
+    pub fast: bool,
+    pub choked: bool,
+    pub outstanding: VecDeque<Pending>,
+    /// Open loop: times at which blocks should have been asked for.
+    pub due: VecDeque<Instant>,
+    pub inbox: Vec<u8>,
+    pub inbound: Inbound,
+    /// Blocks in a row that came in the order asked for.
+    pub in_order: u32,
+    outbox: Vec<u8>,
+    out_start: usize,
+    pub waits_writable: bool,
+}
+
+impl Connection {
+    /// Begins to connect. The socket is non-blocking; writability tells how it went.
+    pub fn open(
+        lane: Lane,
+        target: SocketAddr,
+        torrent: &Torrent,
+    ) -> Result<Self, (Lane, io::Error)> {
+        let socket = match dial(target, lane.source) {
+            Ok(socket) => socket,
+            Err(error) => return Err((lane, error)),
+        };
+        let mut peer_id = *b"-SB0100-000000000000";
+        let number = format!("{:08x}{:04x}", lane.index, lane.reopens & 0xffff);
+        peer_id[8..].copy_from_slice(number.as_bytes());
+        let outbox = frames::handshake(&torrent.info_hash, &peer_id).to_vec();
+        Ok(Connection {
+            socket,
+            lane,
+            stage: Stage::Connecting,
+            fast: false,
+            choked: true,
+            outstanding: VecDeque::new(),
+            due: VecDeque::new(),
+            inbox: Vec::with_capacity(frames::HANDSHAKE_BYTES),
+            inbound: Inbound::Head,
+            in_order: 0,
+            outbox,
+            out_start: 0,
+            waits_writable: true,
+        })
+    }
+
+    /// The socket is gone: what was asked for goes back to the lane.
+    pub fn close(mut self) -> Lane {
+        let lost = self.outstanding.drain(..).map(|pending| pending.number);
+        self.lane.retry.extend(lost);
+        self.lane.reopens += 1;
+        self.lane
+    }
+
+    pub fn on_writable(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        if self.stage == Stage::Connecting {
+            if let Some(error) = self.socket.take_error().map_err(|error| closed(&error))? {
+                return Err(closed(&error));
+            }
+            self.stage = Stage::Greeting;
+        }
+        self.flush()?;
+        self.refill(context)
+    }
+
+    /// The target's handshake is here.
+    pub fn greeted(&mut self, context: &Context<'_>) -> Result<(), End> {
+        self.fast = frames::read_handshake(&self.inbox, &context.torrent.info_hash)
+            .map_err(|error| End::Closed(error.to_string()))?;
+        self.inbox.clear();
+        self.stage = Stage::Open;
+        if self.fast {
+            frames::push_have_none(&mut self.outbox);
+        }
+        if !context.idle {
+            frames::push_interested(&mut self.outbox);
+        }
+        self.flush()
+    }
+
+    /// Asks for blocks until enough are outstanding; an eighth of them at a time, so that a call
+    /// carries several requests.
+    pub fn refill(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+        if self.choked || self.stage != Stage::Open || context.idle {
+            return Ok(());
+        }
+        let free = context.outstanding_max.saturating_sub(self.outstanding.len());
+        if free < (context.outstanding_max / 8).max(1) && !context.open_loop {
+            return Ok(());
+        }
+        for _ in 0..free {
+            let since = if context.open_loop {
+                let Some(due) = self.due.pop_front() else { break };
+                due
+            } else {
+                context.now
+            };
+            let Some(number) = self.lane.retry.pop().or_else(|| self.lane.walk.next()) else {
+                break;
+            };
+            let block = context.grid.block(number);
+            frames::push_request(&mut self.outbox, block);
+            self.outstanding.push_back(Pending { number, block, since });
+        }
+        self.flush()
+    }
+
+    /// All that was to be fetched is here.
+    pub fn is_done(&self) -> bool {
+        self.outstanding.is_empty() && self.lane.retry.is_empty() && self.lane.walk.is_over()
+    }
+
+    pub fn keep_alive(&mut self) -> Result<(), End> {
+        if self.stage == Stage::Open {
+            frames::push_keep_alive(&mut self.outbox);
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Sends what it can; what is left waits for writability.
+    fn flush(&mut self) -> Result<(), End> {
+        if self.stage == Stage::Connecting {
+            return Ok(());
+        }
+        while self.out_start < self.outbox.len() {
+            let bytes = &self.outbox[self.out_start..];
+            match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+                Ok(sent) => self.out_start += sent,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(closed(&error.into())),
+            }
+        }
+        if self.out_start == self.outbox.len() {
+            self.outbox.clear();
+            self.out_start = 0;
+        }
+        Ok(())
+    }
+
+    /// Whether the worker has to wait for writability.
+    pub fn wants_writable(&self) -> bool {
+        self.stage == Stage::Connecting || !self.outbox.is_empty()
+    }
+}
+
+pub fn closed(error: &io::Error) -> End {
+    End::Closed(error.to_string())
+}
+
+fn dial(target: SocketAddr, source: Option<SocketAddr>) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(source) = source {
+        socket.bind(&source.into())?;
+    }
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
+        other => other?,
+    }
+    Ok(socket)
+}
+
+/// One block over a blocking socket, to see whether a target serves.
+pub fn fetch_first_block(
+    target: SocketAddr,
+    source: Option<SocketAddr>,
+    torrent: &Torrent,
+    patience: std::time::Duration,
+) -> Result<()> {
+    use std::io::{Read as _, Write as _};
+    let deadline = Instant::now() + patience;
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    if let Some(source) = source {
+        socket.bind(&source.into())?;
+    }
+    socket.connect_timeout(&target.into(), patience).context("connect")?;
+    let mut stream = std::net::TcpStream::from(socket);
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(&frames::handshake(&torrent.info_hash, b"-SB0100-probe0000000"))?;
+    let mut greeting = [0; frames::HANDSHAKE_BYTES];
+    stream.read_exact(&mut greeting).context("handshake")?;
+    let mut out = Vec::new();
+    if frames::read_handshake(&greeting, &torrent.info_hash)? {
+        frames::push_have_none(&mut out);
+    }
+    frames::push_interested(&mut out);
+    stream.write_all(&out)?;
+    let first = Grid::new(torrent, 16_384).block(0);
+    loop {
+        anyhow::ensure!(Instant::now() < deadline, "no block within {} s", patience.as_secs());
+        let mut prefix = [0; 4];
+        stream.read_exact(&mut prefix).context("waiting for a block")?;
+        let length = u32::from_be_bytes(prefix);
+        anyhow::ensure!(length <= frames::MESSAGE_BYTES_MAX, "a message of {length} bytes");
+        let mut message = vec![0; length as usize];
+        stream.read_exact(&mut message).context("waiting for a block")?;
+        match message.first() {
+            Some(&frames::id::PIECE) => return Ok(()),
+            Some(&frames::id::UNCHOKE) => {
+                out.clear();
+                frames::push_request(&mut out, first);
+                stream.write_all(&out)?;
+            }
+            _ => {}
+        }
+    }
+}

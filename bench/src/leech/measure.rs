@@ -1,0 +1,345 @@
+//! Owns: the course of one measurement: threads, warm-up, window, readings, the outcome.
+//! Never: handles events. Flow: options -> workers -> window between two readings -> `Outcome`.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Options,
+    assembly::Assembly,
+    connection::Lane,
+    pace::Pace,
+    tally::{Board, Tally},
+    walk::Walk,
+    worker::{Plan, Worker},
+};
+use crate::{
+    probe::{Reading, own_cpu_seconds},
+    torrent::{Grid, Torrent},
+};
+
+/// Until all connections are unchoked; after it the measurement starts with those that are.
+const READY_MAX: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(2);
+/// Idle connections are held so long before memory is read, so that buffers settle.
+const IDLE_SETTLE: Duration = Duration::from_secs(3);
+const GIB: f64 = 1_073_741_824.0;
+
+/// What a run of the load found. Figures of the target are `None` without --pid.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    pub target: String,
+    pub connections: usize,
+    pub connections_served: usize,
+    pub outstanding: usize,
+    pub block_bytes: u32,
+    pub pattern: String,
+    pub open_loop_mib_per_s: Option<f64>,
+    pub seconds: f64,
+    pub payload_bytes: u64,
+    pub mib_per_s: f64,
+    pub latency_ms: Latency,
+    pub target_cpu_seconds_per_gib: Option<f64>,
+    pub target_user_seconds_per_gib: Option<f64>,
+    pub target_read_bytes: Option<u64>,
+    pub target_switches_per_gib: Option<f64>,
+    pub target_before: Option<Reading>,
+    pub target_after: Option<Reading>,
+    pub softirqd_seconds_per_gib: Option<f64>,
+    pub load_cpu_seconds_per_gib: f64,
+    /// Part of the window in which the load was on a CPU; near its thread count, it was the limit.
+    pub load_busy: f64,
+    pub idle_bytes_per_connection: Option<IdleBytes>,
+    pub rejects: u64,
+    pub chokes: u64,
+    pub reopened: u64,
+    pub reordered: u64,
+    pub unrequested_blocks: u64,
+    pub overdue_dropped: u64,
+    pub pieces_verified: u64,
+    pub pieces_bad: u64,
+    pub last_end: Option<String>,
+    /// The deadline passed before the work was done.
+    pub cut_short: bool,
+}
+
+/// Request sent (open loop: due) to block received whole, in the window.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Latency {
+    pub blocks: u64,
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p99_9: f64,
+    pub max: f64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct IdleBytes {
+    pub private: f64,
+    pub rss: f64,
+    pub pss: f64,
+}
+
+impl Latency {
+    fn of(tally: &Tally) -> Self {
+        let histogram = &tally.latency_us;
+        let at = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        if histogram.is_empty() {
+            return Latency::default();
+        }
+        Latency {
+            blocks: histogram.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            max: histogram.max() as f64 / 1000.0,
+        }
+    }
+}
+
+pub fn run(options: &Options) -> Result<Outcome> {
+    let torrent = Arc::new(Torrent::read(&options.torrent)?);
+    let connections = options.idle.unwrap_or(options.connections);
+    raise_descriptor_limit(connections)?;
+    let before_load = options.pid.map(Reading::take).transpose()?;
+    let board = Arc::new(Board::default());
+    let threads = start_workers(options, &torrent, connections, &board)?;
+    let window = Window::measure(options, connections, &board, before_load);
+    board.stop.store(true, Relaxed);
+    let mut tally = Tally::default();
+    for worker in threads {
+        let counted = worker.join().map_err(|_| anyhow!("a worker of the load panicked"))?;
+        tally.merge(&counted?);
+    }
+    let reason = tally.last_end.as_deref().unwrap_or("it never answered or never unchoked");
+    let window = window.with_context(|| format!("last seen on a connection: {reason}"))?;
+    Ok(window.outcome(options, connections, &tally))
+}
+
+fn raise_descriptor_limit(connections: usize) -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = connections as u64 + 64;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return Ok(());
+    }
+    let maximum = limit.maximum.map(|maximum| maximum.max(wanted));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
+        .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }))
+        .with_context(|| {
+            format!("{connections} connections need {wanted} descriptors: raise `ulimit -n`")
+        })
+}
+
+type Threads = Vec<thread::JoinHandle<Result<Tally>>>;
+
+fn start_workers(
+    options: &Options,
+    torrent: &Arc<Torrent>,
+    connections: usize,
+    board: &Arc<Board>,
+) -> Result<Threads> {
+    let grid = Grid::new(torrent, options.block);
+    let threads = options.threads.min(connections);
+    let mut started = Vec::new();
+    for thread in 0..threads {
+        let lanes: Vec<Lane> = (thread..connections)
+            .step_by(threads)
+            .map(|index| lane(options, grid, index, connections))
+            .collect();
+        let share = lanes.len() as f64 / connections as f64;
+        let pace = options.open_loop.map(|mib_per_s| {
+            let blocks = mib_per_s * 1_048_576.0 / f64::from(options.block);
+            Pace::new(blocks * share, Instant::now())
+        });
+        let plan = Plan {
+            torrent: torrent.clone(),
+            grid,
+            target: options.target,
+            // Twice the same block at once could not be told apart.
+            outstanding_max: options.outstanding.min(grid.blocks as usize),
+            skip_heads: !options.all_heads && !options.verify,
+            idle: options.idle.is_some(),
+            pace,
+        };
+        let worker = Worker::new(plan, lanes, board.clone())?;
+        let name = format!("load-{thread}");
+        started.push(thread::Builder::new().name(name).spawn(move || worker.run())?);
+    }
+    Ok(started)
+}
+
+fn lane(options: &Options, grid: Grid, index: usize, connections: usize) -> Lane {
+    let walk = Walk::new(
+        grid,
+        options.pattern,
+        options.verify,
+        options.once,
+        index,
+        connections,
+        options.seed,
+    );
+    Lane {
+        index,
+        source: options.source_of(index),
+        walk,
+        retry: Vec::new(),
+        assembly: options.verify.then(Assembly::default),
+        ordered: true,
+        was_ready: false,
+        was_done: false,
+        reopens: 0,
+    }
+}
+
+/// The part of the run that counts.
+struct Window {
+    served: usize,
+    seconds: f64,
+    payload_bytes: u64,
+    own_cpu_seconds: f64,
+    before: Option<Reading>,
+    after: Option<Reading>,
+    before_load: Option<Reading>,
+    cut_short: bool,
+}
+
+impl Window {
+    fn measure(
+        options: &Options,
+        connections: usize,
+        board: &Board,
+        before_load: Option<Reading>,
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let deadline = start + Duration::from_secs_f64(options.deadline);
+        if !options.once {
+            wait_until_ready(connections, board, deadline)?;
+            let settle = if options.idle.is_some() { IDLE_SETTLE } else { Duration::ZERO };
+            thread::sleep(settle.max(Duration::from_secs_f64(options.warm_up)));
+        }
+        board.measuring.store(true, Relaxed);
+        let before = options.pid.map(Reading::take).transpose()?;
+        let own_before = own_cpu_seconds();
+        let bytes_before = board.payload_bytes.load(Relaxed);
+        let begin = if options.once { start } else { Instant::now() };
+        let mut cut_short = false;
+        let mut last_bytes = (bytes_before, Instant::now());
+        loop {
+            let bytes = board.payload_bytes.load(Relaxed);
+            let over = match options.bytes {
+                _ if options.once => board.done.load(Relaxed) == connections,
+                Some(wanted) => bytes - bytes_before >= wanted,
+                None => begin.elapsed().as_secs_f64() >= options.duration,
+            };
+            if over {
+                break;
+            }
+            if bytes != last_bytes.0 || options.idle.is_some() {
+                last_bytes = (bytes, Instant::now());
+            }
+            ensure!(
+                last_bytes.1.elapsed() < READY_MAX,
+                "{} sent nothing for 30 s",
+                options.target
+            );
+            if Instant::now() >= deadline {
+                cut_short = true;
+                break;
+            }
+            thread::sleep(LOOK);
+        }
+        // Bytes first, readings after: the work of a reading must not be in the window.
+        let payload_bytes = board.payload_bytes.load(Relaxed) - bytes_before;
+        let seconds = begin.elapsed().as_secs_f64();
+        let own_cpu_seconds = own_cpu_seconds() - own_before;
+        let after = options.pid.map(Reading::take).transpose()?;
+        board.measuring.store(false, Relaxed);
+        Ok(Window {
+            served: board.ready.load(Relaxed),
+            seconds,
+            payload_bytes,
+            own_cpu_seconds,
+            before,
+            after,
+            before_load,
+            cut_short,
+        })
+    }
+
+    fn outcome(&self, options: &Options, connections: usize, tally: &Tally) -> Outcome {
+        let gib = self.payload_bytes as f64 / GIB;
+        let target = self.before.zip(self.after);
+        let per_gib = |difference: f64| if gib > 0.0 { difference / gib } else { 0.0 };
+        let of_target = |field: fn(&Reading) -> f64| {
+            target.map(|(before, after)| per_gib(field(&after) - field(&before)))
+        };
+        let idle = options.idle.and(self.before_load.zip(self.after)).map(|(before, after)| {
+            let each = |field: fn(&Reading) -> u64| {
+                (field(&after) as f64 - field(&before) as f64) / self.served.max(1) as f64
+            };
+            IdleBytes {
+                private: each(|reading| reading.private_bytes),
+                rss: each(|reading| reading.rss_bytes),
+                pss: each(|reading| reading.pss_bytes),
+            }
+        });
+        Outcome {
+            target: options.target.to_string(),
+            connections,
+            connections_served: self.served,
+            outstanding: options.outstanding,
+            block_bytes: options.block,
+            pattern: format!("{:?}", options.pattern).to_lowercase(),
+            open_loop_mib_per_s: options.open_loop,
+            seconds: self.seconds,
+            payload_bytes: self.payload_bytes,
+            mib_per_s: gib * 1024.0 / self.seconds,
+            latency_ms: Latency::of(tally),
+            target_cpu_seconds_per_gib: of_target(|reading| reading.cpu_seconds),
+            target_user_seconds_per_gib: of_target(|reading| reading.user_seconds),
+            target_read_bytes: target.map(|(before, after)| after.read_bytes - before.read_bytes),
+            target_switches_per_gib: of_target(|reading| {
+                (reading.voluntary_switches + reading.involuntary_switches) as f64
+            }),
+            target_before: self.before_load,
+            target_after: self.after,
+            softirqd_seconds_per_gib: of_target(|reading| reading.softirqd_seconds),
+            load_cpu_seconds_per_gib: per_gib(self.own_cpu_seconds),
+            load_busy: self.own_cpu_seconds / self.seconds,
+            idle_bytes_per_connection: idle,
+            rejects: tally.rejects,
+            chokes: tally.chokes,
+            reopened: tally.reopened,
+            reordered: tally.reordered,
+            unrequested_blocks: tally.unrequested_blocks,
+            overdue_dropped: tally.overdue_dropped,
+            pieces_verified: tally.pieces_verified,
+            pieces_bad: tally.pieces_bad,
+            last_end: tally.last_end.clone(),
+            cut_short: self.cut_short,
+        }
+    }
+}
+
+fn wait_until_ready(connections: usize, board: &Board, deadline: Instant) -> Result<()> {
+    let until = deadline.min(Instant::now() + READY_MAX);
+    while board.ready.load(Relaxed) < connections {
+        if Instant::now() >= until {
+            let ready = board.ready.load(Relaxed);
+            ensure!(ready > 0, "no connection was served within {} s", READY_MAX.as_secs());
+            eprintln!("only {ready} of {connections} connections were unchoked; measuring those");
+            break;
+        }
+        thread::sleep(LOOK);
+    }
+    Ok(())
+}

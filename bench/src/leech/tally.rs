@@ -1,0 +1,86 @@
+//! Owns: what one worker has counted, and the counters the measuring thread reads while it runs.
+//! Never: decides anything. Flow: connections count here; workers' tallies are merged at the end.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+
+/// Longest latency told apart; longer ones count as this.
+const LATENCY_US_MAX: u64 = 120_000_000;
+
+/// Shared by the workers and the measuring thread. All `Relaxed`: each is a count of its own, and
+/// nothing else is published through them.
+#[derive(Default)]
+pub struct Board {
+    pub stop: AtomicBool,
+    /// Latencies are recorded while this is set.
+    pub measuring: AtomicBool,
+    /// Payload bytes received whole, all workers.
+    pub payload_bytes: AtomicU64,
+    /// Connections that were unchoked at least once (idle mode: whose handshake was answered).
+    pub ready: AtomicUsize,
+    /// Connections that have fetched all they should (--once).
+    pub done: AtomicUsize,
+}
+
+pub struct Tally {
+    pub latency_us: Histogram<u64>,
+    pub blocks: u64,
+    pub rejects: u64,
+    pub chokes: u64,
+    /// Connections opened again, because the target closed them.
+    pub reopened: u64,
+    /// Connections opened again, because blocks came in another order while heads were skipped.
+    pub reordered: u64,
+    pub unrequested_blocks: u64,
+    pub pieces_verified: u64,
+    pub pieces_bad: u64,
+    /// Open loop: blocks whose time came while too many waited; they were never asked for.
+    pub overdue_dropped: u64,
+    /// Why connections ended, the last reason.
+    pub last_end: Option<String>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Tally {
+            latency_us: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
+                .expect("invariant: constant bounds are valid"),
+            blocks: 0,
+            rejects: 0,
+            chokes: 0,
+            reopened: 0,
+            reordered: 0,
+            unrequested_blocks: 0,
+            pieces_verified: 0,
+            pieces_bad: 0,
+            overdue_dropped: 0,
+            last_end: None,
+        }
+    }
+}
+
+impl Tally {
+    pub fn record(&mut self, latency: Duration) {
+        self.latency_us.saturating_record(latency.as_micros() as u64);
+    }
+
+    pub fn merge(&mut self, other: &Tally) {
+        self.latency_us.add(&other.latency_us).expect("invariant: same bounds");
+        self.blocks += other.blocks;
+        self.rejects += other.rejects;
+        self.chokes += other.chokes;
+        self.reopened += other.reopened;
+        self.reordered += other.reordered;
+        self.unrequested_blocks += other.unrequested_blocks;
+        self.pieces_verified += other.pieces_verified;
+        self.pieces_bad += other.pieces_bad;
+        self.overdue_dropped += other.overdue_dropped;
+        if other.last_end.is_some() {
+            self.last_end.clone_from(&other.last_end);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Owns: which block a connection asks for next.
+//! Never: knows what arrived; a rejected block comes back through the connection's own list.
+//! Flow: connection refill -> `next` -> request.
+
+use crate::torrent::Grid;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pattern {
+    /// Each connection walks the torrent from its own place, evenly spread.
+    Sequential,
+    /// Random blocks; with --verify random pieces.
+    Random,
+    /// All connections walk the torrent from its first block.
+    Together,
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, good enough to choose blocks and content.
+#[derive(Clone, Copy)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+pub struct Walk {
+    grid: Grid,
+    random: Random,
+    kind: Kind,
+    /// Blocks still to hand out; `None`: for ever.
+    left: Option<u64>,
+}
+
+enum Kind {
+    Line { next: u64 },
+    Blocks,
+    /// Every piece once before any again, in a stride's order: no piece is open twice.
+    Pieces { piece: u64, stride: u64, left: std::ops::Range<u64> },
+}
+
+impl Walk {
+    /// The walk of connection `index` of `connections`. `once`: the whole torrent, then nothing.
+    pub fn new(
+        grid: Grid,
+        pattern: Pattern,
+        whole_pieces: bool,
+        once: bool,
+        index: usize,
+        connections: usize,
+        seed: u64,
+    ) -> Self {
+        let start = grid.blocks * index as u64 / connections as u64;
+        let mut random = Random(seed ^ (index as u64).wrapping_mul(0xd6e8_feb8_6659_fd93));
+        let kind = match pattern {
+            // Verification needs whole pieces: start at the piece's first block.
+            Pattern::Sequential if whole_pieces => {
+                let piece = grid.pieces() * index as u64 / connections as u64;
+                Kind::Line { next: grid.of_piece(piece).start }
+            }
+            Pattern::Sequential => Kind::Line { next: start },
+            Pattern::Together => Kind::Line { next: 0 },
+            Pattern::Random if whole_pieces => {
+                let pieces = grid.pieces();
+                let stride = 1 + random.below(pieces);
+                Kind::Pieces {
+                    piece: random.below(pieces),
+                    stride: (stride..).find(|stride| coprime(*stride, pieces)).unwrap_or(1),
+                    left: 0..0,
+                }
+            }
+            Pattern::Random => Kind::Blocks,
+        };
+        Walk { grid, random, kind, left: once.then_some(grid.blocks) }
+    }
+
+    /// Nothing is left to hand out.
+    pub fn is_over(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    pub fn next(&mut self) -> Option<u64> {
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1)?;
+        }
+        Some(match &mut self.kind {
+            Kind::Line { next } => {
+                let number = *next;
+                *next = (number + 1) % self.grid.blocks;
+                number
+            }
+            Kind::Blocks => self.random.below(self.grid.blocks),
+            Kind::Pieces { piece, stride, left } => {
+                if left.is_empty() {
+                    *piece = (*piece + *stride) % self.grid.pieces();
+                    *left = self.grid.of_piece(*piece);
+                }
+                left.next().expect("invariant: a piece has a block")
+            }
+        })
+    }
+}
+
+fn coprime(one: u64, other: u64) -> bool {
+    let (mut one, mut other) = (one, other);
+    while other != 0 {
+        (one, other) = (other, one % other);
+    }
+    one == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::torrent::Torrent;
+
+    fn grid() -> Grid {
+        let torrent = Torrent {
+            info_hash: [0; 20],
+            total_bytes: 10 * 32_768 - 5,
+            piece_bytes: 32_768,
+            piece_hashes: vec![[0; 20]; 10],
+        };
+        Grid::new(&torrent, 16_384)
+    }
+
+    #[test]
+    fn once_hands_out_each_block_once_and_ends() {
+        let mut walk = Walk::new(grid(), Pattern::Sequential, false, true, 3, 7, 1);
+        let mut seen: Vec<u64> = std::iter::from_fn(|| walk.next()).collect();
+        assert_ne!(seen[0], 0, "connections start apart");
+        seen.sort_unstable();
+        assert_eq!(seen, (0..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn random_pieces_are_whole_and_each_comes_once_a_round() {
+        let mut walk = Walk::new(grid(), Pattern::Random, true, false, 0, 1, 9);
+        for _ in 0..3 {
+            let mut pieces = [0; 10];
+            for _ in 0..10 {
+                let first = walk.next().expect("endless");
+                assert_eq!(first % 2, 0);
+                assert_eq!(walk.next(), Some(first + 1));
+                pieces[first as usize / 2] += 1;
+            }
+            assert_eq!(pieces, [1; 10]);
+        }
+    }
+
+    #[test]
+    fn random_blocks_reach_everything_and_differ_by_connection() {
+        let mut seen = [false; 20];
+        let mut walk = Walk::new(grid(), Pattern::Random, false, false, 0, 2, 9);
+        let mut other = Walk::new(grid(), Pattern::Random, false, false, 1, 2, 9);
+        let mut equal = 0;
+        for _ in 0..500 {
+            let number = walk.next().expect("endless");
+            seen[number as usize] = true;
+            equal += usize::from(other.next() == Some(number));
+        }
+        assert!(seen.iter().all(|seen| *seen));
+        assert!(equal < 100, "{equal} of 500 equal");
+    }
+}

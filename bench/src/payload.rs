@@ -1,0 +1,96 @@
+//! Owns: deterministic content and its .torrent, made once and kept.
+//! Never: ships data; the same seed number gives the same bytes on every machine.
+//! Flow: compare (or the command line) -> file and .torrent below a folder.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use seedring_proto::bencode::Encoder;
+use sha1::{Digest, Sha1};
+
+use crate::leech::{Random, parse_bytes};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// The file to make; its torrent is PATH.torrent beside it.
+    path: PathBuf,
+    #[arg(long, default_value = "2GiB", value_parser = parse_bytes)]
+    size: u64,
+    #[arg(long, default_value = "1MiB", value_parser = parse_bytes)]
+    piece: u64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+pub fn run(options: Options) -> Result<ExitCode> {
+    let torrent = make(&options.path, options.size, options.piece, options.seed)?;
+    println!("{}", torrent.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes `path` and `path`.torrent unless both are there with the right size. Gives the torrent.
+pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result<PathBuf> {
+    let torrent = PathBuf::from(format!("{}.torrent", path.display()));
+    let there = fs::metadata(path).is_ok_and(|found| found.len() == size_bytes);
+    if there && torrent.exists() {
+        return Ok(torrent);
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let name = path.file_name().and_then(|name| name.to_str()).context("a UTF-8 file name")?;
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let mut random = Random(seed);
+    let mut hashes = Vec::new();
+    let mut piece = vec![0_u8; piece_bytes as usize];
+    let mut left = size_bytes;
+    while left > 0 {
+        let length = left.min(piece_bytes) as usize;
+        for chunk in piece[..length].chunks_mut(8) {
+            chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
+        }
+        hashes.extend_from_slice(&Sha1::digest(&piece[..length]));
+        out.write_all(&piece[..length])
+            .with_context(|| format!("cannot write {}: is the disk full?", path.display()))?;
+        left -= length as u64;
+    }
+    out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+    let partial = PathBuf::from(format!("{}.partial", torrent.display()));
+    fs::write(&partial, single_file(name, size_bytes, piece_bytes, &hashes))?;
+    fs::rename(&partial, &torrent)?;
+    Ok(torrent)
+}
+
+fn single_file(name: &str, size_bytes: u64, piece_bytes: u64, hashes: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&mut bytes);
+    encoder.begin_dict().key("info").begin_dict();
+    encoder.key("length").int(size_bytes as i64).key("name").str(name);
+    encoder.key("piece length").int(piece_bytes as i64).key("pieces").bytes(hashes);
+    // No DHT, no peer exchange: a benchmark's torrent is nobody else's business (BEP 27).
+    encoder.key("private").int(1).end().end();
+    encoder.finish();
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::torrent::Torrent;
+
+    #[test]
+    fn the_torrent_fits_its_content() {
+        let bytes: Vec<u8> = (0..100_u8).collect();
+        let hashes: Vec<u8> = bytes.chunks(64).flat_map(|piece| Sha1::digest(piece).to_vec()).collect();
+        let torrent = Torrent::parse(&single_file("x", 100, 64, &hashes)).expect("valid");
+        assert_eq!((torrent.total_bytes, torrent.piece_bytes), (100, 64));
+        assert_eq!(torrent.piece_hashes.len(), 2);
+        assert!(Torrent::parse(&single_file("x", 200, 64, &hashes)).is_err());
+    }
+}

@@ -1,0 +1,94 @@
+//! Owns: figures as text for people. Never: computes any. Flow: outcome -> lines on stdout.
+
+use std::fmt::Write as _;
+
+use crate::leech::Outcome;
+
+/// One run of the load.
+pub fn leech(outcome: &Outcome) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{name:<26}{value}");
+    };
+    let served = outcome.connections_served;
+    line("connections", format!("{} ({served} served)", outcome.connections));
+    line(
+        "window",
+        format!(
+            "{:.2} s, {:.2} GiB{}",
+            outcome.seconds,
+            gib(outcome.payload_bytes),
+            if outcome.cut_short { " (cut short by --deadline)" } else { "" }
+        ),
+    );
+    if let Some(idle) = outcome.idle_bytes_per_connection {
+        line(
+            "memory a connection",
+            format!("{:.0} B private, {:.0} B RSS, {:.0} B PSS", idle.private, idle.rss, idle.pss),
+        );
+    } else {
+        line("speed", format!("{:.0} MiB/s", outcome.mib_per_s));
+        let ms = &outcome.latency_ms;
+        line(
+            "latency a block, ms",
+            format!(
+                "p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3}  ({} blocks)",
+                ms.p50, ms.p90, ms.p99, ms.p99_9, ms.max, ms.blocks
+            ),
+        );
+    }
+    if let Some(cost) = outcome.target_cpu_seconds_per_gib {
+        let user = outcome.target_user_seconds_per_gib.unwrap_or(0.0);
+        line("target CPU", format!("{cost:.3} s/GiB ({user:.3} of it user)"));
+    }
+    if let Some(softirqd) = outcome.softirqd_seconds_per_gib.filter(|seconds| *seconds > 0.0) {
+        line("ksoftirqd (any core)", format!("{softirqd:.3} s/GiB"));
+    }
+    if let Some(after) = &outcome.target_after {
+        line(
+            "target memory",
+            format!(
+                "{:.1} MiB RSS, {:.1} MiB private, {:.1} MiB PSS",
+                mib(after.rss_bytes),
+                mib(after.private_bytes),
+                mib(after.pss_bytes)
+            ),
+        );
+        line("target disk reads", format!("{:.1} MiB", mib(outcome.target_read_bytes.unwrap_or(0))));
+    }
+    line(
+        "load's own CPU",
+        format!(
+            "{:.3} s/GiB, busy {:.0} %",
+            outcome.load_cpu_seconds_per_gib,
+            100.0 * outcome.load_busy
+        ),
+    );
+    for (name, count) in [
+        ("rejected", outcome.rejects),
+        ("choked", outcome.chokes),
+        ("connections reopened", outcome.reopened),
+        ("order broken", outcome.reordered),
+        ("blocks not asked for", outcome.unrequested_blocks),
+        ("never asked for (late)", outcome.overdue_dropped),
+        ("pieces good", outcome.pieces_verified),
+        ("pieces BAD", outcome.pieces_bad),
+    ] {
+        if count > 0 {
+            line(name, count.to_string());
+        }
+    }
+    if let Some(reason) = outcome.last_end.as_ref().filter(|_| outcome.reopened > 0) {
+        line("last closed because", reason.clone());
+    }
+    out
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / 1_073_741_824.0
+}
