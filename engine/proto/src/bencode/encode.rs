@@ -115,7 +115,7 @@ impl<'out> Encoder<'out> {
     ///
     /// # Panics
     /// Where it was not.
-    pub fn finish(self) {
+    pub fn finish(&self) {
         assert!(self.frames.is_empty(), "every list and dictionary was ended");
     }
 
