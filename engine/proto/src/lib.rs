@@ -9,6 +9,7 @@ pub mod peer;
 pub mod layout;
 pub mod limits;
 pub mod metainfo;
+pub mod rate;
 pub mod sanitise;
 pub mod tracker;
 pub mod units;

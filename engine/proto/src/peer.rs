@@ -2,6 +2,14 @@
 //! Never: touches a socket, reads a piece, or knows another peer.
 //! Flow: shards feed received bytes to a session and send what it appends.
 
+mod allowed_fast;
 mod client;
+mod remote_pieces;
+pub mod session;
+mod upload_queue;
 
+pub use allowed_fast::AllowedFast;
 pub use client::{client_name, peer_id};
+pub use remote_pieces::RemotePieces;
+pub use session::{Event, Options, Session, Torrent};
+pub use upload_queue::UploadQueue;

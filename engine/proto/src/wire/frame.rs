@@ -53,6 +53,11 @@ impl FrameReader {
         Self { limits, partial, spent: false, skip_bytes: 0 }
     }
 
+    /// For a torrent whose piece count is known by now.
+    pub fn set_bitfield_bytes(&mut self, bytes: u32) {
+        self.limits.bitfield_bytes = bytes;
+    }
+
     /// Reads the next message from `input`, which continues where the last call stopped. Gives
     /// the count of bytes used; without a message, all are used.
     ///

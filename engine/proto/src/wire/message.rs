@@ -189,7 +189,7 @@ fn block(body: &[u8]) -> Block {
 }
 
 /// Length prefix and id of a frame with `body` bytes after the id.
-pub(super) fn prefix(out: &mut Vec<u8>, id: u8, body: usize) {
+pub(crate) fn prefix(out: &mut Vec<u8>, id: u8, body: usize) {
     let length = u32::try_from(body + 1).expect("invariant: frames are far below 4 GiB");
     out.extend_from_slice(&length.to_be_bytes());
     out.push(id);

@@ -1,0 +1,369 @@
+//! Owns: one peer's state after the handshakes: choke, interest, its requests, its deadlines.
+//! Never: reads a clock, a socket or a piece; keeps what a peer sent beyond the stated bounds.
+//! Flow: received bytes and time in; bytes to send, events and a queue of blocks to upload out.
+//!
+//! This is the uploading side. `out` collects control messages; the caller sends them in order
+//! with the blocks that it takes from the queue. Bounds a caller relies on:
+//! - one `receive` appends at most its input's length, a metadata piece and 512 bytes more where
+//!   `out` was under [`METADATA_OUT_BYTES`], so a caller that stops receiving while much is
+//!   unsent bounds a connection's memory;
+//! - the queue holds at most [`Options::request_queue_max`] blocks, `events` gets at most one of
+//!   each kind a call ([`Event::Have`] excepted, which upload-only sessions leave out).
+
+mod deadlines;
+mod receive;
+mod upload;
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::peer::client::{client_name, printable};
+use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
+use crate::rate::RateMeter;
+use crate::units::{InfoHash, PeerId, PieceIndex};
+use crate::wire::extended::{ExtensionHandshake, LOCAL_ID_MAX, UT_METADATA};
+use crate::wire::message::{Message, id, prefix};
+use crate::wire::{FrameLimits, FrameReader, Reserved, Violation};
+
+pub use deadlines::{INACTIVE_AFTER, KEEP_ALIVE_AFTER, SILENT_AFTER};
+
+/// The longest block a request may name. BEP 3 speaks of 16 KiB, libtorrent and qBittorrent serve
+/// up to 128 KiB, and some old clients ask for 32 or 64 KiB.
+pub const REQUEST_BYTES_MAX: u32 = 128 << 10;
+/// What libtorrent queues and announces as `reqq`.
+pub const REQUEST_QUEUE_DEFAULT: u32 = 2000;
+/// Unsent control bytes above which metadata requests are rejected: the peer asks again later.
+pub const METADATA_OUT_BYTES: usize = 256 << 10;
+
+/// What a session needs to know of its torrent.
+pub trait Torrent {
+    fn info_hash(&self) -> InfoHash;
+    fn piece_count(&self) -> u32;
+    /// Bytes of this piece; asked only below `piece_count`.
+    fn piece_length(&self, piece: PieceIndex) -> u32;
+    /// Whether we announce it and serve it; asked only below `piece_count`.
+    fn offered(&self, piece: PieceIndex) -> bool;
+    /// Whether every piece is offered.
+    fn offers_all(&self) -> bool;
+    /// The raw `info` dictionary, to serve over ut_metadata.
+    fn metadata(&self) -> Option<&[u8]>;
+    /// BEP 27: peers come from the tracker alone, so no peer exchange. Metadata is served: whoever
+    /// knows the info-hash of a private torrent has been let in by its tracker.
+    fn private(&self) -> bool;
+}
+
+/// What a session starts from.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The peer's handshake bits.
+    pub remote: Reserved,
+    /// The peer's id, which names its client until the extension handshake does.
+    pub peer_id: PeerId,
+    /// Our name and version, sent as `v`.
+    pub client: &'static str,
+    /// Requests we queue, sent as `reqq`; at most 65,535.
+    pub request_queue_max: u32,
+    /// The peer's address: sent as `yourip`, and the source of its allowed fast set.
+    pub your_ip: Option<IpAddr>,
+    /// Sent as `p`: on a connection that we dialled, the peer learns our listening port by it.
+    pub listen_port: Option<u16>,
+    /// Sent as `upload_only` (BEP 21); such a session asks for nothing, and skips `piece`.
+    pub upload_only: bool,
+    /// Pieces of an allowed fast set. 0 where unchoke slots are unlimited, since nobody waits.
+    pub allowed_fast: usize,
+}
+
+impl Options {
+    /// A seed that knows nothing of the peer but its handshake.
+    pub fn new(remote: Reserved, peer_id: PeerId) -> Self {
+        Self {
+            remote,
+            peer_id,
+            client: concat!("seedring ", env!("CARGO_PKG_VERSION")),
+            request_queue_max: REQUEST_QUEUE_DEFAULT,
+            your_ip: None,
+            listen_port: None,
+            upload_only: true,
+            allowed_fast: 5,
+        }
+    }
+}
+
+/// What a caller may want to act on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    Interested,
+    NotInterested,
+    /// At least one block was queued.
+    Requested,
+    /// At least one block left the queue because the peer does not want it any more.
+    Cancelled,
+    /// The peer has a piece that it did not have; sessions that also download only.
+    Have(PieceIndex),
+    /// The peer has every piece: two seeds have nothing to say to each other.
+    PeerComplete,
+    /// The peer wants nothing though it is not complete (BEP 21).
+    PeerUploadOnly,
+    /// The peer said what it calls itself.
+    ClientNamed,
+    /// Our address as the peer sees it.
+    OurAddress(IpAddr),
+}
+
+/// A peer as listings show it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Summary<'a> {
+    pub client: Cow<'a, str>,
+    pub pieces_have: u32,
+    pub pieces_total: u32,
+    pub am_choking: bool,
+    pub peer_choking: bool,
+    pub peer_interested: bool,
+    pub upload_only: bool,
+    pub fast: bool,
+    pub extended: bool,
+    pub listen_port: Option<u16>,
+    pub uploaded_bytes: u64,
+    pub upload_bytes_per_s: u64,
+    pub requests_queued: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Session {
+    reader: FrameReader,
+    state: State,
+}
+
+/// Everything but the reader, so that a message may borrow from the reader while it is handled.
+#[derive(Debug)]
+struct State {
+    options: Options,
+    opened: bool,
+    am_choking: bool,
+    peer_choking: bool,
+    peer_interested: bool,
+    bitfield_seen: bool,
+    peer_upload_only: bool,
+    /// The number under which the peer wants ut_metadata; 0: it does not.
+    peer_metadata_id: u8,
+    peer_listen_port: Option<u16>,
+    peer_client: Option<Box<str>>,
+    pieces: RemotePieces,
+    queue: UploadQueue,
+    allowed_fast: AllowedFast,
+    /// Requests turned down, less blocks served since.
+    refused: u32,
+    unwanted_bytes: u64,
+    metadata_bytes: u64,
+    uploaded_bytes: u64,
+    upload_rate: RateMeter,
+    clock: deadlines::Clock,
+}
+
+impl Session {
+    /// # Panics
+    /// Where `request_queue_max` is above 65,535.
+    pub fn new(options: Options, now: Duration, seed: u64) -> Self {
+        assert!(options.request_queue_max <= u32::from(u16::MAX), "a queue is at most 65,535 long");
+        let limits = FrameLimits {
+            bitfield_bytes: 0,
+            piece_data_bytes: if options.upload_only { 0 } else { REQUEST_BYTES_MAX },
+            extended_id: LOCAL_ID_MAX,
+        };
+        let state = State {
+            options,
+            opened: false,
+            am_choking: true,
+            peer_choking: true,
+            peer_interested: false,
+            bitfield_seen: false,
+            peer_upload_only: false,
+            peer_metadata_id: 0,
+            peer_listen_port: None,
+            peer_client: None,
+            pieces: RemotePieces::new(0),
+            queue: UploadQueue::default(),
+            allowed_fast: AllowedFast::default(),
+            refused: 0,
+            unwanted_bytes: 0,
+            metadata_bytes: 0,
+            uploaded_bytes: 0,
+            upload_rate: RateMeter::new(now),
+            clock: deadlines::Clock::new(now, seed),
+        };
+        Self { reader: FrameReader::new(limits), state }
+    }
+
+    /// Appends what is said first: extension handshake, bitfield (or have-all, have-none), allowed
+    /// fast set. Once, before the first `receive`.
+    ///
+    /// # Panics
+    /// At the second call.
+    pub fn open(&mut self, torrent: &impl Torrent, out: &mut Vec<u8>) {
+        assert!(!self.state.opened, "a session opens once");
+        self.state.opened = true;
+        self.state.pieces = RemotePieces::new(torrent.piece_count());
+        self.reader.set_bitfield_bytes(torrent.piece_count().div_ceil(8));
+        self.state.say_extension_handshake(torrent, out);
+        self.state.say_pieces(torrent, out);
+        self.state.say_allowed_fast(torrent, out);
+    }
+
+    /// Takes bytes as they came, cut anywhere.
+    ///
+    /// # Errors
+    /// What the peer did wrong; the connection is to be closed, and this session used no more.
+    ///
+    /// # Panics
+    /// Before `open`.
+    pub fn receive(
+        &mut self,
+        bytes: &[u8],
+        torrent: &impl Torrent,
+        now: Duration,
+        out: &mut Vec<u8>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Violation> {
+        assert!(self.state.opened, "a session opens before it receives");
+        let mut turn = receive::Turn::new(&self.state, now, out.len());
+        let mut input = bytes;
+        loop {
+            let (used, message) = self.reader.next(input)?;
+            input = &input[used..];
+            let Some(message) = message else { break };
+            self.state.on_message(message, torrent, &mut turn, out, events)?;
+        }
+        turn.finish(&mut self.state, out.len(), events);
+        Ok(())
+    }
+
+    pub fn am_choking(&self) -> bool {
+        self.state.am_choking
+    }
+
+    pub fn peer_interested(&self) -> bool {
+        self.state.peer_interested
+    }
+
+    /// Whether the peer has every piece, or said that it wants nothing.
+    pub fn peer_wants_nothing(&self) -> bool {
+        self.state.pieces.is_complete() || self.state.peer_upload_only
+    }
+
+    pub fn pieces(&self) -> &RemotePieces {
+        &self.state.pieces
+    }
+
+    /// Whether both sides speak the fast extension: then every request is answered.
+    pub fn fast(&self) -> bool {
+        self.state.fast()
+    }
+
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.state.uploaded_bytes
+    }
+
+    pub fn upload_bytes_per_s(&self, now: Duration) -> u64 {
+        self.state.upload_rate.bytes_per_s(now)
+    }
+
+    /// For listings; allocates only where a name must be made of the peer id.
+    pub fn peer(&self, now: Duration) -> Summary<'_> {
+        let state = &self.state;
+        Summary {
+            client: match &state.peer_client {
+                Some(client) => Cow::Borrowed(client),
+                None => Cow::Owned(client_name(state.options.peer_id)),
+            },
+            pieces_have: state.pieces.count(),
+            pieces_total: state.pieces.total(),
+            am_choking: state.am_choking,
+            peer_choking: state.peer_choking,
+            peer_interested: state.peer_interested,
+            upload_only: state.peer_upload_only,
+            fast: state.fast(),
+            extended: state.options.remote.extended(),
+            listen_port: state.peer_listen_port,
+            uploaded_bytes: state.uploaded_bytes,
+            upload_bytes_per_s: state.upload_rate.bytes_per_s(now),
+            requests_queued: state.queue.len(),
+        }
+    }
+}
+
+impl State {
+    fn fast(&self) -> bool {
+        self.options.remote.fast()
+    }
+
+    fn say_extension_handshake(&self, torrent: &impl Torrent, out: &mut Vec<u8>) {
+        if !self.options.remote.extended() {
+            return;
+        }
+        let metadata = torrent.metadata();
+        ExtensionHandshake {
+            ut_metadata: metadata.map(|_| UT_METADATA),
+            client: Some(self.options.client.as_bytes()),
+            request_queue: Some(self.options.request_queue_max),
+            your_ip: self.options.your_ip,
+            upload_only: self.options.upload_only.then_some(true),
+            metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
+            listen_port: self.options.listen_port,
+        }
+        .encode(out);
+    }
+
+    fn say_pieces(&self, torrent: &impl Torrent, out: &mut Vec<u8>) {
+        let count = torrent.piece_count();
+        let nothing =
+            !torrent.offers_all() && !(0..count).any(|at| torrent.offered(PieceIndex(at)));
+        if self.fast() && torrent.offers_all() {
+            return Message::HaveAll.encode(out);
+        }
+        if nothing || count == 0 {
+            // BEP 3: who has nothing may leave the bitfield out. BEP 6: must say one of the three.
+            if self.fast() {
+                Message::HaveNone.encode(out);
+            }
+            return;
+        }
+        let field_bytes = count.div_ceil(8) as usize;
+        prefix(out, id::BITFIELD, field_bytes);
+        let start = out.len();
+        out.resize(start + field_bytes, 0);
+        for at in (0..count).filter(|at| torrent.offered(PieceIndex(*at))) {
+            out[start + at as usize / 8] |= 0x80 >> (at % 8);
+        }
+    }
+
+    fn say_allowed_fast(&mut self, torrent: &impl Torrent, out: &mut Vec<u8>) {
+        let Some(ip) = self.options.your_ip else { return };
+        if !self.fast() || self.options.allowed_fast == 0 {
+            return;
+        }
+        let count = torrent.piece_count();
+        let mut set = AllowedFast::new(ip, torrent.info_hash(), count, self.options.allowed_fast);
+        set.keep(|piece| torrent.offered(piece), |piece| torrent.piece_length(piece));
+        for piece in set.iter() {
+            Message::AllowedFast(piece).encode(out);
+        }
+        self.allowed_fast = set;
+    }
+
+    /// Keeps what the peer's extension handshake says; a later one adds to it (BEP 10).
+    fn learn(&mut self, said: &ExtensionHandshake<'_>, turn: &mut receive::Turn) {
+        self.peer_metadata_id = said.ut_metadata.unwrap_or(self.peer_metadata_id);
+        self.peer_listen_port = said.listen_port.or(self.peer_listen_port);
+        self.peer_upload_only = said.upload_only.unwrap_or(self.peer_upload_only);
+        turn.our_address = said.your_ip.or(turn.our_address);
+        if let Some(client) = said.client.map(printable).filter(|client| !client.is_empty()) {
+            turn.client_named = true;
+            self.peer_client = Some(client.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! Owns: what each message of a peer does to its session.
+//! Never: allocates for a request, or answers one that the torrent does not bound.
+//! Flow: called for each message of a `receive`; a turn gathers what the call's events will be.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Event, METADATA_OUT_BYTES, REQUEST_BYTES_MAX, State, Torrent};
+use crate::units::Block;
+use crate::wire::Violation;
+use crate::wire::extended::{self, ExtensionHandshake, MetadataMessage, metadata_piece};
+use crate::wire::message::{Message, id};
+
+/// Requests in flight when a choke was sent may still come for this long without being counted.
+const CHOKE_GRACE: Duration = Duration::from_secs(10);
+/// Refused requests that are borne at least, whatever the queue's bound.
+const REFUSED_MAX_LEAST: u32 = 300;
+/// Bytes a peer may send for nothing in one of these spans: unknown messages, unrequested blocks.
+const UNWANTED_BYTES_MAX: u64 = 256 << 10;
+/// Metadata is served this often to one peer, with room for small ones to be asked for again.
+const METADATA_TIMES_MAX: u64 = 2;
+const METADATA_BYTES_SPARE: u64 = 1 << 20;
+
+/// One call of `receive`.
+pub(super) struct Turn {
+    pub now: Duration,
+    out_before: usize,
+    was_interested: bool,
+    wanted_nothing: (bool, bool),
+    pub requested: bool,
+    pub cancelled: bool,
+    pub client_named: bool,
+    pub our_address: Option<IpAddr>,
+}
+
+impl Turn {
+    pub fn new(state: &State, now: Duration, out_before: usize) -> Self {
+        Self {
+            now,
+            out_before,
+            was_interested: state.peer_interested,
+            wanted_nothing: (state.pieces.is_complete(), state.peer_upload_only),
+            requested: false,
+            cancelled: false,
+            client_named: false,
+            our_address: None,
+        }
+    }
+
+    /// Says what changed between the call's begin and end, each at most once.
+    pub fn finish(self, state: &mut State, out_after: usize, events: &mut Vec<Event>) {
+        if out_after > self.out_before {
+            state.clock.sent(self.now);
+        }
+        match (self.was_interested, state.peer_interested) {
+            (false, true) => events.push(Event::Interested),
+            (true, false) => events.push(Event::NotInterested),
+            _ => {}
+        }
+        if self.cancelled {
+            events.push(Event::Cancelled);
+        }
+        if self.requested {
+            events.push(Event::Requested);
+        }
+        if self.client_named {
+            events.push(Event::ClientNamed);
+        }
+        events.extend(self.our_address.map(Event::OurAddress));
+        let (was_complete, was_upload_only) = self.wanted_nothing;
+        if !was_complete && state.pieces.is_complete() {
+            events.push(Event::PeerComplete);
+        } else if !was_upload_only && state.peer_upload_only {
+            events.push(Event::PeerUploadOnly);
+        }
+    }
+}
+
+impl State {
+    pub(super) fn on_message(
+        &mut self,
+        message: Message<'_>,
+        torrent: &impl Torrent,
+        turn: &mut Turn,
+        out: &mut Vec<u8>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Violation> {
+        if !matches!(message, Message::Skipped { .. }) {
+            self.clock.heard(turn.now);
+        }
+        match message {
+            Message::Request(block) => return self.on_request(block, torrent, turn, out),
+            Message::Cancel(block) => self.on_cancel(block, turn, out),
+            Message::KeepAlive | Message::Port(_) => {}
+            Message::Choke => self.peer_choking = true,
+            Message::Unchoke => self.peer_choking = false,
+            Message::Interested => self.set_interested(true, turn.now),
+            Message::NotInterested => self.set_interested(false, turn.now),
+            Message::Have(piece) => {
+                if self.pieces.insert(piece)? && !self.options.upload_only {
+                    events.push(Event::Have(piece));
+                }
+            }
+            Message::Bitfield(field) => {
+                self.first_pieces()?;
+                self.pieces.insert_bitfield(field)?;
+            }
+            Message::HaveAll => {
+                self.require_fast(id::HAVE_ALL)?;
+                self.first_pieces()?;
+                self.pieces.insert_all();
+            }
+            Message::HaveNone => {
+                self.require_fast(id::HAVE_NONE)?;
+                self.first_pieces()?;
+            }
+            // Advice and answers for a downloader; an upload-only session asks for nothing.
+            Message::Suggest(_) => self.require_fast(id::SUGGEST)?,
+            Message::AllowedFast(_) => self.require_fast(id::ALLOWED_FAST)?,
+            Message::Reject(_) => self.require_fast(id::REJECT)?,
+            Message::Extended { id, payload } => {
+                return self.on_extended(id, payload, torrent, turn, out);
+            }
+            Message::Piece { data, .. } => return self.unwanted(data.len() as u64, turn.now),
+            Message::Skipped { length, .. } => return self.unwanted(u64::from(length), turn.now),
+        }
+        Ok(())
+    }
+
+    fn on_request(
+        &mut self,
+        block: Block,
+        torrent: &impl Torrent,
+        turn: &mut Turn,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Violation> {
+        check_bounds(block, torrent)?;
+        if !torrent.offered(block.piece) {
+            if !self.fast() {
+                return Err(Violation::RequestNotOffered(block.piece));
+            }
+            return self.refuse(block, true, out);
+        }
+        if self.am_choking && !self.admit_choked(block) {
+            let counted = !self.clock.choked_within(CHOKE_GRACE, turn.now);
+            return self.refuse(block, counted, out);
+        }
+        if self.queue.len() >= self.options.request_queue_max as usize {
+            return self.refuse(block, true, out);
+        }
+        if self.queue.push(block) {
+            turn.requested = true;
+        }
+        Ok(())
+    }
+
+    /// BEP 6: the set is for who has too little to trade with.
+    fn admit_choked(&mut self, block: Block) -> bool {
+        self.fast()
+            && self.pieces.count() as usize <= self.allowed_fast.len()
+            && self.allowed_fast.admit(block)
+    }
+
+    fn on_cancel(&mut self, block: Block, turn: &mut Turn, out: &mut Vec<u8>) {
+        // What is not queued is on its way, was answered, or never asked for: no answer is due.
+        let Some(place) = self.queue.position(block) else { return };
+        self.queue.remove(place);
+        turn.cancelled = true;
+        self.say_reject(block, out);
+    }
+
+    /// Turns a request down; `counted` ones close the connection when they are too many.
+    fn refuse(&mut self, block: Block, counted: bool, out: &mut Vec<u8>) -> Result<(), Violation> {
+        if counted {
+            self.refused += 1;
+            if self.refused > REFUSED_MAX_LEAST.max(2 * self.options.request_queue_max) {
+                return Err(Violation::RequestFlood { refused: self.refused });
+            }
+        }
+        self.say_reject(block, out);
+        Ok(())
+    }
+
+    /// BEP 6; without it a request that is not served gets no answer.
+    pub(super) fn say_reject(&self, block: Block, out: &mut Vec<u8>) {
+        if self.fast() {
+            Message::Reject(block).encode(out);
+        }
+    }
+
+    fn set_interested(&mut self, interested: bool, now: Duration) {
+        self.peer_interested = interested;
+        self.clock.interest(interested, self.am_choking, now);
+    }
+
+    fn first_pieces(&mut self) -> Result<(), Violation> {
+        if std::mem::replace(&mut self.bitfield_seen, true) {
+            return Err(Violation::BitfieldAgain);
+        }
+        Ok(())
+    }
+
+    fn require_fast(&self, id: u8) -> Result<(), Violation> {
+        if self.fast() { Ok(()) } else { Err(Violation::FastNotNegotiated(id)) }
+    }
+
+    fn unwanted(&mut self, bytes: u64, now: Duration) -> Result<(), Violation> {
+        if self.clock.unwanted_span_over(now) {
+            self.unwanted_bytes = 0;
+        }
+        self.unwanted_bytes += bytes;
+        if self.unwanted_bytes > UNWANTED_BYTES_MAX {
+            return Err(Violation::UnwantedData { bytes: self.unwanted_bytes });
+        }
+        Ok(())
+    }
+
+    fn on_extended(
+        &mut self,
+        id: u8,
+        payload: &[u8],
+        torrent: &impl Torrent,
+        turn: &mut Turn,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Violation> {
+        if !self.options.remote.extended() {
+            return Err(Violation::ExtendedNotNegotiated);
+        }
+        match id {
+            extended::HANDSHAKE => self.learn(&ExtensionHandshake::parse(payload)?, turn),
+            extended::UT_METADATA => match MetadataMessage::parse(payload)? {
+                Some(MetadataMessage::Request { piece }) => {
+                    return self.on_metadata_request(piece, torrent, out);
+                }
+                Some(MetadataMessage::Reject { .. }) => {}
+                Some(MetadataMessage::Data { .. }) | None => {
+                    return self.unwanted(payload.len() as u64, turn.now);
+                }
+            },
+            _ => return self.unwanted(payload.len() as u64, turn.now),
+        }
+        Ok(())
+    }
+
+    fn on_metadata_request(
+        &mut self,
+        piece: u32,
+        torrent: &impl Torrent,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Violation> {
+        if self.peer_metadata_id == 0 {
+            return Ok(());
+        }
+        let metadata = torrent.metadata().unwrap_or_default();
+        let data = metadata_piece(metadata, piece).filter(|_| out.len() < METADATA_OUT_BYTES);
+        let answer = match data {
+            None => MetadataMessage::Reject { piece },
+            Some(data) => {
+                self.metadata_bytes += data.len() as u64;
+                let allowed = METADATA_TIMES_MAX * metadata.len() as u64 + METADATA_BYTES_SPARE;
+                if self.metadata_bytes > allowed {
+                    return Err(Violation::MetadataFlood { bytes: self.metadata_bytes });
+                }
+                let total_bytes = u32::try_from(metadata.len()).unwrap_or(u32::MAX);
+                MetadataMessage::Data { piece, total_bytes, data }
+            }
+        };
+        answer.encode(self.peer_metadata_id, out);
+        Ok(())
+    }
+}
+
+fn check_bounds(block: Block, torrent: &impl Torrent) -> Result<(), Violation> {
+    let count = torrent.piece_count();
+    if block.piece.0 >= count {
+        return Err(Violation::PieceOutOfRange { piece: block.piece, count });
+    }
+    if block.length == 0 {
+        return Err(Violation::RequestEmpty(block.piece));
+    }
+    if block.length > REQUEST_BYTES_MAX {
+        let (length, max) = (block.length, REQUEST_BYTES_MAX);
+        return Err(Violation::RequestTooLong { length, max });
+    }
+    let end = u64::from(block.begin) + u64::from(block.length);
+    if end > u64::from(torrent.piece_length(block.piece)) {
+        return Err(Violation::RequestPastEnd(block));
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Owns: the calls by which upload and choker act on a session.
+//! Never: sends a block: a block taken from the queue is the caller's to send or to refuse.
+//! Flow: choker -> choke, unchoke; upload -> take, sent, refuse; storage and verify -> have, reject.
+
+use std::time::Duration;
+
+use super::Session;
+use crate::peer::UploadQueue;
+use crate::units::{Block, PieceIndex};
+use crate::wire::message::Message;
+
+impl Session {
+    /// Stops serving: says so and drops what waits, rejecting it where that can be said. Blocks of
+    /// the allowed fast set stay (BEP 6).
+    pub fn choke(&mut self, now: Duration, out: &mut Vec<u8>) {
+        let state = &mut self.state;
+        if state.am_choking {
+            return;
+        }
+        state.am_choking = true;
+        state.clock.choked(state.peer_interested, now);
+        Message::Choke.encode(out);
+        let (fast, allowed) = (state.fast(), &state.allowed_fast);
+        let dropped = |piece| !allowed.contains(piece);
+        state.queue.remove_where(dropped, |block| {
+            if fast {
+                Message::Reject(block).encode(out);
+            }
+        });
+        state.queue.release();
+    }
+
+    /// Starts serving.
+    pub fn unchoke(&mut self, now: Duration, out: &mut Vec<u8>) {
+        if self.state.am_choking {
+            self.state.am_choking = false;
+            self.state.clock.unchoked(now);
+            Message::Unchoke.encode(out);
+        }
+    }
+
+    /// When it was last unchoked, if ever; for the choker.
+    pub fn last_unchoked(&self) -> Option<Duration> {
+        self.state.clock.last_unchoked()
+    }
+
+    /// Since when it has been interested and choked, if it is; for the choker.
+    pub fn waiting_since(&self) -> Option<Duration> {
+        self.state.clock.waiting_since()
+    }
+
+    pub fn queue(&self) -> &UploadQueue {
+        &self.state.queue
+    }
+
+    /// Takes a block out of the queue, 0 being the one asked for first. It must now be sent, or
+    /// given to [`Session::refuse`].
+    pub fn take(&mut self, place: usize) -> Option<Block> {
+        let block = self.state.queue.remove(place)?;
+        self.state.refused = self.state.refused.saturating_sub(1);
+        Some(block)
+    }
+
+    /// Drops a queued block, and says so where that can be said.
+    pub fn reject(&mut self, place: usize, out: &mut Vec<u8>) {
+        if let Some(block) = self.state.queue.remove(place) {
+            self.state.say_reject(block, out);
+        }
+    }
+
+    /// Drops everything queued.
+    pub fn reject_all(&mut self, out: &mut Vec<u8>) {
+        self.reject_where(|_| true, out);
+    }
+
+    /// Drops what is queued of a piece that is offered no more.
+    pub fn reject_piece(&mut self, piece: PieceIndex, out: &mut Vec<u8>) {
+        self.reject_where(|queued| queued == piece, out);
+    }
+
+    /// Answers for a block that was taken and could not be read. Without the fast extension a peer
+    /// cannot be told; it asks another one when its own patience ends.
+    pub fn refuse(&mut self, block: Block, out: &mut Vec<u8>) {
+        self.state.say_reject(block, out);
+    }
+
+    /// Says that a piece is offered from now on, unless the peer has it.
+    pub fn have(&mut self, piece: PieceIndex, out: &mut Vec<u8>) {
+        if !self.state.pieces.has(piece) {
+            Message::Have(piece).encode(out);
+        }
+    }
+
+    /// Counts block data that went out.
+    pub fn sent(&mut self, payload_bytes: u64, now: Duration) {
+        self.state.uploaded_bytes += payload_bytes;
+        self.state.upload_rate.count(payload_bytes, now);
+        self.state.clock.sent(now);
+    }
+
+    fn reject_where(&mut self, wanted: impl Fn(PieceIndex) -> bool, out: &mut Vec<u8>) {
+        let fast = self.state.fast();
+        self.state.queue.remove_where(wanted, |block| {
+            if fast {
+                Message::Reject(block).encode(out);
+            }
+        });
+    }
+}

@@ -1,0 +1,197 @@
+//! Owns: the blocks a peer asked for and still waits for, in their order, each once.
+//! Never: decides whether a request is allowed, or answers one.
+//! Flow: the session fills it, upload takes blocks from the front, cancel and choke take them out.
+
+use std::collections::VecDeque;
+
+use crate::units::{Block, PieceIndex};
+
+/// Counting cells that answer "surely not here" without a walk: 2 KiB while requests wait.
+const CELLS: usize = 1024;
+
+/// See the module. Empty and released it holds no heap memory.
+#[derive(Clone, Debug, Default)]
+pub struct UploadQueue {
+    blocks: VecDeque<Block>,
+    /// How many queued blocks fall in each cell; empty or [`CELLS`] long. Real peers ask for
+    /// consecutive blocks, which fall in different cells, so a new request rarely needs the walk.
+    cells: Vec<u16>,
+    bytes: u64,
+}
+
+impl UploadQueue {
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Bytes of all queued blocks.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The block at this place, 0 being the one asked for first.
+    pub fn get(&self, place: usize) -> Option<Block> {
+        self.blocks.get(place).copied()
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Block> + '_ {
+        self.blocks.iter().copied()
+    }
+
+    /// Appends a block; false where it waits already.
+    pub(super) fn push(&mut self, block: Block) -> bool {
+        if self.cells.is_empty() {
+            self.cells = vec![0; CELLS];
+        }
+        let cell = cell(block);
+        if self.cells[cell] > 0 && self.blocks.contains(&block) {
+            return false;
+        }
+        self.cells[cell] += 1;
+        self.bytes += u64::from(block.length);
+        self.blocks.push_back(block);
+        true
+    }
+
+    /// Takes out the block at this place: one step at the front, few near it.
+    pub(super) fn remove(&mut self, place: usize) -> Option<Block> {
+        let block = self.blocks.remove(place)?;
+        self.forget(block);
+        Some(block)
+    }
+
+    pub(super) fn position(&self, block: Block) -> Option<usize> {
+        if self.cells.is_empty() || self.cells[cell(block)] == 0 {
+            return None;
+        }
+        self.blocks.iter().position(|queued| *queued == block)
+    }
+
+    /// Takes out every block that `wanted` names, in order, and hands it to `removed`.
+    pub(super) fn remove_where(
+        &mut self,
+        wanted: impl Fn(PieceIndex) -> bool,
+        mut removed: impl FnMut(Block),
+    ) {
+        let mut blocks = std::mem::take(&mut self.blocks);
+        blocks.retain(|block| {
+            let stays = !wanted(block.piece);
+            if !stays {
+                self.forget(*block);
+                removed(*block);
+            }
+            stays
+        });
+        self.blocks = blocks;
+    }
+
+    /// Gives memory back while nothing waits.
+    pub(super) fn release(&mut self) {
+        if self.blocks.is_empty() {
+            debug_assert!(self.bytes == 0 && self.cells.iter().all(|count| *count == 0));
+            *self = Self::default();
+        }
+    }
+
+    fn forget(&mut self, block: Block) {
+        self.cells[cell(block)] -= 1;
+        self.bytes -= u64::from(block.length);
+    }
+}
+
+/// Consecutive blocks of 16 KiB have consecutive cells; pieces start anywhere.
+fn cell(block: Block) -> usize {
+    let start = block.piece.0.wrapping_mul(0x9e37_79b1) >> 8;
+    start.wrapping_add(block.begin >> 14) as usize % CELLS
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn block(number: u32) -> Block {
+        Block { piece: PieceIndex(number / 4), begin: number % 4 * 16384, length: 16384 }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(u32),
+        Remove(usize),
+        RemovePiece(u32),
+        Release,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..40u32).prop_map(Step::Push),
+            3 => (0..10usize).prop_map(Step::Remove),
+            1 => (0..10u32).prop_map(Step::RemovePiece),
+            1 => Just(Step::Release),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_plain_list(steps in prop::collection::vec(step(), 0..200)) {
+            let mut queue = UploadQueue::default();
+            let mut model: Vec<Block> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Push(number) => {
+                        let new = !model.contains(&block(number));
+                        prop_assert_eq!(queue.push(block(number)), new);
+                        if new {
+                            model.push(block(number));
+                        }
+                    }
+                    Step::Remove(place) => {
+                        let expected = (place < model.len()).then(|| model.remove(place));
+                        prop_assert_eq!(queue.remove(place), expected);
+                    }
+                    Step::RemovePiece(piece) => {
+                        let mut gone = Vec::new();
+                        queue.remove_where(|queued| queued.0 == piece, |block| gone.push(block));
+                        let expected: Vec<Block> =
+                            model.iter().copied().filter(|block| block.piece.0 == piece).collect();
+                        model.retain(|block| block.piece.0 != piece);
+                        prop_assert_eq!(gone, expected);
+                    }
+                    Step::Release => queue.release(),
+                }
+                prop_assert_eq!(queue.iter().collect::<Vec<_>>(), model.clone());
+                prop_assert_eq!(queue.bytes(), model.len() as u64 * 16384);
+                for number in 0..40 {
+                    let expected = model.iter().position(|queued| *queued == block(number));
+                    prop_assert_eq!(queue.position(block(number)), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn consecutive_requests_share_no_cell() {
+        let mut cells: Vec<usize> = (0..64)
+            .map(|at| cell(Block { piece: PieceIndex(5), begin: at * 16384, length: 1 }))
+            .collect();
+        cells.sort_unstable();
+        cells.dedup();
+        assert_eq!(cells.len(), 64);
+    }
+
+    #[test]
+    fn released_it_holds_nothing() {
+        let mut queue = UploadQueue::default();
+        queue.push(block(1));
+        queue.release();
+        assert_eq!(queue.len(), 1, "only when empty");
+        queue.remove(0);
+        queue.release();
+        assert_eq!((queue.blocks.capacity(), queue.cells.capacity()), (0, 0));
+    }
+}
