@@ -17,6 +17,8 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 
+use crate::op::Shutdown;
+
 /// A peer that acknowledges nothing for so long is gone; bounds how long its send holds leases.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
@@ -197,6 +199,21 @@ pub(crate) fn peer_addr(socket: &Socket) -> io::Result<SocketAddr> {
         .peer_addr()?
         .as_socket()
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+}
+
+/// Errors are ignored: the peer may have closed first, and the close that follows is what counts.
+pub(crate) fn shut_down(socket: &Socket, how: Shutdown) {
+    let Some(fd) = socket.as_os() else { return };
+    let socket = SockRef::from(&fd);
+    match how {
+        Shutdown::Orderly => {
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+        Shutdown::Reset => {
+            let _ = socket.set_linger(Some(Duration::ZERO));
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
 }
 
 /// How to listen.

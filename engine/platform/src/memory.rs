@@ -141,7 +141,9 @@ impl Pool {
 
     /// A chunk, or `None` at the cap. Its bytes are whatever was there before.
     pub fn lease(&self, class: Class) -> Option<Lease> {
-        let at = match self.inner.blocks.borrow_mut().take(class) {
+        // Its own statement: the borrow must end before `grow` takes its own.
+        let taken = self.inner.blocks.borrow_mut().take(class);
+        let at = match taken {
             Some(at) => at,
             None => {
                 if self.inner.exhausted.get() {

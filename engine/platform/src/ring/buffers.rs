@@ -65,10 +65,6 @@ impl ReceiveBuffers {
         self.count - self.away.get()
     }
 
-    pub(super) fn each_bytes(&self) -> u32 {
-        self.each_bytes
-    }
-
     fn at(&self, id: u16) -> NonNull<u8> {
         assert!(id < self.count, "the kernel names a buffer that it was offered");
         // SAFETY: id < count, so the offset is inside `memory`.
