@@ -5,10 +5,12 @@
 //! Flow: shard and control feed it bytes and time; it answers with values.
 
 pub mod bencode;
-pub mod peer;
+pub mod create;
 pub mod layout;
 pub mod limits;
+pub mod magnet;
 pub mod metainfo;
+pub mod peer;
 pub mod rate;
 pub mod sanitise;
 pub mod tracker;
