@@ -4,3 +4,4 @@
 //! neighbours; the simulator, where the engine's own parts meet a virtual kernel, lies in `sim`.
 
 pub mod interop;
+pub mod sim;

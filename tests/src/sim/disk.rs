@@ -1,0 +1,142 @@
+//! The virtual disk: directories of files whose bytes are generated.
+//!
+//! Owns: files, their identities, what happens to them while they are open. Never: time (it is an
+//! argument), completions. Flow: `SimIo` opens, identifies and reads here; a script changes files.
+
+use std::collections::BTreeMap;
+
+use seedring_platform::op::{DirectAlignment, Identity};
+
+use super::rng;
+
+/// What a file's bytes are.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Generated: byte `i` of the file is byte `base + i` of the stream `seed`.
+    Generated {
+        seed: u64,
+        base: u64,
+    },
+    Bytes(Vec<u8>),
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    content: Content,
+    identity: Identity,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub struct DirectoryId(pub u64);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+#[derive(Debug, Default)]
+pub struct Disk {
+    nodes: BTreeMap<NodeId, Node>,
+    names: BTreeMap<(DirectoryId, Vec<u8>), NodeId>,
+    next: u64,
+    /// What direct I/O needs on this disk; `None`: the file system refuses it.
+    pub direct: Option<DirectAlignment>,
+}
+
+impl Disk {
+    pub fn directory(&mut self) -> DirectoryId {
+        self.next += 1;
+        DirectoryId(self.next)
+    }
+
+    /// Writes a file, over what has this name.
+    pub fn write(
+        &mut self,
+        directory: DirectoryId,
+        path: &str,
+        size_bytes: u64,
+        content: Content,
+        now_ns: u64,
+    ) -> NodeId {
+        self.next += 1;
+        let id = NodeId(self.next);
+        let identity = Identity {
+            size_bytes,
+            modified_ns: i128::from(now_ns),
+            changed_ns: i128::from(now_ns),
+            inode: self.next,
+            device: 1,
+            direct: None,
+        };
+        self.nodes.insert(id, Node { content, identity });
+        self.names.insert((directory, path.as_bytes().to_vec()), id);
+        id
+    }
+
+    pub fn find(&self, directory: DirectoryId, path: &[u8]) -> Option<NodeId> {
+        self.names.get(&(directory, path.to_vec())).copied()
+    }
+
+    pub fn identity(&self, node: NodeId, direct: bool) -> Identity {
+        let mut identity = self.nodes[&node].identity;
+        identity.direct = if direct { self.direct } else { None };
+        identity
+    }
+
+    /// Reads as the kernel does: short at the file's end, nothing past it.
+    pub fn read(&self, node: NodeId, offset: u64, out: &mut [u8]) -> usize {
+        let node = &self.nodes[&node];
+        let left = node.identity.size_bytes.saturating_sub(offset);
+        let n = left.min(out.len() as u64) as usize;
+        match &node.content {
+            Content::Generated { seed, base } => rng::fill(*seed, base + offset, &mut out[..n]),
+            Content::Bytes(bytes) => {
+                out[..n].copy_from_slice(&bytes[offset as usize..offset as usize + n]);
+            }
+        }
+        n
+    }
+
+    /// Somebody writes to the file: other bytes, other times, the same inode and size.
+    pub fn change(&mut self, node: NodeId, seed: u64, now_ns: u64) {
+        let node = self.nodes.get_mut(&node).expect("invariant: nodes are never dropped");
+        node.content = Content::Generated { seed, base: 0 };
+        node.identity.modified_ns = i128::from(now_ns);
+        node.identity.changed_ns = i128::from(now_ns);
+    }
+
+    pub fn truncate(&mut self, node: NodeId, size_bytes: u64, now_ns: u64) {
+        let node = self.nodes.get_mut(&node).expect("invariant: nodes are never dropped");
+        node.identity.size_bytes = size_bytes.min(node.identity.size_bytes);
+        node.identity.modified_ns = i128::from(now_ns);
+        node.identity.changed_ns = i128::from(now_ns);
+    }
+
+    /// The name goes; who has the file open keeps the bytes (their link count, so ctime, changes).
+    pub fn unlink(&mut self, directory: DirectoryId, path: &str, now_ns: u64) {
+        if let Some(id) = self.names.remove(&(directory, path.as_bytes().to_vec())) {
+            let node = self.nodes.get_mut(&id).expect("invariant: nodes are never dropped");
+            node.identity.changed_ns = i128::from(now_ns);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_ends_where_the_file_does_and_a_change_shows_in_the_identity() {
+        let mut disk = Disk::default();
+        let root = disk.directory();
+        let node = disk.write(root, "a", 100, Content::Generated { seed: 1, base: 5 }, 10);
+        let mut out = [0; 64];
+        assert_eq!(disk.read(node, 60, &mut out), 40);
+        assert_eq!(rng::differs(1, 65, &out[..40]), None);
+        assert_eq!(disk.read(node, 200, &mut out), 0);
+        let before = disk.identity(node, false);
+        disk.truncate(node, 50, 11);
+        assert_ne!(disk.identity(node, false), before);
+        disk.unlink(root, "a", 12);
+        assert_eq!(disk.find(root, b"a"), None);
+        assert_eq!(disk.read(node, 0, &mut out), 50);
+    }
+}

@@ -1,0 +1,333 @@
+//! The virtual network: listeners, connections, what closes and breaks them.
+//!
+//! Owns: sockets and connections of all shards, links, TCP_USER_TIMEOUT. Never: completions (an
+//! operation is only told that it may have something to report). Flow: peers and operations -> pipes
+//! -> events -> peers and operations.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
+
+use seedring_platform::op::Shutdown;
+
+use super::{
+    fault::FaultKind,
+    peer::{Ended, PeerId},
+    pipe::Pipe,
+    world::{Core, Event},
+};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub(super) struct ConnId(pub u64);
+
+/// What a connection runs over.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    pub latency_ns: u64,
+    pub ns_per_kib: u64,
+    /// The send buffer of either side, and its receive window.
+    pub queue_bytes: usize,
+    pub window_bytes: usize,
+}
+
+impl Link {
+    /// Quick enough to be out of the way.
+    pub const FAST: Link =
+        Link { latency_ns: 100_000, ns_per_kib: 100, queue_bytes: 1 << 20, window_bytes: 1 << 20 };
+}
+
+pub(super) struct Conn {
+    pub up: Pipe,
+    pub down: Pipe,
+    pub peer: PeerId,
+    pub peer_address: SocketAddr,
+    latency_ns: u64,
+    pub socket: Option<u64>,
+    pub established: bool,
+    /// Why the shard's side is dead.
+    pub error: Option<i32>,
+    /// The peer has closed: whatever arrives there is answered by a reset.
+    peer_left: bool,
+    timeout_scheduled: bool,
+    /// Zero-copy batches that wait for their bytes to be acknowledged: shard, operation, up to.
+    pub releases: Vec<(usize, u64, u64)>,
+}
+
+/// An operation of a shard.
+pub(super) type OpRef = (usize, u64);
+
+pub(super) struct VSocket {
+    pub listener: Option<Listener>,
+    pub conn: Option<ConnId>,
+    pub local: SocketAddr,
+    pub shutdown: Option<Shutdown>,
+    pub accept: Option<OpRef>,
+    pub receive: Option<OpRef>,
+    pub send: Option<OpRef>,
+    /// Operations that hold the descriptor (a pending zero-copy notification does not).
+    pub in_flight: u32,
+}
+
+pub(super) struct Listener {
+    pub backlog: VecDeque<ConnId>,
+}
+
+#[derive(Default)]
+pub(super) struct Network {
+    pub conns: BTreeMap<ConnId, Conn>,
+    pub sockets: BTreeMap<u64, VSocket>,
+    listeners: BTreeMap<SocketAddr, Vec<u64>>,
+    pub peer_listeners: BTreeMap<SocketAddr, PeerId>,
+    pub link: Option<Link>,
+}
+
+const BACKLOG_MAX: usize = 1024;
+/// TCP_USER_TIMEOUT as ARCHITECTURE.md has it.
+const USER_TIMEOUT_NS: u64 = 30_000_000_000;
+
+impl VSocket {
+    pub fn new(local: SocketAddr) -> VSocket {
+        VSocket {
+            listener: None,
+            conn: None,
+            local,
+            shutdown: None,
+            accept: None,
+            receive: None,
+            send: None,
+            in_flight: 0,
+        }
+    }
+}
+
+impl Core {
+    pub fn listen(&mut self, address: SocketAddr) -> u64 {
+        let id = self.next_id();
+        let mut socket = VSocket::new(address);
+        socket.listener = Some(Listener { backlog: VecDeque::new() });
+        self.net.sockets.insert(id, socket);
+        self.net.listeners.entry(address).or_default().push(id);
+        id
+    }
+
+    fn link(&mut self) -> Link {
+        if let Some(link) = self.net.link {
+            return link;
+        }
+        Link {
+            latency_ns: self.rng.between(50_000, 80_000_000),
+            ns_per_kib: *self.rng.pick(&[0, 100, 1_000, 10_000, 100_000, 1_000_000]),
+            queue_bytes: *self.rng.pick(&[16 << 10, 87_380, 256 << 10, 1 << 20]),
+            window_bytes: *self.rng.pick(&[4 << 10, 64 << 10, 256 << 10]),
+        }
+    }
+
+    pub fn connect(&mut self, peer: PeerId, socket: Option<u64>) -> ConnId {
+        let link = self.link();
+        let pipe = |queue| Pipe::new(queue, link.window_bytes, link.latency_ns, link.ns_per_kib);
+        let id = ConnId(self.next_id());
+        let conn = Conn {
+            up: pipe(usize::MAX),
+            down: pipe(link.queue_bytes),
+            peer,
+            peer_address: self.peers[peer.0].address,
+            latency_ns: link.latency_ns,
+            socket,
+            established: true,
+            error: None,
+            peer_left: false,
+            timeout_scheduled: false,
+            releases: Vec::new(),
+        };
+        self.net.conns.insert(id, conn);
+        self.peers[peer.0].conn = Some(id);
+        self.after(link.latency_ns, Event::PeerOpened { peer, conn: id });
+        id
+    }
+
+    /// A peer's SYN: one of the listeners on the address (SO_REUSEPORT) queues the connection.
+    pub fn dialled(&mut self, peer: PeerId, address: SocketAddr) {
+        if self.peers[peer.0].conn.is_some() {
+            return;
+        }
+        let listeners = self.net.listeners.get(&address).cloned().unwrap_or_default();
+        let chosen = (!listeners.is_empty()).then(|| *self.rng.pick(&listeners));
+        let full = |id: &u64| {
+            let listener = &self.net.sockets[id].listener;
+            listener.as_ref().is_none_or(|l| l.backlog.len() >= BACKLOG_MAX)
+        };
+        let Some(listener) = chosen.filter(|id| !full(id)) else {
+            self.after(1_000_000, Event::PeerEnded { peer, conn: None, how: Ended::Refused });
+            return;
+        };
+        let conn = self.connect(peer, None);
+        let socket = self.net.sockets.get_mut(&listener).expect("invariant: a listener is open");
+        let accept = socket.accept;
+        if let Some(listener) = &mut socket.listener {
+            listener.backlog.push_back(conn);
+        }
+        self.signal(accept);
+    }
+
+    /// Sends what the window allows, and tells a waiting send that there is room again.
+    pub fn launch(&mut self, id: ConnId, up: bool) {
+        let now_ns = self.now_ns;
+        let Some(conn) = self.net.conns.get_mut(&id) else { return };
+        let pipe = if up { &mut conn.up } else { &mut conn.down };
+        let mut arrivals = Vec::new();
+        while let Some(at) = pipe.launch(now_ns) {
+            arrivals.push(at);
+        }
+        let (waits, room) = (pipe.queued_bytes() > 0, pipe.room_bytes() > 0);
+        let timeout = (!up && waits && !conn.timeout_scheduled).then_some(pipe.progress_ns);
+        conn.timeout_scheduled |= timeout.is_some();
+        let socket = conn.socket;
+        for at in arrivals {
+            self.at(at, Event::Arrive { conn: id, up });
+        }
+        if let Some(since_ns) = timeout {
+            self.at(since_ns + USER_TIMEOUT_NS, Event::UserTimeout { conn: id });
+        }
+        if !up && room {
+            let send = socket.and_then(|id| self.net.sockets.get(&id)).and_then(|s| s.send);
+            self.signal(send);
+        }
+    }
+
+    pub fn arrive(&mut self, id: ConnId, up: bool) {
+        let now_ns = self.now_ns;
+        let Some(conn) = self.net.conns.get_mut(&id) else { return };
+        let pipe = if up { &mut conn.up } else { &mut conn.down };
+        pipe.arrive(now_ns);
+        if up {
+            let socket = conn.socket.and_then(|id| self.net.sockets.get(&id));
+            let receive = socket.and_then(|socket| socket.receive);
+            match receive {
+                Some((shard, op)) if self.strikes(FaultKind::ReceiveBuffersOut) => {
+                    let delay_ns = self.rng.between(1_000_000, 300_000_000);
+                    self.after(delay_ns, Event::Ready { shard, op });
+                }
+                _ => self.signal(receive),
+            }
+            return;
+        }
+        let delivered = conn.down.delivered_bytes;
+        let refused = conn.peer_left && conn.down.arrived_bytes() > 0;
+        let due: Vec<_> = conn.releases.extract_if(.., |(.., to)| *to <= delivered).collect();
+        let peer = conn.peer;
+        for (shard, op, _) in due {
+            self.release(shard, op);
+        }
+        if refused {
+            self.kill(id, libc::ECONNRESET, false);
+        } else if self.peers[peer.0].conn == Some(id) {
+            self.peer_read(peer, false);
+        }
+    }
+
+    /// The acknowledgement of a zero-copy batch came; the notification may still take its time.
+    fn release(&mut self, shard: usize, op: u64) {
+        let delay_ns = if self.strikes(FaultKind::ReleasedLate) {
+            self.rng.between(1_000_000, 5_000_000_000)
+        } else {
+            self.rng.between(0, 200_000)
+        };
+        self.after(delay_ns, Event::Ready { shard, op });
+    }
+
+    /// The connection is over for the shard's side, and for the peer's if `tell_peer`.
+    pub fn kill(&mut self, id: ConnId, errno: i32, tell_peer: bool) {
+        let Some(conn) = self.net.conns.get_mut(&id) else { return };
+        if conn.error.is_some() {
+            return;
+        }
+        conn.error = Some(errno);
+        conn.up.cut();
+        conn.down.cut();
+        let (peer, latency_ns, socket) = (conn.peer, conn.latency_ns, conn.socket);
+        for (shard, op, _) in std::mem::take(&mut conn.releases) {
+            self.release(shard, op);
+        }
+        if tell_peer {
+            self.after(latency_ns, Event::PeerEnded { peer, conn: Some(id), how: Ended::Reset });
+        }
+        if let Some(socket) = socket.and_then(|id| self.net.sockets.get(&id)) {
+            let (receive, send) = (socket.receive, socket.send);
+            self.signal(receive);
+            self.signal(send);
+        }
+    }
+
+    pub fn peer_left(&mut self, id: ConnId) {
+        let Some(conn) = self.net.conns.get_mut(&id) else { return };
+        conn.peer_left = true;
+        if conn.down.arrived_bytes() > 0 || conn.down.queued_bytes() > 0 {
+            self.kill(id, libc::ECONNRESET, false);
+        }
+    }
+
+    pub fn user_timeout(&mut self, id: ConnId) {
+        let now_ns = self.now_ns;
+        let Some(conn) = self.net.conns.get_mut(&id) else { return };
+        conn.timeout_scheduled = false;
+        if conn.error.is_some() || conn.down.queued_bytes() == 0 {
+            return;
+        }
+        let due_ns = conn.down.progress_ns + USER_TIMEOUT_NS;
+        if now_ns >= due_ns {
+            self.kill(id, libc::ETIMEDOUT, true);
+        } else {
+            conn.timeout_scheduled = true;
+            self.at(due_ns, Event::UserTimeout { conn: id });
+        }
+    }
+
+    pub fn shutdown(&mut self, id: u64, how: Shutdown) {
+        let Some(socket) = self.net.sockets.get_mut(&id) else { return };
+        if socket.shutdown != Some(Shutdown::Reset) {
+            socket.shutdown = Some(how);
+        }
+        let (conn, receive, send) = (socket.conn, socket.receive, socket.send);
+        if let Some(id) = conn
+            && how == Shutdown::Orderly
+            && let Some(conn) = self.net.conns.get_mut(&id)
+            && conn.error.is_none()
+        {
+            conn.down.finish();
+            self.launch(id, false);
+        }
+        self.signal(receive);
+        self.signal(send);
+    }
+
+    /// The last handle of a socket is gone.
+    pub fn socket_closed(&mut self, id: u64) {
+        let Some(socket) = self.net.sockets.remove(&id) else {
+            self.violation(format!("socket {id} was closed twice"));
+            return;
+        };
+        if socket.in_flight > 0 {
+            let n = socket.in_flight;
+            self.violation(format!("socket {id} was closed with {n} operations in flight"));
+        }
+        if let Some(listener) = socket.listener {
+            if let Some(ids) = self.net.listeners.get_mut(&socket.local) {
+                ids.retain(|&listener| listener != id);
+            }
+            for conn in listener.backlog {
+                self.kill(conn, libc::ECONNRESET, true);
+            }
+        }
+        let Some(conn_id) = socket.conn else { return };
+        let Some(conn) = self.net.conns.get_mut(&conn_id) else { return };
+        conn.socket = None;
+        // Linux resets where the application leaves bytes unread.
+        if socket.shutdown == Some(Shutdown::Reset) || conn.up.arrived_bytes() > 0 {
+            self.kill(conn_id, libc::ECONNRESET, true);
+        } else if conn.error.is_none() {
+            conn.down.finish();
+            self.launch(conn_id, false);
+        }
+    }
+}
