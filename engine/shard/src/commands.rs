@@ -1,0 +1,214 @@
+//! What control and the other shards ask, and the housekeeping of each second.
+//!
+//! Owns: carrying out commands, reports, the orderly end. Never: decisions of control.
+//! Flow: mailbox -> here -> connections, verification, storage.
+
+use std::{collections::hash_map::Entry, sync::Arc, time::Duration};
+
+use seedring_platform::op::{Io, Shutdown};
+
+use crate::{
+    connections::{Key, Stage, ZeroCopy},
+    contract::{Command, Event, PeerReport},
+    shard::Shard,
+    stats::Stats,
+    token::Target,
+    torrent::{Local, Phase, Shared, TorrentId},
+};
+
+/// A torrent without connections gives its contents back after this time.
+const COLD_AFTER: Duration = Duration::from_secs(60);
+/// Lines in one peer report.
+const PEERS_MAX: usize = 2_000;
+
+impl<I: Io> Shard<I> {
+    /// Takes messages, at most `max` of each queue. `true`: there may be more.
+    pub(crate) fn receive_messages(&mut self, max: usize) -> bool {
+        let mut more = true;
+        for _ in 0..max {
+            let Some(command) = self.links.commands.receive() else {
+                more = false;
+                break;
+            };
+            self.carry_out(command);
+        }
+        for from in 0..self.links.from_shards.len() {
+            for _ in 0..max {
+                let Some(handover) = self.links.from_shards[from].receive() else { break };
+                self.taken_over(handover);
+            }
+            more |= !self.links.from_shards[from].is_empty();
+        }
+        more
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Add(torrents) => torrents.into_iter().for_each(|t| self.add(t)),
+            Command::Remove(id) => self.remove(id),
+            Command::Look(id) => self.look(id),
+            Command::Dial { torrent, address } => self.dial(torrent, address),
+            Command::Verify { torrent, first, count, offer } => {
+                self.verify(torrent, first, count, offer);
+            }
+            Command::Slots(slots) => self.choking.slots = slots,
+            Command::Report => {
+                let stats = self.report();
+                self.tell(Event::Stats(Box::new(stats)));
+            }
+            Command::Peers(id) => self.tell_peers(id),
+            Command::Stop => self.stop(),
+        }
+    }
+
+    fn add(&mut self, shared: Arc<Shared>) {
+        if let Entry::Vacant(place) = self.torrents.entry(shared.id) {
+            self.by_hash.insert(shared.info_hash, shared.id);
+            place.insert(Local::new(shared));
+        }
+    }
+
+    fn keys_of(&self, id: TorrentId) -> Vec<Key> {
+        let Some(local) = self.torrents.get(&id) else { return Vec::new() };
+        local.peers.values().chain(&local.waiting).copied().collect()
+    }
+
+    fn remove(&mut self, id: TorrentId) {
+        for key in self.keys_of(id) {
+            self.close(key, Shutdown::Orderly);
+        }
+        self.verify.drop_torrent(id);
+        self.storage.drop_torrent(id, &mut self.news);
+        if let Some(local) = self.torrents.remove(&id) {
+            self.by_hash.remove(&local.shared.info_hash);
+        }
+    }
+
+    /// A torrent's phase or contents changed.
+    fn look(&mut self, id: TorrentId) {
+        let Some(local) = self.torrents.get_mut(&id) else { return };
+        local.asked = false;
+        if local.shared.phase() != Phase::Active {
+            for key in self.keys_of(id) {
+                self.close(key, Shutdown::Orderly);
+            }
+            return;
+        }
+        if local.contents().is_some() {
+            for key in std::mem::take(&mut local.waiting) {
+                self.place(key, id);
+            }
+            self.verify.ready = true;
+        }
+    }
+
+    /// Once a second.
+    pub(crate) fn chores(&mut self, now: Duration) {
+        for at in (0..self.accept_again.len()).rev() {
+            let (when, listener) = self.accept_again[at];
+            if when <= now && !self.stopping {
+                self.accept_again.swap_remove(at);
+                self.accept(listener);
+            }
+        }
+        self.rechoke(now);
+        self.dial_chores();
+        self.storage.close_unused(now);
+        // Whoever found no memory or a full queue of pieces to hash is looked at again.
+        self.memory_came_home |= !self.starved.is_empty();
+        self.verify.ready |= !self.verify.is_idle();
+        self.cool_down(now);
+    }
+
+    fn cool_down(&mut self, now: Duration) {
+        let cold = |local: &Local| {
+            local.contents.is_some()
+                && local.is_unused()
+                && local.idle_since.is_some_and(|since| now.saturating_sub(since) > COLD_AFTER)
+        };
+        let ids: Vec<TorrentId> =
+            self.torrents.iter().filter(|(_, l)| cold(l)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.storage.drop_torrent(id, &mut self.news);
+            if let Some(local) = self.torrents.get_mut(&id) {
+                local.contents = None;
+            }
+            self.tell(Event::Idle(id));
+        }
+    }
+
+    pub(crate) fn report(&mut self) -> Stats {
+        let mut stats = self.stats.clone();
+        stats.cache_bytes = self.storage.cache.bytes() as u64;
+        stats.cache_cap_bytes = self.io.pool().cap_bytes() as u64;
+        stats.open_files = self.storage.open_files() as u32;
+        stats
+    }
+
+    fn tell_peers(&mut self, id: TorrentId) {
+        let now = self.io.now();
+        let keys: Vec<Key> = match self.torrents.get(&id) {
+            Some(local) => local.peers.values().copied().take(PEERS_MAX).collect(),
+            None => Vec::new(),
+        };
+        let mut peers = Vec::with_capacity(keys.len());
+        for key in keys {
+            let Some(connection) = self.connections.get(key) else { continue };
+            let (address, dialed) = (connection.address, connection.dialed.is_some());
+            let Stage::Open(open) = &mut connection.stage else { continue };
+            let peer = open.session.peer(now);
+            let have = u64::from(peer.pieces_have) * 1_000 / u64::from(peer.pieces_total.max(1));
+            let report = PeerReport {
+                address,
+                client: peer.client.into_owned(),
+                dialed,
+                interested: peer.peer_interested,
+                unchoked: !peer.am_choking,
+                queued_requests: peer.requests_queued as u32,
+                uploaded_bytes: open.uploaded_bytes,
+                upload_bytes_per_s: open.rate.per_s(now),
+                progress_permille: have as u16,
+                zero_copy: matches!(open.zero_copy, ZeroCopy::On { .. }),
+            };
+            peers.push(report);
+        }
+        self.tell(Event::Peers { torrent: id, peers });
+    }
+
+    /// Everything closes; `drain` sees to the end of it.
+    fn stop(&mut self) {
+        self.stopping = true;
+        for listener in 0..self.listeners.len() as u32 {
+            self.io.cancel(Target::Listener(listener).token());
+        }
+        for key in self.connections.keys() {
+            self.close(key, Shutdown::Orderly);
+        }
+        let ids: Vec<TorrentId> = self.torrents.keys().copied().collect();
+        ids.into_iter().for_each(|id| {
+            self.verify.drop_torrent(id);
+        });
+    }
+
+    /// `true` once nothing is in flight: all memory is home, and control has been told.
+    pub(crate) fn drain(&mut self) -> bool {
+        if self.stopped {
+            return self.outbox.is_empty();
+        }
+        for key in self.connections.keys() {
+            self.close(key, Shutdown::Orderly);
+        }
+        self.storage.clear(&mut self.news);
+        self.news.clear();
+        self.parts.clear();
+        if self.io.in_flight() > 0 || !self.connections.is_empty() {
+            return false;
+        }
+        assert_eq!(self.io.pool().leased_bytes(), 0, "all memory is home at shutdown");
+        let stats = self.report();
+        self.tell(Event::Stopped(Box::new(stats)));
+        self.flush_outbox();
+        self.stopped = true;
+        self.outbox.is_empty()
+    }
+}

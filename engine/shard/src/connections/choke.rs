@@ -1,0 +1,131 @@
+//! Who is unchoked.
+//!
+//! Owns: this shard's slots, the calls of proto's choker, and the routes' zero-copy record.
+//! Never: the choice itself (proto's choker decides). Flow: interest and every 10 s -> choker -> sessions.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use seedring_platform::op::Io;
+use seedring_proto::swarm::{Candidate, Choker, Slots};
+
+use super::{Key, Stage, send::Routes};
+use crate::{shard::Shard, torrent::TorrentId};
+
+const RECHOKE_EVERY: Duration = Duration::from_secs(10);
+
+pub struct Choking {
+    choker: Choker,
+    /// Slots of this shard; `u32::MAX`: unlimited.
+    pub slots: u32,
+    pub unchoked: u32,
+    next: Duration,
+    pub routes: Routes,
+}
+
+impl Choking {
+    pub fn new(seed: u64) -> Self {
+        Choking {
+            choker: Choker::new(Slots::Unlimited, Slots::Unlimited, seed),
+            slots: u32::MAX,
+            unchoked: 0,
+            next: Duration::ZERO,
+            routes: Routes::default(),
+        }
+    }
+}
+
+fn slots(n: u32) -> Slots {
+    if n == u32::MAX { Slots::Unlimited } else { Slots::Limited(n) }
+}
+
+impl<I: Io> Shard<I> {
+    /// A peer wants something: it is unchoked at once while slots are free.
+    pub(crate) fn became_interested(&mut self, key: Key) {
+        self.stats.interested += 1;
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let torrent = open.torrent;
+        let Some(local) = self.torrents.get(&torrent) else { return };
+        let torrent_slots = local.shared.slots.load(Ordering::Relaxed);
+        if self.choking.unchoked < self.choking.slots && local.unchoked < torrent_slots {
+            self.set_unchoked(key, true);
+        }
+    }
+
+    pub(crate) fn lost_interest(&mut self, key: Key) {
+        self.stats.interested -= 1;
+        if self.has_limits() {
+            self.set_unchoked(key, false);
+        }
+    }
+
+    fn has_limits(&self) -> bool {
+        self.choking.slots != u32::MAX
+            || self
+                .torrents
+                .values()
+                .any(|l| !l.peers.is_empty() && l.shared.slots.load(Ordering::Relaxed) != u32::MAX)
+    }
+
+    fn set_unchoked(&mut self, key: Key, unchoke: bool) {
+        let now = self.io.now();
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        if open.session.am_choking() != unchoke {
+            return;
+        }
+        let Some(local) = self.torrents.get_mut(&open.torrent) else { return };
+        if unchoke {
+            open.session.unchoke(now, &mut connection.out);
+            self.choking.unchoked += 1;
+            local.unchoked += 1;
+        } else {
+            open.session.choke(now, &mut connection.out);
+            self.choking.unchoked -= 1;
+            local.unchoked -= 1;
+        }
+        self.stats.unchoked = self.choking.unchoked;
+        self.enqueue(key);
+    }
+
+    /// An unchoked connection is gone.
+    pub(crate) fn slot_freed(&mut self, torrent: TorrentId) {
+        self.choking.unchoked -= 1;
+        self.stats.unchoked = self.choking.unchoked;
+        if let Some(local) = self.torrents.get_mut(&torrent) {
+            local.unchoked -= 1;
+        }
+        if self.choking.slots != u32::MAX {
+            // Somebody waits for the slot: rechoke with the next chores.
+            self.choking.next = self.choking.next.min(self.io.now());
+        }
+    }
+
+    /// Every 10 s, or when a slot came free: the choker looks at all that are interested.
+    pub(crate) fn rechoke(&mut self, now: Duration) {
+        if now < self.choking.next {
+            return;
+        }
+        self.choking.next = now + RECHOKE_EVERY;
+        let mut candidates = Vec::new();
+        for key in self.connections.keys() {
+            let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { continue };
+            candidates.push(Candidate {
+                key,
+                torrent: open.torrent.0,
+                interested: open.session.peer_interested(),
+                unchoked: !open.session.am_choking(),
+                rate_bytes_per_s: open.rate.per_s(now),
+                last_unchoked: open.session.last_unchoked(),
+                waiting_since: open.session.waiting_since(),
+            });
+        }
+        let mut decisions = Vec::new();
+        let torrents = self.torrents.values().map(|l| l.shared.slots.load(Ordering::Relaxed));
+        let per_torrent = torrents.min().unwrap_or(u32::MAX);
+        self.choking.choker.set_slots(slots(self.choking.slots), slots(per_torrent));
+        self.choking.choker.rechoke(now, &candidates, &mut decisions);
+        for (key, unchoke) in decisions {
+            self.set_unchoked(key, unchoke);
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! From an accepted socket to a handshaken connection on the right shard.
+//!
+//! Owns: the way through Greeting and Waiting to Open, and who is turned away.
+//! Never: messages after the handshake. Flow: accepted -> bytes -> handshake -> placed (here, or handed over).
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use seedring_platform::{
+    descriptors::Socket,
+    op::{Io, Op, Shutdown},
+};
+use seedring_proto::{
+    peer::session::{self, Session},
+    wire::{Handshake, Reserved},
+};
+
+use super::{Asked, BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy};
+use crate::{
+    contract::{DialOutcome, Event},
+    shard::{Handover, Shard},
+    token::Target,
+    torrent::{Phase, Shared, TorrentId, View},
+};
+
+/// Above so many connections a torrent is spread: new ones stay on the shard they came to.
+const SPREAD_ABOVE: u32 = 8;
+/// Bytes that may come with a handshake before the torrent is known.
+const GREETING_BYTES_MAX: usize = 64 << 10;
+/// Pieces that a choked peer may ask for (BEP 6), where slots are limited.
+const ALLOWED_FAST: usize = 10;
+/// Accepting rests so long after it failed (descriptor limit).
+const ACCEPT_REST: Duration = Duration::from_secs(1);
+
+impl<I: Io> Shard<I> {
+    pub(crate) fn accepted(&mut self, socket: Socket, address: SocketAddr) {
+        self.stats.accepted += 1;
+        if self.stopping || !self.admit() {
+            self.stats.refused += 1;
+            self.io.shutdown(&socket, Shutdown::Reset);
+            return;
+        }
+        self.greet(socket, address, Vec::new());
+    }
+
+    pub(crate) fn accept_ended(&mut self, listener: u32) {
+        if !self.stopping {
+            self.accept_again.push((self.io.now() + ACCEPT_REST, listener));
+        }
+    }
+
+    /// Counts one more connection of the process, if there may be one.
+    pub(crate) fn admit(&self) -> bool {
+        let globals = &self.options.globals;
+        let max = globals.connections_max.load(Ordering::Relaxed);
+        // Relaxed: a count, nothing is published with it; taken back below when over.
+        if globals.connections.fetch_add(1, Ordering::Relaxed) < max {
+            return true;
+        }
+        globals.connections.fetch_sub(1, Ordering::Relaxed);
+        false
+    }
+
+    /// Starts reading the handshake of an admitted connection.
+    fn greet(&mut self, socket: Socket, address: SocketAddr, bytes: Vec<u8>) {
+        let timeout = self.options.globals.handshake_timeout_ms.load(Ordering::Relaxed);
+        let deadline = self.io.now() + Duration::from_millis(timeout);
+        let key = self.connections.insert(Connection {
+            socket,
+            address,
+            dialed: None,
+            stage: Stage::Greeting(bytes),
+            operations: 0,
+            out: Vec::new(),
+            sending: false,
+            queued: false,
+            deadline,
+        });
+        self.stats.half_open += 1;
+        self.timers.set(deadline, key);
+        self.greeted(key);
+    }
+
+    /// A connection from another shard: its torrent is at home here.
+    pub(crate) fn taken_over(&mut self, handover: Handover) {
+        // The other shard counted it already.
+        self.greet(Socket::from(handover.socket), handover.address, handover.bytes);
+    }
+
+    pub(crate) fn receive_once(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        connection.operations += 1;
+        let socket = connection.socket.clone();
+        self.submit_now(Op::ReceiveOnce { token: Target::Receive(key).token(), socket });
+    }
+
+    /// More bytes of a handshake came (nothing is in flight now).
+    pub(crate) fn greeting_received(&mut self, key: Key, bytes: &[u8]) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Greeting(so_far) = &mut connection.stage else { return };
+        so_far.extend_from_slice(bytes);
+        if bytes.is_empty() || so_far.len() > GREETING_BYTES_MAX {
+            return self.close(key, Shutdown::Reset);
+        }
+        self.greeted(key);
+    }
+
+    /// Looks whether the handshake is whole, and for whom it is.
+    fn greeted(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let dialed = connection.dialed;
+        let Stage::Greeting(bytes) = &connection.stage else { return };
+        let handshake = match Handshake::parse(bytes) {
+            Ok(Some(handshake)) => handshake,
+            Ok(None) => return self.receive_once(key),
+            Err(violation) => return self.violated(key, &violation),
+        };
+        let known = self.by_hash.get(&handshake.info_hash).copied();
+        let wanted = match (known, dialed) {
+            (Some(id), Some(asked)) if id != asked => None,
+            (known, _) => known,
+        };
+        let Some(id) = wanted else {
+            self.stats.refused += 1;
+            return self.close(key, Shutdown::Orderly);
+        };
+        let shared = &self.torrents[&id].shared;
+        let open = shared.connections.load(Ordering::Relaxed);
+        let full = open >= shared.connections_max.load(Ordering::Relaxed);
+        if shared.phase() != Phase::Active || full {
+            self.stats.refused += 1;
+            return self.close(key, Shutdown::Orderly);
+        }
+        let home = Shared::home(&handshake.info_hash, self.links.to_shards.len());
+        if home != self.options.shard && open < SPREAD_ABOVE && self.hand_over(key, home) {
+            return;
+        }
+        self.place(key, id);
+    }
+
+    /// Moves a connection with nothing in flight to its torrent's home shard. `false`: it stays.
+    fn hand_over(&mut self, key: Key, home: usize) -> bool {
+        if self.links.to_shards[home].as_ref().is_none_or(|sender| sender.room() == 0) {
+            return false;
+        }
+        let Some(connection) = self.connections.get(key) else { return false };
+        if connection.operations != 0 || connection.dialed.is_some() {
+            return false;
+        }
+        let Some(connection) = self.connections.remove(key) else { return false };
+        self.stats.half_open -= 1;
+        let Stage::Greeting(bytes) = connection.stage else {
+            unreachable!("invariant: only greeting connections are handed over")
+        };
+        let socket = match connection.socket.into_owned() {
+            Ok(socket) => socket,
+            Err(_) => unreachable!("invariant: nothing in flight, so no other holder"),
+        };
+        let sender = self.links.to_shards[home].as_mut().expect("invariant: checked above");
+        let handover = Handover { socket, address: connection.address, bytes };
+        let sent = sender.send(handover);
+        assert!(sent.is_ok(), "one producer: the room that was seen is still there");
+        self.stats.handed_over += 1;
+        true
+    }
+
+    /// The connection stays here: open it, or let it wait until the torrent's contents are loaded.
+    pub(crate) fn place(&mut self, key: Key, id: TorrentId) {
+        let Some(local) = self.torrents.get_mut(&id) else { return };
+        let cold = local.contents().is_none();
+        let Some(connection) = self.connections.get(key) else { return };
+        if cold {
+            if let Stage::Greeting(bytes) = &mut connection.stage {
+                connection.stage = Stage::Waiting(id, std::mem::take(bytes));
+                local.waiting.push(key);
+            }
+            if !local.asked {
+                local.asked = true;
+                self.tell(Event::Activate(id));
+            }
+            return;
+        }
+        let bytes = match &mut connection.stage {
+            Stage::Greeting(bytes) | Stage::Waiting(_, bytes) => std::mem::take(bytes),
+            _ => return,
+        };
+        self.open(key, id, &bytes);
+    }
+
+    fn open(&mut self, key: Key, id: TorrentId, bytes: &[u8]) {
+        let handshake = match Handshake::parse(bytes) {
+            Ok(Some(handshake)) => handshake,
+            _ => unreachable!("invariant: the handshake was whole"),
+        };
+        let ours = self.options.globals.peer_id;
+        let local = self.torrents.get_mut(&id).expect("invariant: placed by a known torrent");
+        if handshake.peer_id == ours || local.peers.contains_key(&handshake.peer_id) {
+            let oneself = handshake.peer_id == ours;
+            self.dial_ended(key, if oneself { DialOutcome::Oneself } else { DialOutcome::Closed });
+            return self.close(key, Shutdown::Orderly);
+        }
+        local.entered(handshake.peer_id, key);
+        local.idle_since = None;
+        let contents = local.contents.clone().expect("invariant: place checked");
+        let view = View { shared: &local.shared, contents: &contents };
+        let now = self.io.now();
+        let connection = self.connections.get(key).expect("invariant: the caller has it");
+        let globals = &self.options.globals;
+        let port = globals.listen_port.load(Ordering::Relaxed);
+        let options = session::Options {
+            client: globals.client,
+            your_ip: Some(connection.address.ip()),
+            listen_port: (port != 0).then_some(port),
+            upload_only: true,
+            allowed_fast: if self.choking.slots == u32::MAX { 0 } else { ALLOWED_FAST },
+            ..session::Options::new(handshake.reserved, handshake.peer_id)
+        };
+        let mut session = Session::new(options, now, self.options.seed ^ key.0);
+        if connection.dialed.is_none() {
+            let reserved = Reserved::OURS;
+            let info_hash = handshake.info_hash;
+            let answer = Handshake { reserved, info_hash, peer_id: ours };
+            connection.out.extend_from_slice(&answer.encode());
+        }
+        session.open(&view, &mut connection.out);
+        let zero_copy = globals.zero_copy.load(Ordering::Relaxed)
+            && !is_loopback(connection.address.ip())
+            && self.choking.routes.is_worth(connection.address.ip(), now);
+        connection.stage = Stage::Open(Box::new(Open {
+            session,
+            torrent: id,
+            peer_id: handshake.peer_id,
+            opened_at: now,
+            in_flight: Vec::new(),
+            in_flight_bytes: 0,
+            payload_in_flight: 0,
+            sent_at: now,
+            batch_blocks: BATCH_BLOCKS_MAX / 4,
+            asked: Asked::default(),
+            run_end: u64::MAX,
+            run_bytes: 0,
+            cold: 0,
+            zero_copy: if zero_copy { ZeroCopy::On { copied: 0 } } else { ZeroCopy::Off },
+            uploaded_bytes: 0,
+            rate: Rate::default(),
+        }));
+        connection.operations += 1;
+        let socket = connection.socket.clone();
+        self.stats.half_open -= 1;
+        self.stats.connections += 1;
+        self.dial_ended(key, DialOutcome::Connected);
+        self.submit_now(Op::Receive { token: Target::Receive(key).token(), socket });
+        self.open_received(key, &bytes[Handshake::LEN..]);
+        // The reminder set when the greeting began serves from here on.
+        self.enqueue(key);
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}

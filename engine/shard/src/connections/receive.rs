@@ -1,0 +1,165 @@
+//! What peers send: bytes to sessions, sessions' events to the shard.
+//!
+//! Owns: the end of a connection (close), deadlines, what a session's events lead to.
+//! Never: the format of messages. Flow: dispatch -> received -> session -> pump later in this tick.
+
+use std::{io, sync::atomic::Ordering, time::Duration};
+
+use seedring_platform::op::{Io, Received, Shutdown};
+use seedring_proto::{peer::session::Event as Said, wire::Violation};
+
+use super::{Key, Stage};
+use crate::{
+    contract::DialOutcome,
+    shard::Shard,
+    torrent::{TorrentId, View},
+};
+
+impl<I: Io> Shard<I> {
+    pub(crate) fn received(&mut self, key: Key, result: io::Result<Received>) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let single = matches!(connection.stage, Stage::Greeting(_));
+        let ended = single || !matches!(&result, Ok(bytes) if !bytes.is_empty());
+        if ended {
+            self.operation_ended(key);
+        }
+        let Some(connection) = self.connections.get(key) else { return };
+        match (&connection.stage, result) {
+            (Stage::Greeting(_), Ok(bytes)) => self.greeting_received(key, &bytes),
+            (Stage::Open(_), Ok(bytes)) if !bytes.is_empty() => self.open_received(key, &bytes),
+            (Stage::Closing, Ok(_)) => {}
+            _ => self.close(key, Shutdown::Reset),
+        }
+    }
+
+    /// Bytes of a handshaken connection.
+    pub(crate) fn open_received(&mut self, key: Key, bytes: &[u8]) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        let Some(local) = self.torrents.get(&open.torrent) else { return };
+        let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
+        let view = View { shared: &local.shared, contents };
+        let now = self.io.now();
+        let mut events = Vec::new();
+        let before = connection.out.len();
+        let result = open.session.receive(bytes, &view, now, &mut connection.out, &mut events);
+        let mut ready = connection.out.len() > before;
+        open.asked.grow_to(open.session.queue().len(), now);
+        for event in events {
+            match event {
+                Said::Requested => ready = true,
+                Said::Interested => self.became_interested(key),
+                Said::NotInterested => self.lost_interest(key),
+                Said::PeerComplete | Said::PeerUploadOnly => {
+                    self.dial_ended(key, DialOutcome::Seed);
+                    return self.close(key, Shutdown::Orderly);
+                }
+                _ => {}
+            }
+        }
+        if let Err(violation) = result {
+            return self.violated(key, &violation);
+        }
+        if ready {
+            self.enqueue(key);
+        }
+    }
+
+    /// The peer broke the protocol: that connection closes, the others do not notice.
+    pub(crate) fn violated(&mut self, key: Key, violation: &Violation) {
+        if violation.is_fault() {
+            self.stats.violations += 1;
+        }
+        self.close(key, Shutdown::Reset);
+    }
+
+    /// Ends a connection: shut down now, closed when its last operation has completed.
+    pub(crate) fn close(&mut self, key: Key, how: Shutdown) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if matches!(connection.stage, Stage::Closing) {
+            return;
+        }
+        self.dial_ended(key, DialOutcome::Closed);
+        let Some(connection) = self.connections.get(key) else { return };
+        let connecting = matches!(connection.stage, Stage::Connecting);
+        let stage = std::mem::replace(&mut connection.stage, Stage::Closing);
+        connection.out = Vec::new();
+        let idle = connection.operations == 0;
+        if connecting {
+            self.io.cancel(crate::token::Target::Connect(key).token());
+        }
+        self.io.shutdown(&connection.socket, how);
+        match stage {
+            Stage::Open(mut open) => {
+                self.stats.connections -= 1;
+                if open.session.peer_interested() {
+                    self.stats.interested -= 1;
+                }
+                if !open.session.am_choking() {
+                    self.slot_freed(open.torrent);
+                }
+                self.settle_partial(&mut open);
+                self.leave(open.torrent, |local| local.left(&open.peer_id));
+            }
+            Stage::Waiting(torrent, _) => {
+                self.stats.half_open -= 1;
+                self.leave(torrent, |local| local.waiting.retain(|k| *k != key));
+            }
+            Stage::Connecting | Stage::Greeting(_) => self.stats.half_open -= 1,
+            Stage::Closing => unreachable!("invariant: checked above"),
+        }
+        self.options.globals.connections.fetch_sub(1, Ordering::Relaxed);
+        if idle {
+            self.connections.remove(key);
+        }
+    }
+
+    fn leave(&mut self, id: TorrentId, how: impl FnOnce(&mut crate::torrent::Local)) {
+        let now = self.io.now();
+        if let Some(local) = self.torrents.get_mut(&id) {
+            how(local);
+            if local.is_unused() {
+                local.idle_since = Some(now);
+            }
+        }
+    }
+
+    /// Timers that are due: each connection is asked what it thinks of the time.
+    pub(crate) fn fire_timers(&mut self, now: Duration, max: usize) -> bool {
+        for _ in 0..max {
+            let Some(key) = self.timers.pop_due(now) else { return false };
+            self.check_deadline(key);
+        }
+        true
+    }
+
+    /// Closes what is late; sends keep-alives; sets the next reminder.
+    pub(crate) fn check_deadline(&mut self, key: Key) {
+        let now = self.io.now();
+        let Some(connection) = self.connections.get(key) else { return };
+        let next = match &mut connection.stage {
+            Stage::Closing => return,
+            Stage::Connecting | Stage::Greeting(_) | Stage::Waiting(..) => {
+                if connection.deadline <= now {
+                    return self.close(key, Shutdown::Reset);
+                }
+                connection.deadline
+            }
+            Stage::Open(open) => {
+                let stalled =
+                    connection.sending && now.saturating_sub(open.sent_at) > super::send::STALL_MAX;
+                match open.session.timeout(now, &mut connection.out) {
+                    _ if stalled => return self.close(key, Shutdown::Reset),
+                    Ok(next) => next.unwrap_or(now + Duration::from_secs(60)),
+                    Err(_) => return self.close(key, Shutdown::Orderly),
+                }
+            }
+        };
+        connection.deadline = next;
+        let ready = !connection.out.is_empty();
+        self.timers.set(next.max(now + Duration::from_millis(1)), key);
+        if ready {
+            self.enqueue(key);
+        }
+    }
+}

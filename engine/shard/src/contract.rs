@@ -1,0 +1,163 @@
+//! The whole contract between control and a shard: `Command` in, `Event` out, `Globals` shared.
+//!
+//! Owns: these types. Never: how either side does its part.
+//! Flow: control -> mailbox -> shard tick; shard -> mailbox -> control. Events are hints: the truth is in
+//! the piece maps and counters, and a lost event makes control read them again.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64},
+    },
+};
+
+use seedring_proto::units::{PeerId, PieceIndex};
+
+use crate::{
+    limits::Meter,
+    stats::Stats,
+    torrent::{Shared, TorrentId},
+};
+
+/// What control asks of a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// Know these torrents. Repeating one that is known does nothing.
+    Add(Vec<Arc<Shared>>),
+    /// Forget a torrent: its connections close, its files close.
+    Remove(TorrentId),
+    /// A torrent's phase or contents changed: look again (connections of one that is not Active
+    /// close; connections that wait for contents go on).
+    Look(TorrentId),
+    /// Connect to a peer that a tracker named.
+    Dial { torrent: TorrentId, address: SocketAddr },
+    /// Hash pieces `first .. first + count` and set or clear their bits. `offer`: good pieces
+    /// become offered too.
+    Verify { torrent: TorrentId, first: PieceIndex, count: u32, offer: bool },
+    /// Unchoke slots this shard may use among all its torrents; `u32::MAX`: unlimited.
+    Slots(u32),
+    /// Send `Event::Stats`.
+    Report,
+    /// Send `Event::Peers` of one torrent.
+    Peers(TorrentId),
+    /// Close everything; `Event::Stopped` follows when nothing is in flight any more.
+    Stop,
+}
+
+/// What a shard tells control.
+#[derive(Debug)]
+pub enum Event {
+    /// A peer asked for a cold torrent: load `Shared::contents`, then `Command::Look`.
+    Activate(TorrentId),
+    /// No connection and no work is left for this torrent here: contents may be dropped.
+    Idle(TorrentId),
+    /// Progress of `Command::Verify`: pieces done since the last such event, and how many failed.
+    Verified {
+        torrent: TorrentId,
+        pieces: u32,
+        failed: u32,
+        bytes: u64,
+        done: bool,
+    },
+    /// A piece did not match its hash; its bits were cleared.
+    PieceFailed {
+        torrent: TorrentId,
+        piece: PieceIndex,
+    },
+    /// A file can't be read as the torrent says. Nothing is served from it.
+    Trouble {
+        torrent: TorrentId,
+        path: PathBuf,
+        trouble: Trouble,
+    },
+    /// A dialled peer: connected and handshaken, or why not.
+    Dialed {
+        torrent: TorrentId,
+        address: SocketAddr,
+        outcome: DialOutcome,
+    },
+    /// Accepting stopped for a while (descriptor limit, memory).
+    AcceptFailed(io::Error),
+    Stats(Box<Stats>),
+    Peers {
+        torrent: TorrentId,
+        peers: Vec<PeerReport>,
+    },
+    /// Nothing is in flight; final statistics.
+    Stopped(Box<Stats>),
+}
+
+/// Why a file can't be served.
+#[derive(Debug)]
+pub enum Trouble {
+    /// open or read failed.
+    Io(io::Error),
+    /// The file is shorter than the torrent says.
+    Short { expected_bytes: u64, found_bytes: u64 },
+    /// Size, modification time or inode changed while the file was served.
+    Changed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DialOutcome {
+    Connected,
+    /// It has everything too: no use for us.
+    Seed,
+    /// Ourselves.
+    Oneself,
+    Refused,
+    /// Connected, then closed or broke the protocol before or after the handshake.
+    Closed,
+}
+
+/// One line of a peer listing.
+#[derive(Clone, Debug)]
+pub struct PeerReport {
+    pub address: SocketAddr,
+    pub client: String,
+    pub dialed: bool,
+    pub interested: bool,
+    pub unchoked: bool,
+    pub queued_requests: u32,
+    pub uploaded_bytes: u64,
+    pub upload_bytes_per_s: u64,
+    /// How much the peer has, in thousandths.
+    pub progress_permille: u16,
+    pub zero_copy: bool,
+}
+
+/// What all shards of a process share beside torrents: limits and counts, all atomic.
+#[derive(Debug)]
+pub struct Globals {
+    pub peer_id: PeerId,
+    /// Sent as `v` in the extension handshake.
+    pub client: &'static str,
+    /// Told to peers (BEP 10 `p`); 0: not told.
+    pub listen_port: AtomicU16,
+    pub upload: Meter,
+    pub connections: AtomicU32,
+    pub connections_max: AtomicU32,
+    pub zero_copy: AtomicBool,
+    pub direct_io: AtomicBool,
+    /// Handshakes that must be whole within this time, ms.
+    pub handshake_timeout_ms: AtomicU64,
+}
+
+impl Globals {
+    pub fn new(peer_id: PeerId, client: &'static str) -> Self {
+        Globals {
+            peer_id,
+            client,
+            listen_port: AtomicU16::new(0),
+            upload: Meter::new(None),
+            connections: AtomicU32::new(0),
+            connections_max: AtomicU32::new(2_000),
+            zero_copy: AtomicBool::new(true),
+            direct_io: AtomicBool::new(true),
+            handshake_timeout_ms: AtomicU64::new(10_000),
+        }
+    }
+}

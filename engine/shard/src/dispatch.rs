@@ -1,0 +1,93 @@
+//! Completions to those whom they are for.
+//!
+//! Owns: the one place where a token is opened. Never: what is done about it.
+//! Flow: reap -> dispatch -> greet, receive, send, storage.
+
+use seedring_platform::op::{Completion, Io, Outcome};
+
+use crate::{
+    connections::{Key, Stage},
+    contract::Event,
+    shard::Shard,
+    storage::News,
+    token::Target,
+};
+
+impl<I: Io> Shard<I> {
+    pub(crate) fn dispatch(&mut self, completion: Completion) {
+        match (Target::of(completion.token), completion.outcome) {
+            (Target::Listener(_), Outcome::Accepted(Ok((socket, address)))) => {
+                self.accepted(socket, address);
+            }
+            (Target::Listener(_), Outcome::Accepted(Err(error))) => {
+                self.tell(Event::AcceptFailed(error));
+            }
+            (Target::Listener(n), Outcome::AcceptEnded(_)) => self.accept_ended(n),
+            (Target::Connect(key), Outcome::Connected(result)) => {
+                self.operation_ended(key);
+                self.connected(key, result);
+            }
+            (Target::Receive(key), Outcome::Received(result)) => self.received(key, result),
+            (Target::Send(key), Outcome::Sent { result, batch }) => {
+                self.sent(key, result, batch);
+            }
+            (Target::Send(key), Outcome::Released { batch, copied }) => {
+                self.released(key, batch, copied);
+            }
+            (Target::Open(file), Outcome::Opened(result)) => {
+                self.storage.opened(&mut self.io, file, result, &mut self.news);
+            }
+            (Target::Identify(file), Outcome::Identified(result)) => {
+                self.storage.identified(&mut self.io, file, result, &mut self.news);
+            }
+            (Target::Read(slot), Outcome::Read { result, lease }) => {
+                let (io, stats, news) = (&mut self.io, &mut self.stats, &mut self.news);
+                self.storage.read(io, stats, slot, result, lease, news);
+            }
+            (target, outcome) => panic!("{target:?} completed with {outcome:?}"),
+        }
+    }
+
+    /// An operation of a connection is over; a closing one goes with its last.
+    pub(crate) fn operation_ended(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        connection.operations =
+            connection.operations.checked_sub(1).expect("invariant: as many ends as beginnings");
+        if connection.operations == 0 && matches!(connection.stage, Stage::Closing) {
+            // Dropping the connection drops the last handle: the descriptor closes here.
+            self.connections.remove(key);
+        }
+    }
+
+    /// Storage's news to those who wait.
+    pub(crate) fn deliver_news(&mut self) {
+        let mut news = std::mem::take(&mut self.news);
+        for item in news.drain(..) {
+            match item {
+                News::Wake(waiter) => self.wake(waiter),
+                News::Trouble { torrent, file, trouble, range } => {
+                    self.file_trouble(torrent, file, trouble, range);
+                }
+            }
+        }
+        self.news = news;
+    }
+
+    /// Queues an event for control. The outbox is bounded: what does not fit is dropped, since
+    /// events are hints and the truth is in the piece maps and counters.
+    pub(crate) fn tell(&mut self, event: Event) {
+        const OUTBOX_MAX: usize = 4_096;
+        if self.outbox.len() < OUTBOX_MAX {
+            self.outbox.push_back(event);
+        }
+    }
+
+    pub(crate) fn flush_outbox(&mut self) {
+        while let Some(event) = self.outbox.pop_front() {
+            if let Err(event) = self.links.events.send(event) {
+                self.outbox.push_front(event);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A torrent on one shard.
+//!
+//! Owns: which connections of this shard belong to it, and which wait for its contents.
+//! Never: what other shards do. Flow: connections enter at placement and leave at close.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use seedring_proto::{
+    peer::session,
+    units::{PeerId, PieceIndex},
+};
+
+use super::{Contents, Shared};
+use crate::connections::Key;
+
+/// One shard's view of a torrent.
+pub struct Local {
+    pub shared: Arc<Shared>,
+    /// Kept while there are connections or verification here; then given back.
+    pub contents: Option<Arc<Contents>>,
+    /// Handshaken connections by the peer's id: a second one of the same peer is refused.
+    pub peers: HashMap<PeerId, Key>,
+    /// Connections whose handshake named this torrent while it was cold.
+    pub waiting: Vec<Key>,
+    /// `Event::Activate` went out.
+    pub asked: bool,
+    /// Verification jobs under way here.
+    pub jobs: u32,
+    pub unchoked: u32,
+    pub idle_since: Option<Duration>,
+}
+
+impl Local {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Local {
+            shared,
+            contents: None,
+            peers: HashMap::new(),
+            waiting: Vec::new(),
+            asked: false,
+            jobs: 0,
+            unchoked: 0,
+            idle_since: None,
+        }
+    }
+
+    /// The contents, taken over from `Shared` when control has put them there.
+    pub fn contents(&mut self) -> Option<&Arc<Contents>> {
+        if self.contents.is_none() {
+            self.contents = self.shared.contents.load_full();
+        }
+        self.contents.as_ref()
+    }
+
+    pub fn is_unused(&self) -> bool {
+        self.peers.is_empty() && self.waiting.is_empty() && self.jobs == 0
+    }
+
+    pub fn entered(&mut self, peer: PeerId, key: Key) {
+        let before = self.peers.insert(peer, key);
+        assert!(before.is_none(), "one connection a peer");
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn left(&mut self, peer: &PeerId) {
+        if self.peers.remove(peer).is_some() {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a peer session asks about a torrent.
+pub struct View<'a> {
+    pub shared: &'a Shared,
+    pub contents: &'a Contents,
+}
+
+impl session::Torrent for View<'_> {
+    fn info_hash(&self) -> seedring_proto::units::InfoHash {
+        self.shared.info_hash
+    }
+    fn piece_count(&self) -> u32 {
+        self.contents.layout.piece_count()
+    }
+    fn piece_length(&self, piece: PieceIndex) -> u32 {
+        self.contents.layout.piece_length(piece)
+    }
+    fn offered(&self, piece: PieceIndex) -> bool {
+        self.shared.pieces.is_offered(piece)
+    }
+    fn offers_all(&self) -> bool {
+        self.shared.pieces.offers_all()
+    }
+    fn metadata(&self) -> Option<&[u8]> {
+        Some(&self.contents.raw_info)
+    }
+    fn private(&self) -> bool {
+        self.contents.private
+    }
+}

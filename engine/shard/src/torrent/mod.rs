@@ -1,0 +1,149 @@
+//! A torrent as shards know it.
+//!
+//! Owns: `Shared` (identity, piece map, counters, limits: bits and numbers that every shard and control
+//! may touch), `Contents` (layout and hashes, present while somebody needs them).
+//! Never: connections, sockets, decisions on when to announce. Flow: control makes it, shards read it.
+
+mod local;
+mod piece_map;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use seedring_proto::{
+    layout::Layout,
+    units::{FileIndex, InfoHash, PieceIndex},
+};
+
+pub use self::{
+    local::{Local, View},
+    piece_map::PieceMap,
+};
+use crate::limits::Meter;
+
+/// A torrent's number in this process; never used again after removal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TorrentId(pub u32);
+
+/// What a torrent may do right now. Set by control, read by shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Phase {
+    /// Serving.
+    Active = 0,
+    /// By the user's word: no connections.
+    Paused = 1,
+    /// Content is missing or in trouble: no connections, no bit cleared, until control says Active.
+    Parked = 2,
+    /// Gone: connections close, the torrent is dropped.
+    Removed = 3,
+}
+
+/// The part of a torrent that is shared: identity, bits, counters. A few hundred bytes, because
+/// torrents come by the 100,000; what is large is in `contents`, which comes and goes.
+pub struct Shared {
+    pub id: TorrentId,
+    pub info_hash: InfoHash,
+    pub pieces: PieceMap,
+    /// `None`: cold. Loaded by control when a shard asks (`Event::Activate`).
+    pub contents: ArcSwapOption<Contents>,
+    phase: AtomicU8,
+    /// Open connections on all shards.
+    pub connections: AtomicU32,
+    /// Payload bytes sent, all time (from the store, then counted up).
+    pub uploaded_bytes: AtomicU64,
+    pub upload: Meter,
+    pub connections_max: AtomicU32,
+    /// Unchoke slots; `u32::MAX` is unlimited.
+    pub slots: AtomicU32,
+}
+
+impl Shared {
+    pub fn new(id: TorrentId, info_hash: InfoHash, piece_count: u32) -> Self {
+        Shared {
+            id,
+            info_hash,
+            pieces: PieceMap::new(piece_count),
+            contents: ArcSwapOption::empty(),
+            phase: AtomicU8::new(Phase::Parked as u8),
+            connections: AtomicU32::new(0),
+            uploaded_bytes: AtomicU64::new(0),
+            upload: Meter::new(None),
+            connections_max: AtomicU32::new(u32::MAX),
+            slots: AtomicU32::new(u32::MAX),
+        }
+    }
+
+    /// Partner of the Release in `set_phase`.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Active,
+            1 => Phase::Paused,
+            2 => Phase::Parked,
+            _ => Phase::Removed,
+        }
+    }
+
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// The shard that a torrent's first connections gather on, so that its content is cached once.
+    pub fn home(info_hash: &InfoHash, shards: usize) -> usize {
+        let bytes = &info_hash.0;
+        let word = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        word as usize % shards.max(1)
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "torrent {} ({})", self.id.0, self.info_hash)
+    }
+}
+
+/// What serving needs and a cold torrent does not keep in memory.
+pub struct Contents {
+    pub layout: Layout,
+    /// 20 bytes a piece.
+    pub piece_hashes: Arc<[u8]>,
+    /// The raw info dictionary, for peers that came by magnet (BEP 9).
+    pub raw_info: Arc<[u8]>,
+    pub private: bool,
+    /// Where the content lies, without symlinks (canonical): the folder that holds the layout's
+    /// files, or, for a single file, the file itself.
+    pub base: PathBuf,
+    pub base_is_file: bool,
+    /// Size and time of each file when its pieces were verified; `None`: not known, take it as it
+    /// is at the first open. May be empty.
+    pub stamps: Box<[Option<Stamp>]>,
+    pub direct_io: bool,
+}
+
+/// What a file was when its pieces were verified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    pub size_bytes: u64,
+    pub modified_ns: i128,
+}
+
+impl Contents {
+    pub fn piece_hash(&self, piece: PieceIndex) -> [u8; 20] {
+        let at = piece.0 as usize * 20;
+        self.piece_hashes[at..at + 20].try_into().expect("invariant: 20 bytes a piece")
+    }
+
+    /// The absolute path of a file of this torrent.
+    pub fn path(&self, file: FileIndex) -> PathBuf {
+        if self.base_is_file {
+            return self.base.clone();
+        }
+        self.base.join(&*self.layout.files[file.0 as usize].path)
+    }
+}
