@@ -13,6 +13,7 @@ pub mod metainfo;
 pub mod peer;
 pub mod rate;
 pub mod sanitise;
+pub mod swarm;
 pub mod tracker;
 pub mod units;
 pub mod wire;

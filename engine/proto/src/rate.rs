@@ -1,6 +1,6 @@
 //! Owns: token buckets and rate estimates in virtual time.
 //! Never: reads a clock, sleeps, or knows who shares a bucket.
-//! Flow: upload asks each bucket of a path (global, torrent) before it sends; the choker reads rates.
+//! Flow: upload asks each bucket of a path (global, torrent) before it sends; choker reads rates.
 //!
 //! A path of buckets is used so: send at most the least `available`, then `take` from all of them;
 //! where it is too little, come back at the latest `ready_at`.

@@ -1,4 +1,4 @@
-//! Owns: the peer wire format: handshake, frames, messages, extension messages, and what counts as a fault.
+//! Owns: the peer wire format: handshake, frames, messages, extension messages, and the faults.
 //! Never: keeps the state of a peer, or decides what to answer.
 //! Flow: connections feed received bytes, the peer session gets messages and appends answers.
 

@@ -37,7 +37,7 @@ pub enum Violation {
     RequestEmpty(PieceIndex),
     #[error("a request for {length} bytes, allowed are {max}")]
     RequestTooLong { length: u32, max: u32 },
-    #[error("a request for {} bytes at {} of piece {}, which is shorter", .0.length, .0.begin, .0.piece)]
+    #[error("a request past the end of piece {}: {} bytes at {}", .0.piece, .0.length, .0.begin)]
     RequestPastEnd(Block),
     #[error("a request for piece {0}, which was not offered")]
     RequestNotOffered(PieceIndex),

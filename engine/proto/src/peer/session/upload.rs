@@ -1,6 +1,6 @@
 //! Owns: the calls by which upload and choker act on a session.
 //! Never: sends a block: a block taken from the queue is the caller's to send or to refuse.
-//! Flow: choker -> choke, unchoke; upload -> take, sent, refuse; storage and verify -> have, reject.
+//! Flow: choker -> choke, unchoke; upload -> take, sent, refuse; verify -> have, reject_piece.
 
 use std::time::Duration;
 

@@ -65,7 +65,7 @@ fn a_wrong_length_is_a_violation() {
 
 proptest! {
     #[test]
-    fn whatever_parses_encodes_to_the_same_bytes(frame in prop::collection::vec(any::<u8>(), 0..40)) {
+    fn what_parses_encodes_to_the_same(frame in prop::collection::vec(any::<u8>(), 0..40)) {
         if let Ok(message) = Message::parse(&frame)
             && !matches!(message, Message::Skipped { .. })
         {
