@@ -18,6 +18,9 @@ def main() -> None:
             "enable_lsd": False,
             "enable_upnp": False,
             "enable_natpmp": False,
+            # Like the engine, TCP only.
+            "enable_incoming_utp": False,
+            "enable_outgoing_utp": False,
         }
     )
     parameters = lt.add_torrent_params()

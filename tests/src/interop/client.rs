@@ -89,7 +89,8 @@ fn qbittorrent(
     )?;
     let profile = format!("--profile={}", text(&folder.join("qbittorrent"))?);
     let mut command = host.command("qbittorrent-nox");
-    command.arg(profile).env("HOME", folder);
+    // Instances find one another by a socket in the temporary folder, and would hand over.
+    command.arg(profile).env("HOME", folder).env("TMPDIR", folder);
     let mut process =
         Process::start("qbittorrent-nox", &mut command, &folder.join("qbittorrent.log"))?;
     let api = format!("http://127.0.0.1:{WEB_PORT}/api/v2");
@@ -152,7 +153,7 @@ fn transmission(
     command.args(["--foreground", "--no-dht", "--no-lpd", "--no-portmap", "--no-auth"]);
     command.args(["--config-dir", text(&settings)?, "--download-dir", text(copy)?]);
     command.args(["--port", &WEB_PORT.to_string(), "--peerport", &PEER_PORT.to_string()]);
-    command.env("HOME", folder);
+    command.args(["--log-debug", "--no-utp"]).env("HOME", folder);
     let mut process =
         Process::start("transmission-daemon", &mut command, &folder.join("transmission.log"))?;
     let port = WEB_PORT.to_string();
