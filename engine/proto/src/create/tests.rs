@@ -174,7 +174,9 @@ proptest! {
     // What was planned is what any reader of the torrent sees.
     #[test]
     fn what_is_made_is_read(
-        files in proptest::collection::btree_map("[a-cé]{1,2}(/[a-c]{1,2}){0,2}", 0..200_000u64, 1..12),
+        files in proptest::collection::btree_map(
+            "[a-cé]{1,2}(/[a-c]{1,2}){0,2}", 0..200_000u64, 1..12,
+        ),
         executable: bool,
         private: bool,
     ) {

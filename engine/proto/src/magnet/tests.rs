@@ -13,7 +13,8 @@ fn hash() -> InfoHash {
 fn reads_every_parameter() {
     let v2 = "ab".repeat(32);
     let link = format!(
-        "magnet:?xt=urn:btih:{HEX}&xt=urn:btmh:1220{v2}&dn=Some+name%2B%C3%A9&tr=http%3A%2F%2Fa%2Fb%3Fc%3Dd\
+        "magnet:?xt=urn:btih:{HEX}&xt=urn:btmh:1220{v2}&dn=Some+name%2B%C3%A9\
+         &tr=http%3A%2F%2Fa%2Fb%3Fc%3Dd\
          &tr.1=udp://t:80/announce&ws=http://w/&x.pe=10.0.0.1:6881&x.pe=[::1]:7&x.pe=host:0\
          &so=0,2,4-6,x,9-8&xl=5&tr=&tr=%0A%0Dx%0Ay"
     );
@@ -92,7 +93,9 @@ proptest! {
         name: Option<String>,
         trackers in proptest::collection::vec("[!-~é]{1,30}", 0..4),
         web_seeds in proptest::collection::vec("[!-~]{1,30}", 0..3),
-        peers in proptest::collection::vec(("[a-z.0-9]{1,9}|([0-9a-f]{1,4}:){3}:1", 1..=u16::MAX), 0..3),
+        peers in proptest::collection::vec(
+            ("[a-z.0-9]{1,9}|([0-9a-f]{1,4}:){3}:1", 1..=u16::MAX), 0..3,
+        ),
         select in proptest::collection::vec((any::<u32>(), 0..9u32), 0..4),
     ) {
         let magnet = Magnet {
