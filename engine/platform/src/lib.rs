@@ -5,6 +5,8 @@
 //! Never: anything of BitTorrent.
 //! Flow: a shard submits an `Op` through `trait Io` and reaps `Completion`s.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod cpu;
 pub mod descriptors;
 pub mod hash;

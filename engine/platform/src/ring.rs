@@ -91,6 +91,8 @@ pub struct Ring {
     starved: VecDeque<SlotId>,
     /// Completions that did not fit the last `reap`, or that need no kernel.
     ready: VecDeque<Completion>,
+    /// Boxed: the kernel has addresses of a batch's header while it is in flight.
+    #[allow(clippy::vec_box)]
     batches: Vec<Box<SendBatch>>,
     pool: Pool,
     arenas_registered: usize,

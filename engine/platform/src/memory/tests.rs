@@ -79,8 +79,10 @@ fn a_write_after_return_is_caught() {
     let lease = pool.lease(Class::K64).expect("lease");
     let data = lease.data();
     drop(lease);
+    // SAFETY: 20,000 is inside the chunk of 64 KiB.
+    let inside = unsafe { data.add(20_000) };
     // SAFETY: the arena is mapped while `pool` lives; this plants the bug that the poison is for.
-    unsafe { data.as_ptr().add(20_000).write(1) };
+    unsafe { inside.write(1) };
     let _ = pool.lease(Class::K64);
 }
 

@@ -24,9 +24,11 @@ fn kind(change: impl FnOnce(&mut Observations), errno: Errno) -> (Kind, String) 
     (unavailable.kind, unavailable.message)
 }
 
+type Row = (&'static str, fn(&mut Observations), Errno, Kind, &'static str);
+
 #[test]
 fn who_forbids_it_and_what_to_do() {
-    let table: [(&str, fn(&mut Observations), Errno, Kind, &str); 13] = [
+    let table: [Row; 13] = [
         ("old", |m| m.kernel_release = "5.15.0".into(), Errno::INVAL, Kind::Kernel, "6.1 or newer"),
         ("old wins", |m| m.kernel_release = "4.19".into(), Errno::NOSYS, Kind::Kernel, "4.19"),
         ("not built in", |_| (), Errno::NOSYS, Kind::Kernel, "CONFIG_IO_URING"),
