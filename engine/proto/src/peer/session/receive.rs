@@ -146,7 +146,11 @@ impl State {
             return self.refuse(block, counted, out);
         }
         if self.queue.len() >= self.options.request_queue_max as usize {
-            return self.refuse(block, true, out);
+            // One that waits already will be served: rejecting its double would deny that.
+            return match self.queue.position(block) {
+                Some(_) => Ok(()),
+                None => self.refuse(block, true, out),
+            };
         }
         if self.queue.push(block) {
             turn.requested = true;
