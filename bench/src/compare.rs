@@ -1,3 +1,157 @@
-#[derive(clap::Args)]
-pub struct Options {}
-pub fn run(_: Options) -> anyhow::Result<std::process::ExitCode> { anyhow::bail!("later") }
+//! Owns: `seedring-bench compare`: its options, and the one place where a preset is chosen.
+//! Never: measures (the load does, as a process of its own). Flow: own namespace -> preset -> report.
+
+mod cold;
+mod many;
+mod namespace;
+mod seeding;
+mod spread;
+mod summary;
+mod target;
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::leech::{Outcome, parse_bytes};
+
+/// Where targets listen inside the benchmark's own network namespace.
+const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)), 6881);
+/// Where the load connects from: each connection has an address of its own.
+const SOURCES: &str = "10.77.0.0/16";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preset {
+    /// Hot content, 1, 50 and 500 connections, rivals and the iperf3 ceiling interleaved.
+    Seeding,
+    /// Content larger than the cache: disk reads, and throughput beside a plain O_DIRECT read.
+    Cold,
+    /// One hot torrent on one shard and on two.
+    Spread,
+    /// 10,000 torrents: start-up, memory, idle CPU; 2,000 idle connections.
+    Many,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    #[arg(long, value_enum, default_value = "seeding")]
+    pub preset: Preset,
+    /// Content, configurations and state are kept here; content is made once.
+    #[arg(long, default_value = "var/bench")]
+    pub work: PathBuf,
+    /// Where PRESET.md and PRESET.json go; the work folder by default.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Targets, in the order they run: seedring, tokio-uring, libtorrent, rtorrent, rqbit, iperf3.
+    #[arg(long, value_enum, value_delimiter = ',',
+        default_value = "iperf3,seedring,tokio-uring,libtorrent,rtorrent,rqbit")]
+    pub targets: Vec<target::Kind>,
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Seconds measured at each point.
+    #[arg(long, default_value_t = 8.0)]
+    pub seconds: f64,
+    #[arg(long, default_value_t = 2.0)]
+    pub warm_up: f64,
+    #[arg(long, value_delimiter = ',', default_value = "1,50,500")]
+    pub connections: Vec<usize>,
+    /// Without the open-loop run at half of each target's speed.
+    #[arg(long)]
+    pub no_open_loop: bool,
+    /// Size of the content; 2GiB (seeding, spread, cold).
+    #[arg(long, value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Small torrents of the preset `many`.
+    #[arg(long, default_value_t = 10_000)]
+    pub torrents: usize,
+    #[arg(long, default_value_t = 0)]
+    pub server_core: usize,
+    #[arg(long, default_value_t = 1)]
+    pub load_core: usize,
+    #[arg(long, default_value = "target/release/seedring")]
+    pub seedring: PathBuf,
+    #[arg(long, default_value = "bench/baselines/target/release/tokio-uring-seed")]
+    pub baseline: PathBuf,
+    /// A Python that can import libtorrent.
+    #[arg(long, default_value = "python3")]
+    pub python: PathBuf,
+    #[arg(long, default_value = "rqbit")]
+    pub rqbit: PathBuf,
+    #[arg(long, default_value = "rtorrent")]
+    pub rtorrent: PathBuf,
+    /// Set by the command itself once it runs in its own namespace.
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+pub fn run(mut options: Options) -> Result<ExitCode> {
+    if !options.inside {
+        return namespace::run_inside();
+    }
+    ensure!(options.rounds > 0 && options.seconds > 0.0, "--rounds and --seconds must be above 0");
+    ensure!(!options.connections.is_empty(), "--connections needs a number");
+    fs::create_dir_all(&options.work)
+        .with_context(|| format!("cannot make the work folder {}", options.work.display()))?;
+    options.work = options.work.canonicalize()?;
+    let congestion = namespace::prepare()?;
+    let report = match options.preset {
+        Preset::Seeding => seeding::run(&options)?,
+        Preset::Cold => cold::run(&options)?,
+        Preset::Spread => spread::run(&options)?,
+        Preset::Many => many::run(&options)?,
+    };
+    let out = options.out.clone().unwrap_or_else(|| options.work.clone());
+    let name = format!("{:?}", options.preset).to_lowercase();
+    report.write(&out, &name, &congestion)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Options {
+    pub fn size_bytes(&self) -> u64 {
+        self.size.unwrap_or(2 << 30)
+    }
+
+    /// An empty folder for one target's state.
+    pub fn run_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.work.join("run").join(name);
+        if folder.exists() {
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot empty {}", folder.display()))?;
+        }
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// One run of the load on its own core, as a process of its own; `more`: its arguments.
+    pub fn leech(&self, torrent: &Path, pid: u32, more: &[String]) -> Result<Outcome> {
+        let this = std::env::current_exe().context("the path of this program")?;
+        let mut command = pinned(&this, self.load_core);
+        command.arg("leech").arg(TARGET.to_string()).arg("--torrent").arg(torrent);
+        command.args(["--source", SOURCES, "--json", "--pid", &pid.to_string()]).args(more);
+        let output = command.output().context("cannot run taskset: install util-linux")?;
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            bail!("leech {}: {}", more.join(" "), complaint.trim());
+        }
+        serde_json::from_slice(&output.stdout).context("the load's JSON")
+    }
+
+    /// The measured window's arguments.
+    pub fn window(&self) -> Vec<String> {
+        ["--duration".into(), self.seconds.to_string(), "--warm-up".into(), self.warm_up.to_string()]
+            .to_vec()
+    }
+}
+
+/// A command on one core at nice -20 that ends when this process does.
+pub fn pinned(program: &Path, core: usize) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "taskset", "-c", &core.to_string()]);
+    command.args(["nice", "-n", "-20"]).arg(program);
+    command
+}

@@ -1,0 +1,66 @@
+//! Owns: the network namespace that comparisons run in: loopback alone, many addresses, cubic.
+//! Never: touches the host's network or its settings. Flow: run_inside -> (again) prepare -> preset.
+//!
+//! Congestion control is set by route, because a namespace may only choose among the algorithms
+//! that the host allows everyone, and a host may run bbr, which without fq costs a timer a segment.
+
+use std::{
+    ffi::OsString,
+    net::{TcpListener, TcpStream},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::TARGET;
+
+/// Runs this very command once more, in a namespace of its own.
+pub fn run_inside() -> Result<ExitCode> {
+    let this = std::env::current_exe().context("the path of this program")?;
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let status = Command::new("unshare")
+        .args(["--net", "--"])
+        .arg(this)
+        .args(arguments)
+        .arg("--inside")
+        .status()
+        .context("cannot run unshare: install util-linux")?;
+    match status.code() {
+        Some(0) => Ok(ExitCode::SUCCESS),
+        Some(code) => {
+            if !rustix::process::geteuid().is_root() {
+                eprintln!("compare makes a network namespace and sets priorities: run it as root");
+            }
+            Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+        }
+        None => bail!("the comparison was ended by a signal"),
+    }
+}
+
+/// Loopback up, 10.77.0.0/16 on it, cubic on every local route. Says which algorithm is in use.
+pub fn prepare() -> Result<String> {
+    ip("link set lo up")?;
+    ip("addr add 10.77.0.1/16 dev lo")?;
+    for route in ["10.77.0.0/16", "10.77.0.1", "127.0.0.0/8", "127.0.0.1"] {
+        ip(&format!("route change local {route} dev lo proto kernel scope host table local congctl cubic"))?;
+    }
+    let listener = TcpListener::bind((TARGET.ip(), 0)).context("the namespace's loopback")?;
+    let _client = TcpStream::connect(listener.local_addr()?)?;
+    let (server, _) = listener.accept()?;
+    let used = rustix::net::sockopt::tcp_congestion(&server)?;
+    ensure!(used.starts_with("cubic"), "congestion control is {used}, not cubic: load tcp_cubic");
+    Ok("cubic".into())
+}
+
+pub fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .context("cannot run ip: install iproute2")?;
+    ensure!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}

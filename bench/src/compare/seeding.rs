@@ -1,0 +1,255 @@
+//! Owns: the seeding comparison: targets x connections x rounds, interleaved, and its table.
+//! Never: lets one target's round follow its own. Flow: round -> each target fresh -> each K -> report.
+
+use std::{
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::{
+    Options, TARGET, pinned,
+    summary::{Report, Spread, table},
+    target::{self, Content, Kind, Running},
+};
+use crate::{leech::Outcome, payload, probe::Reading};
+
+const GIB: f64 = 1_073_741_824.0;
+
+#[derive(Serialize)]
+struct Run {
+    round: usize,
+    #[serde(serialize_with = "as_text")]
+    target: Kind,
+    connections: usize,
+    cpu_seconds_per_gib: f64,
+    mib_per_s: f64,
+    outcome: Option<Outcome>,
+    /// At half of `mib_per_s`.
+    open_loop: Option<Outcome>,
+}
+
+fn as_text<S: serde::Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(kind)
+}
+
+/// The hot content: made once, and read once so that the page cache holds it.
+pub fn hot_content(options: &Options) -> Result<Content> {
+    let folder = options.work.join("hot");
+    let file = folder.join("payload.bin");
+    eprintln!("content: {} bytes in {}", options.size_bytes(), file.display());
+    let torrent = payload::make(&file, options.size_bytes(), 1 << 20, 1)?;
+    std::io::copy(&mut std::fs::File::open(&file)?, &mut std::io::sink())?;
+    Ok(Content { torrent, folder })
+}
+
+pub fn run(options: &Options) -> Result<Report> {
+    let mut report = Report { title: "Seeding, hot content".into(), ..Report::default() };
+    let mut targets = Vec::new();
+    for kind in &options.targets {
+        match kind.version(options) {
+            Ok(version) => {
+                report.versions.push(format!("{kind}: {version}"));
+                targets.push(*kind);
+            }
+            Err(error) => {
+                eprintln!("{kind} is absent: {error:#}");
+                report.absent.push(format!("{kind}: {error:#}"));
+            }
+        }
+    }
+    ensure!(!targets.is_empty(), "none of the targets can run");
+    let content = hot_content(options)?;
+    let window = options.seconds + options.warm_up + 1.0;
+    let points = options.connections.len() as f64;
+    let minutes = options.rounds as f64
+        * targets.len() as f64
+        * (points * window * if options.no_open_loop { 1.0 } else { 1.6 } + 5.0)
+        / 60.0;
+    eprintln!("{} rounds of {} targets, about {minutes:.0} minutes", options.rounds, targets.len());
+    let mut runs: Vec<Run> = Vec::new();
+    for round in 1..=options.rounds {
+        for kind in &targets {
+            if let Err(error) = one_round(options, &content, *kind, round, &mut runs, &mut report) {
+                let line = format!("{kind}, round {round}: {error:#}");
+                eprintln!("FAILED {line}");
+                report.absent.push(line);
+            }
+        }
+    }
+    report.sections.push(main_table(options, &targets, &runs));
+    report.sections.push(detail_table(options, &targets, &runs));
+    report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    Ok(report)
+}
+
+fn one_round(
+    options: &Options,
+    content: &Content,
+    kind: Kind,
+    round: usize,
+    runs: &mut Vec<Run>,
+    report: &mut Report,
+) -> Result<()> {
+    let running = target::start(kind, options, content)?;
+    if round == 1 {
+        report.commands.push(format!("{kind}: `{}`", running.command));
+    }
+    if kind == Kind::Iperf3 {
+        runs.push(iperf3(options, &running, round)?);
+        return running.end();
+    }
+    for connections in &options.connections {
+        let mut arguments = options.window();
+        arguments.extend(["--connections".into(), connections.to_string()]);
+        let outcome = options
+            .leech(&content.torrent, running.pid(), &arguments)
+            .with_context(|| format!("its output: {}", running.last_words()))?;
+        let open_loop = if options.no_open_loop {
+            None
+        } else {
+            let rate = (outcome.mib_per_s / 2.0).max(1.0);
+            arguments[1] = (options.seconds / 2.0).to_string();
+            arguments.extend(["--open-loop".into(), format!("{rate:.0}")]);
+            Some(options.leech(&content.torrent, running.pid(), &arguments)?)
+        };
+        let cost = outcome.target_cpu_seconds_per_gib.context("the target's CPU")?;
+        eprintln!(
+            "round {round}  {kind:<30} K={connections:<4} {cost:.3} CPU-s/GiB {:6.0} MiB/s p99 {:.1} ms",
+            outcome.mib_per_s, outcome.latency_ms.p99
+        );
+        runs.push(Run {
+            round,
+            target: kind,
+            connections: *connections,
+            cpu_seconds_per_gib: cost,
+            mib_per_s: outcome.mib_per_s,
+            outcome: Some(outcome),
+            open_loop,
+        });
+    }
+    running.end()
+}
+
+/// One stream, the server sending (-R): the ceiling of copying sends over loopback.
+fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
+    thread::sleep(Duration::from_millis(300));
+    let seconds = (options.seconds + options.warm_up + 1.0).ceil();
+    let mut command: Command = pinned(Path::new("iperf3"), options.load_core);
+    command.args(["-c", &TARGET.ip().to_string(), "-p", &TARGET.port().to_string(), "-R", "-J"]);
+    command.args(["-t", &seconds.to_string()]);
+    let client = command.stdout(std::process::Stdio::piped()).spawn().context("iperf3")?;
+    thread::sleep(Duration::from_secs_f64(options.warm_up.max(0.5)));
+    let start = Instant::now();
+    let before = Reading::take(running.pid())?;
+    thread::sleep(Duration::from_secs_f64(options.seconds));
+    let after = Reading::take(running.pid())?;
+    let measured = start.elapsed().as_secs_f64();
+    let output = client.wait_with_output()?;
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).context("iperf3's JSON")?;
+    let bits = json["end"]["sum_received"]["bits_per_second"]
+        .as_f64()
+        .with_context(|| format!("iperf3 says: {}", json["error"]))?;
+    let bytes_per_second = bits / 8.0;
+    let cost = (after.cpu_seconds - before.cpu_seconds) / (bytes_per_second * measured / GIB);
+    let mib_per_s = bytes_per_second / 1_048_576.0;
+    eprintln!("round {round}  {:<30} K=1    {cost:.3} CPU-s/GiB {mib_per_s:6.0} MiB/s", "iperf3");
+    Ok(Run {
+        round,
+        target: Kind::Iperf3,
+        connections: 1,
+        cpu_seconds_per_gib: cost,
+        mib_per_s,
+        outcome: None,
+        open_loop: None,
+    })
+}
+
+fn spread(runs: &[Run], kind: Kind, connections: usize, of: impl Fn(&Run) -> Option<f64>) -> Option<Spread> {
+    let chosen = runs.iter().filter(|run| run.target == kind && run.connections == connections);
+    Spread::of(chosen.filter_map(of))
+}
+
+fn main_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
+    let ceiling = spread(runs, Kind::Iperf3, 1, |run| Some(run.cpu_seconds_per_gib));
+    let mut rows = Vec::new();
+    for kind in targets {
+        let mut row = vec![kind.to_string()];
+        for connections in &options.connections {
+            let cost = spread(runs, *kind, *connections, |run| Some(run.cpu_seconds_per_gib));
+            let speed = spread(runs, *kind, *connections, |run| Some(run.mib_per_s));
+            let Some((cost, speed)) = cost.zip(speed) else {
+                row.push("-".into());
+                continue;
+            };
+            let ratio = ceiling.map_or(String::new(), |top| format!(", {:.1}x", cost.median / top.median));
+            row.push(format!("{}{ratio}; {:.0} MiB/s", cost.text(3), speed.median));
+        }
+        rows.push(row);
+    }
+    let columns: Vec<String> =
+        options.connections.iter().map(|count| format!("{count} connections")).collect();
+    let mut head = vec!["CPU-s per GiB: median (min..max), times iperf3"];
+    head.extend(columns.iter().map(String::as_str));
+    format!(
+        "16 KiB random blocks, 32 outstanding, {:.0} MiB hot, server on core {}, load on core {}, \
+         both nice -20; {} rounds, interleaved, each target fresh each round; {} s measured after \
+         {} s warm-up. CPU is user + system time of the target and its children.\n\n{}",
+        options.size_bytes() as f64 / 1_048_576.0,
+        options.server_core,
+        options.load_core,
+        options.rounds,
+        options.seconds,
+        options.warm_up,
+        table(&head, &rows)
+    )
+}
+
+fn detail_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
+    let mut rows = Vec::new();
+    for kind in targets.iter().filter(|kind| **kind != Kind::Iperf3) {
+        for connections in &options.connections {
+            let of = |field: fn(&Outcome) -> f64| {
+                spread(runs, *kind, *connections, |run| run.outcome.as_ref().map(field))
+                    .map_or("-".into(), |spread| format!("{:.2}", spread.median))
+            };
+            let open = |field: fn(&Outcome) -> f64| {
+                spread(runs, *kind, *connections, |run| run.open_loop.as_ref().map(field))
+                    .map_or("-".into(), |spread| format!("{:.2}", spread.median))
+            };
+            let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
+            let after = move |outcome: &Outcome| outcome.target_after.unwrap_or_default();
+            let memory = |field: &dyn Fn(&Outcome) -> f64| {
+                spread(runs, *kind, *connections, |run| run.outcome.as_ref().map(field))
+                    .map_or("-".into(), |spread| format!("{:.0}", spread.median))
+            };
+            rows.push(vec![
+                kind.to_string(),
+                connections.to_string(),
+                of(|outcome| outcome.latency_ms.p50),
+                of(|outcome| outcome.latency_ms.p99),
+                of(|outcome| outcome.latency_ms.p99_9),
+                open(|outcome| outcome.latency_ms.p99),
+                of(|outcome| outcome.load_cpu_seconds_per_gib),
+                of(|outcome| outcome.load_busy),
+                of(|outcome| outcome.softirqd_seconds_per_gib.unwrap_or(0.0)),
+                memory(&|outcome| mib(after(outcome).rss_bytes)),
+                memory(&|outcome| mib(after(outcome).private_bytes)),
+            ]);
+        }
+    }
+    let head = [
+        "target", "connections", "p50 ms", "p99 ms", "p99.9 ms", "p99 ms at half load",
+        "load CPU-s/GiB", "load busy", "ksoftirqd s/GiB", "RSS MiB", "private MiB",
+    ];
+    format!(
+        "Latency is from request to block received whole; at half load it is open loop, from the \
+         time the block was due. Where \"load busy\" nears 1 the load was the limit. RSS counts \
+         mapped content; private is anonymous, shared and huge pages.\n\n{}",
+        table(&head, &rows)
+    )
+}
