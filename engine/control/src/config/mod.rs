@@ -2,8 +2,23 @@
 //! Never: acts on it; no socket is opened and no content is read here.
 //! Flow: YAML -> `tree` (positions, `${VAR}`) -> `file` (its shape) -> `model::Config` -> engine.
 
+mod diagnostic;
+mod file;
+mod load;
 pub mod model;
+mod ranges;
+mod read;
+pub mod reference;
+mod resolve;
 mod sections;
+mod seed;
+mod tree;
 mod units;
 
+#[cfg(test)]
+mod tests;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use load::Loaded;
 pub use model::Config;
+pub use seed::SeedOptions;
