@@ -2,3 +2,4 @@
 //! The control plane.
 
 pub mod config;
+pub mod trackers;
