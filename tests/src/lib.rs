@@ -1,7 +1,9 @@
 //! Owns: the support of the tests that need more than one crate, or programs beside the engine.
 //! Never: is linked into the engine or the load generator.
-//! Flow: `interop` runs real programs in network namespaces for `tests/tests/interop.rs` and its
-//! neighbours; the simulator, where the engine's own parts meet a virtual kernel, lies in `sim`.
+//! Flow: `interop` runs real clients in network namespaces; `live` runs the real engine on
+//! loopback beside peers moved by hand; the simulator, where the engine's own parts meet a
+//! virtual kernel, lies in `sim`.
 
 pub mod interop;
+pub mod live;
 pub mod sim;

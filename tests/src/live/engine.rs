@@ -1,0 +1,117 @@
+//! Owns: one engine process on a loopback address, its configuration file and its state.
+//! Never: reads more than its users can: its output, its sockets, its exit status.
+//! Flow: written by a test as YAML, started, asked by peers, signalled, stopped.
+
+use crate::interop::{Process, repository_root, seedring_binary, wait_until};
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+const PORT: u16 = 6881;
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Numbers the addresses of this process; nothing is published through it.
+static NEXT_ADDRESS: AtomicU8 = AtomicU8::new(1);
+
+/// A loopback address that no other running test has: process id and a count make it.
+pub fn loopback_address() -> Ipv4Addr {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high | 0x80, low, NEXT_ADDRESS.fetch_add(1, Ordering::Relaxed))
+}
+
+#[derive(Debug)]
+pub struct Engine {
+    process: Process,
+    folder: PathBuf,
+    address: SocketAddr,
+}
+
+impl Engine {
+    /// Starts with `yaml` after the lines that place it, and waits until it listens.
+    pub fn start(folder: &Path, address: Ipv4Addr, yaml: &str) -> Result<Self> {
+        Self::start_with(folder, address, yaml, &[])
+    }
+
+    /// The same behind `wrapper`, a command that runs its arguments (`prlimit`, `setpriv`).
+    pub fn start_with(
+        folder: &Path,
+        address: Ipv4Addr,
+        yaml: &str,
+        wrapper: &[&str],
+    ) -> Result<Self> {
+        let mut engine = Self::launch(folder, address, yaml, wrapper)?;
+        let address = engine.address;
+        let listening = wait_until("the engine to listen", START_LIMIT, || {
+            engine.process.check_running()?;
+            Ok(TcpStream::connect(address).ok())
+        });
+        listening.map_err(|error| engine.process.failure(&format!("{error:#}")))?;
+        Ok(engine)
+    }
+
+    /// The same without waiting: for configurations that must fail.
+    pub fn launch(folder: &Path, address: Ipv4Addr, yaml: &str, wrapper: &[&str]) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let address = SocketAddr::from((address, PORT));
+        let configuration = Self::write_configuration(folder, address, yaml)?;
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).args(wrapper);
+        command.arg(seedring_binary()?).arg("run").arg(&configuration);
+        command.current_dir(folder);
+        let process = Process::start("seedring", &mut command, &folder.join("seedring.log"))?;
+        Ok(Self { process, folder: folder.to_path_buf(), address })
+    }
+
+    fn write_configuration(folder: &Path, address: SocketAddr, yaml: &str) -> Result<PathBuf> {
+        let path = folder.join("seedring.yaml");
+        let head = format!(
+            "state_dir: state\nbase_dir: {}\nlisten: [\"{address}\"]\nmemory: {{ cache: 32MiB }}\n",
+            serde_json::to_string(folder.to_str().context("a path outside UTF-8")?)?
+        );
+        std::fs::write(&path, head + yaml)?;
+        Ok(path)
+    }
+
+    /// Writes another configuration and sends SIGHUP.
+    pub fn reload(&self, yaml: &str) -> Result<()> {
+        Self::write_configuration(&self.folder, self.address, yaml)?;
+        self.process.signal(Signal::HUP)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Waits until its output holds all of these.
+    pub fn wait_for_text(&mut self, wanted: &[&str]) -> Result<()> {
+        let what = format!("{wanted:?} in the engine's output");
+        self.process.wait_for_log(&what, Duration::from_secs(30), |log| {
+            wanted.iter().all(|text| log.contains(text)).then_some(())
+        })
+    }
+
+    /// SIGTERM; it must end by itself, with success.
+    pub fn stop(mut self) -> Result<String> {
+        let status = self.process.terminate(Duration::from_secs(20))?;
+        if !status.success() {
+            return Err(self.process.failure(&format!("ended with {status} after SIGTERM")));
+        }
+        Ok(self.process.log())
+    }
+}
+
+/// Runs the engine's program to its end: exit status and everything it printed.
+pub fn run_program(arguments: &[&str]) -> Result<(i32, String)> {
+    let output =
+        Command::new(seedring_binary()?).args(arguments).current_dir(repository_root()).output()?;
+    let text = [output.stdout, output.stderr].concat();
+    Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
+}
