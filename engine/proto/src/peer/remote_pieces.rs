@@ -41,6 +41,11 @@ impl RemotePieces {
         }
     }
 
+    /// Bytes on the heap.
+    pub fn held_bytes(&self) -> usize {
+        self.bits.capacity() * size_of::<u64>()
+    }
+
     /// Notes a piece; false where it was known.
     ///
     /// # Errors

@@ -269,6 +269,12 @@ impl Session {
         self.state.upload_rate.bytes_per_s(now)
     }
 
+    /// Bytes on the heap that grow and shrink with what the peer sends.
+    pub fn held_bytes(&self) -> usize {
+        let state = &self.state;
+        self.reader.held_bytes() + state.queue.held_bytes() + state.pieces.held_bytes()
+    }
+
     /// For listings; allocates only where a name must be made of the peer id.
     pub fn peer(&self, now: Duration) -> Summary<'_> {
         let state = &self.state;

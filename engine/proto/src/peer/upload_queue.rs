@@ -6,15 +6,16 @@ use std::collections::VecDeque;
 
 use crate::units::{Block, PieceIndex};
 
-/// Counting cells that answer "surely not here" without a walk: 2 KiB while requests wait.
-const CELLS: usize = 1024;
+/// Counting cells at least: half a KiB while requests wait.
+const CELLS_MIN: usize = 256;
 
 /// See the module. Empty and released it holds no heap memory.
 #[derive(Clone, Debug, Default)]
 pub struct UploadQueue {
     blocks: VecDeque<Block>,
-    /// How many queued blocks fall in each cell; empty or [`CELLS`] long. Real peers ask for
-    /// consecutive blocks, which fall in different cells, so a new request rarely needs the walk.
+    /// How many queued blocks fall in each cell, to say "surely not here" without a walk; empty, or
+    /// a power of two and at least four times the queue. Real peers ask for consecutive blocks, which
+    /// fall in different cells, so a new request rarely needs the walk.
     cells: Vec<u16>,
     bytes: u64,
 }
@@ -42,12 +43,17 @@ impl UploadQueue {
         self.blocks.iter().copied()
     }
 
+    /// Bytes on the heap.
+    pub fn held_bytes(&self) -> usize {
+        self.blocks.capacity() * size_of::<Block>() + self.cells.capacity() * size_of::<u16>()
+    }
+
     /// Appends a block; false where it waits already.
     pub(super) fn push(&mut self, block: Block) -> bool {
-        if self.cells.is_empty() {
-            self.cells = vec![0; CELLS];
+        if self.cells.len() <= 4 * self.blocks.len() {
+            self.grow_cells();
         }
-        let cell = cell(block);
+        let cell = self.cell(block);
         if self.cells[cell] > 0 && self.blocks.contains(&block) {
             return false;
         }
@@ -65,7 +71,7 @@ impl UploadQueue {
     }
 
     pub(super) fn position(&self, block: Block) -> Option<usize> {
-        if self.cells.is_empty() || self.cells[cell(block)] == 0 {
+        if self.cells.is_empty() || self.cells[self.cell(block)] == 0 {
             return None;
         }
         self.blocks.iter().position(|queued| *queued == block)
@@ -98,15 +104,25 @@ impl UploadQueue {
     }
 
     fn forget(&mut self, block: Block) {
-        self.cells[cell(block)] -= 1;
+        let cell = self.cell(block);
+        self.cells[cell] -= 1;
         self.bytes -= u64::from(block.length);
     }
-}
 
-/// Consecutive blocks of 16 KiB have consecutive cells; pieces start anywhere.
-fn cell(block: Block) -> usize {
-    let start = block.piece.0.wrapping_mul(0x9e37_79b1) >> 8;
-    start.wrapping_add(block.begin >> 14) as usize % CELLS
+    /// Doubles the cells: the queue's bound bounds them too.
+    fn grow_cells(&mut self) {
+        self.cells = vec![0; (2 * self.cells.len()).max(CELLS_MIN)];
+        for at in 0..self.blocks.len() {
+            let cell = self.cell(self.blocks[at]);
+            self.cells[cell] += 1;
+        }
+    }
+
+    /// Consecutive blocks of 16 KiB have consecutive cells; pieces start anywhere.
+    fn cell(&self, block: Block) -> usize {
+        let start = block.piece.0.wrapping_mul(0x9e37_79b1) >> 8;
+        start.wrapping_add(block.begin >> 14) as usize & (self.cells.len() - 1)
+    }
 }
 
 #[cfg(test)]
@@ -175,13 +191,18 @@ mod tests {
     }
 
     #[test]
-    fn consecutive_requests_share_no_cell() {
-        let mut cells: Vec<usize> = (0..64)
-            .map(|at| cell(Block { piece: PieceIndex(5), begin: at * 16384, length: 1 }))
-            .collect();
-        cells.sort_unstable();
-        cells.dedup();
-        assert_eq!(cells.len(), 64);
+    fn cells_grow_with_the_queue_and_consecutive_requests_share_none() {
+        let mut queue = UploadQueue::default();
+        for at in 0..500 {
+            assert!(queue.push(Block { piece: PieceIndex(5), begin: at * 16384, length: 1 }));
+            assert!(queue.cells.len() >= 4 * (queue.len() - 1));
+            assert_eq!(
+                queue.cells.iter().map(|count| usize::from(*count)).sum::<usize>(),
+                queue.len()
+            );
+        }
+        assert_eq!(queue.cells.len(), 2048);
+        assert_eq!(queue.cells.iter().max(), Some(&1));
     }
 
     #[test]

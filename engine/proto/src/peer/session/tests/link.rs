@@ -111,6 +111,26 @@ proptest! {
     }
 }
 
+#[test]
+fn a_served_stream_needs_no_new_memory() {
+    let mut side = Side::serving(FAST);
+    let mut bytes = Vec::new();
+    (0..4).for_each(|at| Message::Request(block(1, at * 16384)).encode(&mut bytes));
+    let mut held = None;
+    for round in 0..1000 {
+        // Cut inside a request, each time elsewhere.
+        let cut = round % bytes.len();
+        side.hear_bytes(&bytes[..cut]).expect("valid");
+        side.hear_bytes(&bytes[cut..]).expect("valid");
+        assert_eq!(side.session.queue().len(), 4);
+        while side.session.take(0).is_some() {}
+        let now = side.session.held_bytes();
+        assert_eq!(*held.get_or_insert(now), now, "round {round}");
+    }
+    side.session.timeout(T0, &mut side.out).expect("fine");
+    assert!(side.session.held_bytes() <= 32, "idle, the queue gives its memory back");
+}
+
 /// Two sessions, each the other's peer, over a link that cuts at will.
 #[test]
 fn two_sessions_understand_each_other() {
