@@ -14,8 +14,8 @@ const CELLS_MIN: usize = 256;
 pub struct UploadQueue {
     blocks: VecDeque<Block>,
     /// How many queued blocks fall in each cell, to say "surely not here" without a walk; empty, or
-    /// a power of two and at least four times the queue. Real peers ask for consecutive blocks, which
-    /// fall in different cells, so a new request rarely needs the walk.
+    /// a power of two and at least four times the queue. Real peers ask for consecutive blocks,
+    /// which fall in different cells, so a new request rarely needs the walk.
     cells: Vec<u16>,
     bytes: u64,
 }
