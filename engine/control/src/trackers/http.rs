@@ -192,10 +192,10 @@ impl Client {
                     sent.store(true, Ordering::Relaxed);
                     return Ok((response, sender, address));
                 }
-                Err(error) if error.is_canceled() || error.is_incomplete_message() => {}
+                // Closed or reset between requests; to announce twice does no harm.
                 Err(error) => {
+                    tracing::trace!(%error, "a kept tracker connection had ended");
                     sent.store(true, Ordering::Relaxed);
-                    return Err(error.into());
                 }
             }
         }
