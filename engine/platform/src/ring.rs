@@ -81,6 +81,17 @@ impl RingOptions {
     }
 }
 
+/// What the ring did so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Statistics {
+    /// `io_uring_enter` calls.
+    pub enters: u64,
+    /// Calls that found the completion queue overflown: it is too short for the load.
+    pub overflows: u64,
+    /// Receives that found no buffer: too few for the load.
+    pub starved: u64,
+}
+
 /// The kernel behind `trait Io`. Stays on the thread that made it.
 pub struct Ring {
     queue: Queue,
@@ -89,6 +100,7 @@ pub struct Ring {
     buffers: Rc<ReceiveBuffers>,
     /// Receives that found no buffer, to be armed when some are back. Stale names are skipped.
     starved: VecDeque<SlotId>,
+    starved_total: u64,
     /// Completions that did not fit the last `reap`, or that need no kernel.
     ready: VecDeque<Completion>,
     /// Boxed: the kernel has addresses of a batch's header while it is in flight.
@@ -138,6 +150,7 @@ impl Ring {
             features,
             buffers,
             starved: VecDeque::new(),
+            starved_total: 0,
             ready: VecDeque::new(),
             batches: Vec::new(),
             pool: options.pool,
@@ -156,6 +169,14 @@ impl Ring {
     /// What this ring does and which steps down it took.
     pub fn features(&self) -> &Features {
         &self.features
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        Statistics {
+            enters: self.queue.enters,
+            overflows: self.queue.overflows,
+            starved: self.starved_total,
+        }
     }
 
     fn refresh_now(&mut self) {
@@ -341,6 +362,11 @@ impl Drop for Ring {
         self.ready.clear();
         let all: Vec<SlotId> = self.slots.ids().collect();
         for id in all {
+            // A zero-copy send that was cut short pins its pages until its peer acknowledges
+            // them, or the connection is reset.
+            if let Some(Work::Send { socket, zero_copy: true, .. }) = self.slots.work_mut(id) {
+                descriptors::shut_down(socket, Shutdown::Reset);
+            }
             self.cancel_one(id);
         }
         let everything = types::CancelBuilder::any();

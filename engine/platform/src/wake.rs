@@ -8,65 +8,17 @@
 //! `ASLEEP` and writes the eventfd. A wake-up while awake is kept until the next `arm`.
 //! `tests/wake_model.rs` checks every interleaving.
 
-use std::{io, os::fd::OwnedFd};
+mod sleep_state;
+
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-#[cfg(feature = "loom")]
-use loom::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
-#[cfg(not(feature = "loom"))]
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
+use sleep_state::SleepState;
 
-const AWAKE: u32 = 0;
-const ASLEEP: u32 = 1;
-const NOTIFIED: u32 = 2;
-
-/// The protocol alone, apart from how a sleeper is roused; public so that the model can drive it.
-#[derive(Debug)]
-pub struct SleepState {
-    state: AtomicU32,
-}
-
-impl SleepState {
-    #[allow(clippy::new_without_default)]
-    pub fn new() -> SleepState {
-        SleepState { state: AtomicU32::new(AWAKE) }
-    }
-
-    /// The sleeper, about to sleep. `false`: it was notified meanwhile and must not.
-    pub fn arm(&self) -> bool {
-        // AcqRel: partner of the swap in `notify`; on failure what was queued before that swap is
-        // visible to the sleeper.
-        match self.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => true,
-            Err(found) => {
-                debug_assert_eq!(found, NOTIFIED, "only the sleeper sets ASLEEP");
-                self.disarm();
-                false
-            }
-        }
-    }
-
-    /// The sleeper, awake again, before it looks at its queues. `true`: it had been notified.
-    pub fn disarm(&self) -> bool {
-        // AcqRel: partner of the swap in `notify`; a read-modify-write, so that a notification in
-        // between is seen here or stays for the next `arm`.
-        self.state.swap(AWAKE, Ordering::AcqRel) == NOTIFIED
-    }
-
-    /// A producer, after it queued. `true`: the sleeper sleeps and must be roused by the caller.
-    #[must_use]
-    pub fn notify(&self) -> bool {
-        // AcqRel: Release publishes what was queued before (partners: `arm` and `disarm`). A swap
-        // even where a load would show NOTIFIED already: a load could run ahead of the queueing.
-        self.state.swap(NOTIFIED, Ordering::AcqRel) == ASLEEP
-    }
+/// The atomics of `sleep_state`, which the model in tests/wake_model.rs replaces by loom's.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU32, Ordering};
 }
 
 struct Shared {
@@ -140,7 +92,7 @@ impl Sleeper {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

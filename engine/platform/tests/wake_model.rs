@@ -12,7 +12,13 @@ use loom::{
     },
     thread,
 };
-use seedring_platform::wake::SleepState;
+use sleep_state::SleepState;
+
+mod atomic {
+    pub(super) use loom::sync::atomic::{AtomicU32, Ordering};
+}
+#[path = "../src/wake/sleep_state.rs"]
+mod sleep_state;
 
 struct Eventfd {
     count: Mutex<u32>,

@@ -145,6 +145,7 @@ impl Ring {
                 }
             }
             Err(_) if entry.result == -libc::ENOBUFS && !cancelled => {
+                self.starved_total += 1;
                 self.starved.push_back(id);
             }
             Err(error) => {

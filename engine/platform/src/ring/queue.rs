@@ -20,11 +20,15 @@ pub(super) struct Queue {
     ring: IoUring,
     /// Bounded: an operation has one entry and one cancel outside the kernel at most.
     backlog: VecDeque<squeue::Entry>,
+    /// System calls made.
+    pub enters: u64,
+    /// Enters that found the completion queue overflown.
+    pub overflows: u64,
 }
 
 impl Queue {
     pub(super) fn new(ring: IoUring) -> Queue {
-        Queue { ring, backlog: VecDeque::new() }
+        Queue { ring, backlog: VecDeque::new(), enters: 0, overflows: 0 }
     }
 
     pub(super) fn submitter(&self) -> Submitter<'_> {
@@ -72,6 +76,7 @@ impl Queue {
         loop {
             self.refill();
             let before = self.ring.submission().len();
+            self.count_enter();
             settle(self.ring.submit());
             let after = self.ring.submission().len();
             // Not everything was taken: the kernel wants completions reaped first (EBUSY) or has
@@ -92,6 +97,7 @@ impl Queue {
                 return;
             }
         }
+        self.count_enter();
         let result = match timeout {
             None => self.ring.submitter().submit_and_wait(1),
             Some(timeout) => {
@@ -101,6 +107,11 @@ impl Queue {
             }
         };
         settle(result);
+    }
+
+    fn count_enter(&mut self) {
+        self.enters += 1;
+        self.overflows += u64::from(self.ring.submission().cq_overflow());
     }
 
     fn refill(&mut self) {

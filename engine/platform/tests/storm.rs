@@ -1,0 +1,447 @@
+//! The ring under everything at once: cancels, closing peers, few buffers, an overflowing
+//! completion queue, zero-copy, short reads. Streams stay right, every operation ends, every lease
+//! comes home; debug builds also check that nothing wrote into memory after it came home.
+//!
+//! `SEEDRING_STORM_SECONDS` makes it long, `SEEDRING_STORM_SEED` repeats one.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    os::unix::fs::FileExt,
+    time::{Duration, Instant},
+};
+
+use seedring_platform::{
+    Io, Op, Outcome, Shutdown, Token,
+    descriptors::{self, File, ListenOptions, Socket},
+    memory::{Class, Pool, PoolOptions, Share},
+    ring::{Ring, RingOptions},
+};
+
+const PERIOD: usize = 64 << 10;
+const FILE_BYTES: u64 = 1 << 20;
+const ACCEPT: Token = Token(0);
+
+fn pattern(at: u64) -> u8 {
+    let at = at as usize % PERIOD;
+    (at.wrapping_mul(197) ^ (at >> 8)) as u8
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        // xorshift64*: enough for choosing what to do next.
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % limit
+    }
+}
+
+/// One direction of a connection: from `near` to `far`, both in this ring.
+struct Stream {
+    near: Socket,
+    far: Socket,
+    sent: u64,
+    received: u64,
+    sending: bool,
+    receiving: Option<Token>,
+    over: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    Send(usize),
+    Release,
+    Receive { which: usize, once: bool },
+    Read(u64),
+    Identify,
+}
+
+struct Storm {
+    ring: Ring,
+    random: Random,
+    share: Share,
+    file: File,
+    listener_address: SocketAddr,
+    streams: Vec<Stream>,
+    pending: HashMap<Token, Pending>,
+    token: u64,
+    submitted: u64,
+    ended: u64,
+    bytes: u64,
+}
+
+impl Storm {
+    fn new(seed: u64, receive_buffers: u32, completion_entries: u32) -> Storm {
+        let pool = Pool::new(PoolOptions { cap_bytes: 4 << 20, huge_pages: true }).expect("pool");
+        let options = RingOptions {
+            entries: 8,
+            in_flight_max: 256,
+            receive_buffers,
+            receive_buffer_bytes: 4096,
+            ..RingOptions::new(pool.clone(), Instant::now())
+        };
+        let mut ring = Ring::with_completion_entries(options, completion_entries).expect("ring");
+        let mut lease = pool.lease(Class::K64).expect("lease");
+        lease.iter_mut().enumerate().for_each(|(at, byte)| *byte = pattern(at as u64));
+        let listener = descriptors::listen(ListenOptions {
+            address: "127.0.0.1:0".parse().expect("an address"),
+            backlog: 256,
+            reuse_port: false,
+            v6_only: false,
+        })
+        .expect("listen");
+        let listener_address = listener.local_addr().expect("address");
+        ring.submit(Op::Accept { token: ACCEPT, listener: listener.into() }).expect("room");
+        let content: Vec<u8> = (0..FILE_BYTES).map(pattern).collect();
+        let file = tempfile::tempfile().expect("file");
+        file.write_all_at(&content, 0).expect("write");
+        Storm {
+            ring,
+            random: Random(seed | 1),
+            share: lease.freeze(PERIOD),
+            file: File::from_os(file.into()),
+            listener_address,
+            streams: Vec::new(),
+            pending: HashMap::new(),
+            token: 1,
+            submitted: 0,
+            ended: 0,
+            bytes: 0,
+        }
+    }
+
+    fn token(&mut self) -> Token {
+        self.token += 1;
+        Token(self.token)
+    }
+
+    fn submit(&mut self, op: Op, pending: Pending, token: Token) -> bool {
+        match self.ring.submit(op) {
+            Ok(()) => {
+                self.submitted += 1;
+                assert!(self.pending.insert(token, pending).is_none());
+                true
+            }
+            Err(_full) => false,
+        }
+    }
+
+    /// A connection made outside the ring; its accepted end comes through the ring's accept.
+    fn connect(&mut self) {
+        let near = std::net::TcpStream::connect(self.listener_address).expect("connect");
+        let mut completions = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let far = loop {
+            assert!(Instant::now() < deadline, "the connection was not accepted");
+            self.ring.wait(Some(self.ring.now() + Duration::from_millis(10)), &|| false);
+            self.ring.reap(&mut completions, 1);
+            match completions.pop() {
+                Some(it) if it.token == ACCEPT => match it.outcome {
+                    Outcome::Accepted(Ok((far, _))) => break far,
+                    other => panic!("accept gave {other:?}"),
+                },
+                Some(it) => self.complete(it.token, it.outcome),
+                None => {}
+            }
+        };
+        let near = Socket::from_os(near.into());
+        self.streams.push(Stream {
+            near,
+            far,
+            sent: 0,
+            received: 0,
+            sending: false,
+            receiving: None,
+            over: false,
+        });
+    }
+
+    fn act(&mut self) {
+        let which = self.random.below(self.streams.len() as u64) as usize;
+        match self.random.below(100) {
+            0..45 => self.send(which),
+            45..75 => self.receive(which),
+            75..82 => {
+                if let Some(token) = self.streams[which].receiving {
+                    self.ring.cancel(token);
+                }
+            }
+            82..95 => self.read(),
+            95..98 => {
+                let (token, file) = (self.token(), self.file.clone());
+                self.submit(Op::Identify { token, file }, Pending::Identify, token);
+            }
+            98 if self.random.below(20) == 0 => {
+                let stream = &mut self.streams[which];
+                stream.over = true;
+                let how =
+                    if self.random.below(2) == 0 { Shutdown::Reset } else { Shutdown::Orderly };
+                self.ring.shutdown(&stream.near, how);
+                self.ring.shutdown(&stream.far, how);
+            }
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, which: usize) {
+        let stream = &self.streams[which];
+        if stream.sending || stream.over {
+            return;
+        }
+        let (mut at, socket) = (stream.sent, stream.near.clone());
+        let mut batch = self.ring.batch();
+        for _ in 0..=self.random.below(20) {
+            let start = at as usize % PERIOD;
+            let len = (1 + self.random.below(20_000) as usize).min(PERIOD - start);
+            if self.random.below(3) == 0 {
+                let own = &self.share[start..start + len.min(64)];
+                batch.push_bytes(own);
+                at += own.len() as u64;
+            } else {
+                batch.push_share(&self.share, start..start + len);
+                at += len as u64;
+            }
+        }
+        let (token, zero_copy) = (self.token(), self.random.below(2) == 0);
+        let op = Op::SendBatch { token, socket, batch, zero_copy };
+        self.streams[which].sending = self.submit(op, Pending::Send(which), token);
+    }
+
+    fn receive(&mut self, which: usize) {
+        if self.streams[which].receiving.is_some() {
+            return;
+        }
+        let (token, socket) = (self.token(), self.streams[which].far.clone());
+        let once = self.random.below(2) == 0;
+        let op =
+            if once { Op::ReceiveOnce { token, socket } } else { Op::Receive { token, socket } };
+        if self.submit(op, Pending::Receive { which, once }, token) {
+            self.streams[which].receiving = Some(token);
+        }
+    }
+
+    fn read(&mut self) {
+        let class = [Class::K16, Class::K64, Class::K256][self.random.below(3) as usize];
+        let Some(lease) = self.ring.pool().lease(class) else { return };
+        let offset = self.random.below(FILE_BYTES + 10_000);
+        let length = 1 + self.random.below(class.bytes() as u64) as u32;
+        let (token, file) = (self.token(), self.file.clone());
+        let op = Op::Read { token, file, offset, length, lease };
+        self.submit(op, Pending::Read(offset), token);
+    }
+
+    fn end(&mut self, token: Token) {
+        self.ended += 1;
+        assert!(self.pending.remove(&token).is_some(), "an operation ends once");
+    }
+
+    fn complete(&mut self, token: Token, outcome: Outcome) {
+        if token == ACCEPT {
+            return;
+        }
+        let pending = *self.pending.get(&token).expect("an operation in flight");
+        match (pending, outcome) {
+            (Pending::Send(which), Outcome::Sent { result, batch }) => {
+                let stream = &mut self.streams[which];
+                stream.sending = false;
+                match result {
+                    Ok(taken) => stream.sent += taken as u64,
+                    Err(_) => stream.over = true,
+                }
+                if let Some(batch) = batch {
+                    self.ring.recycle(batch);
+                    self.end(token);
+                } else {
+                    self.pending.insert(token, Pending::Release);
+                }
+            }
+            (Pending::Release, Outcome::Released { batch, .. }) => {
+                self.ring.recycle(batch);
+                self.end(token);
+            }
+            (Pending::Receive { which, once }, Outcome::Received(result)) => {
+                let stream = &mut self.streams[which];
+                if let Ok(bytes) = &result {
+                    for &byte in bytes.iter() {
+                        assert_eq!(byte, pattern(stream.received), "byte {}", stream.received);
+                        stream.received += 1;
+                    }
+                    self.bytes += bytes.len() as u64;
+                }
+                let over = match &result {
+                    Ok(bytes) if bytes.is_empty() => Some(true),
+                    Ok(_) => None,
+                    Err(error) => Some(error.raw_os_error() != Some(libc::ECANCELED)),
+                };
+                stream.over |= over == Some(true);
+                if over.is_some() || once {
+                    stream.receiving = None;
+                    self.end(token);
+                }
+            }
+            (Pending::Read(offset), Outcome::Read { result, lease }) => {
+                let len = result.expect("read");
+                let right = (0..len).all(|at| lease[at] == pattern(offset + at as u64));
+                assert!(right, "a read at {offset} brought other bytes");
+                self.end(token);
+            }
+            (Pending::Identify, Outcome::Identified(result)) => {
+                assert_eq!(result.expect("identity").size_bytes, FILE_BYTES);
+                self.end(token);
+            }
+            (_, other) => panic!("{token:?} gave {other:?}"),
+        }
+    }
+
+    /// A fresh connection in the place of one that is over.
+    fn replace_over(&mut self) {
+        let idle = |it: &Stream| it.over && !it.sending && it.receiving.is_none();
+        if let Some(which) = self.streams.iter().position(idle) {
+            self.connect();
+            let old = self.streams.swap_remove(which);
+            self.reset(&old);
+        }
+    }
+
+    /// A zero-copy send that the peer never reads pins its pages until the connection times out;
+    /// resetting lets go of them at once.
+    fn reset(&mut self, stream: &Stream) {
+        self.ring.shutdown(&stream.near, Shutdown::Reset);
+        self.ring.shutdown(&stream.far, Shutdown::Reset);
+    }
+
+    fn turn(&mut self, max: usize) {
+        let mut completions = Vec::new();
+        self.ring.reap(&mut completions, max);
+        for it in completions {
+            self.complete(it.token, it.outcome);
+        }
+    }
+
+    fn run(&mut self, duration: Duration) {
+        for _ in 0..24 {
+            self.connect();
+        }
+        let end = Instant::now() + duration;
+        while Instant::now() < end {
+            for _ in 0..self.random.below(12) {
+                self.act();
+            }
+            let max = 1 + self.random.below(40) as usize;
+            self.turn(max);
+            self.replace_over();
+            if self.random.below(3) == 0 {
+                let until = self.ring.now() + Duration::from_millis(1);
+                self.ring.wait(Some(until), &|| false);
+            }
+        }
+    }
+
+    /// Ends everything and sees it all come home.
+    fn settle(mut self) -> seedring_platform::ring::Statistics {
+        let streams = std::mem::take(&mut self.streams);
+        streams.iter().for_each(|stream| self.reset(stream));
+        self.streams = streams;
+        for token in self.pending.keys() {
+            self.ring.cancel(*token);
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // The accept stays in flight.
+        while self.ring.in_flight() > 1 {
+            assert!(Instant::now() < deadline, "never ended: {:?}", self.pending);
+            self.turn(64);
+            if self.streams.iter().all(|it| !it.sending && it.receiving.is_none()) {
+                self.streams.clear();
+            }
+            self.ring.wait(Some(self.ring.now() + Duration::from_millis(5)), &|| false);
+        }
+        assert_eq!(self.submitted, self.ended);
+        assert!(self.pending.is_empty());
+        assert!(self.bytes > 0);
+        let statistics = self.ring.statistics();
+        let (pool, share) = (self.ring.pool().clone(), self.share);
+        assert_eq!(share.holders(), 1);
+        drop(share);
+        assert_eq!(pool.leased_bytes(), 0);
+        println!("{} operations, {} bytes received, {statistics:?}", self.ended, self.bytes);
+        statistics
+    }
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+}
+
+fn storm(
+    seed: u64,
+    receive_buffers: u32,
+    completion_entries: u32,
+) -> seedring_platform::ring::Statistics {
+    let seed = number("SEEDRING_STORM_SEED", seed);
+    println!("seed {seed}");
+    let mut storm = Storm::new(seed, receive_buffers, completion_entries);
+    storm.run(Duration::from_secs(number("SEEDRING_STORM_SECONDS", 2)));
+    storm.settle()
+}
+
+#[test]
+fn a_storm_with_room() {
+    storm(0x5EED_0001, 256, 4096);
+}
+
+#[test]
+fn a_storm_with_few_receive_buffers() {
+    let statistics = storm(0x5EED_0002, 2, 4096);
+    assert!(statistics.starved > 0, "buffers never ran out: {statistics:?}");
+}
+
+#[test]
+fn a_storm_with_a_short_completion_queue() {
+    let statistics = storm(0x5EED_0003, 64, 8);
+    assert!(statistics.overflows > 0, "it never overflowed: {statistics:?}");
+}
+
+/// A ring that goes with operations in flight brings their memory home first.
+#[test]
+fn dropping_the_ring_brings_everything_home() {
+    let pool = Pool::new(PoolOptions { cap_bytes: 8 << 20, huge_pages: false }).expect("pool");
+    let mut ring = Ring::new(RingOptions::new(pool.clone(), Instant::now())).expect("ring");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+    let address = listener.local_addr().expect("address");
+    let mut ends = Vec::new();
+    for n in 0..4 {
+        let near = std::net::TcpStream::connect(address).expect("connect");
+        let (far, _) = listener.accept().expect("accept");
+        let near = Socket::from_os(near.into());
+        ring.submit(Op::Receive { token: Token(n), socket: near.clone() }).expect("room");
+        // Stuck: nobody reads the other end.
+        let share = pool.lease(Class::K256).expect("lease").freeze(256 << 10);
+        let mut batch = ring.batch();
+        (0..120).for_each(|_| batch.push_share(&share, 0..share.len()));
+        let zero_copy = n % 2 == 0;
+        let op = Op::SendBatch { token: Token(n), socket: near, batch, zero_copy };
+        ring.submit(op).expect("room");
+        ends.push(far);
+    }
+    ring.submit(Op::Accept {
+        token: Token(9),
+        listener: Socket::from_os(listener.try_clone().expect("listener").into()),
+    })
+    .expect("room");
+    ring.reap(&mut Vec::new(), 64);
+    ring.wait(Some(ring.now() + Duration::from_millis(50)), &|| false);
+    assert!(ring.in_flight() >= 9);
+    let before = Instant::now();
+    // The copied bytes that a zero-copy send left in the socket's queue are its own.
+    drop(ring);
+    assert!(before.elapsed() < Duration::from_secs(3), "took {:?}", before.elapsed());
+    assert_eq!(pool.leased_bytes(), 0);
+    for end in ends {
+        end.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+        let mut rest = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut { end }, &mut rest);
+    }
+}
