@@ -1,6 +1,7 @@
 //! Sockets and files as counted handles, real or virtual.
 //!
-//! Owns: when a descriptor closes (its last handle goes: the caller's, or an in-flight operation's).
+//! Owns: when a descriptor closes (its last handle goes: the caller's, or an in-flight
+//! operation's).
 //! Never: what flows through it. Flow: made here or by a backend, held by connections and by
 //! operations; moved between threads as `OwnedSocket` / `OwnedFile`, with nothing in flight.
 

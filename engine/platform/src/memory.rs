@@ -4,7 +4,8 @@
 //! Flow: `Lease` (unique, writable) is filled by a read, frozen into `Share`s that sends hold; the
 //! last holder gives the chunk back.
 //!
-//! Counts are not atomic: a pool and everything out of it stay on one thread (`!Send` through `Rc`).
+//! Counts are not atomic: a pool and everything out of it stay on one thread (`!Send`
+//! through `Rc`).
 
 mod blocks;
 pub(crate) mod mapping;

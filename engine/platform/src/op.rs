@@ -1,7 +1,9 @@
 //! The I/O seam: what a shard may ask of the kernel, and what it hears back.
 //!
-//! Owns: `trait Io`, the operations and completions, and who holds a resource while it is in flight.
-//! Never: kernel words (flags, ring entries), BitTorrent. Flow: shard -> `submit` -> backend -> `reap` -> shard.
+//! Owns: `trait Io`, the operations and completions, and who holds a resource while it
+//! is in flight.
+//! Never: kernel words (flags, ring entries), BitTorrent.
+//! Flow: shard -> `submit` -> backend -> `reap` -> shard.
 //!
 //! Three promises that every backend keeps and the conformance suite checks:
 //! 1. An operation owns its descriptor and memory until its last completion; nothing is reused or

@@ -115,6 +115,11 @@ pub(crate) fn explain(error: &io::Error) -> Unavailable {
     classify(&Observations::of_this_machine(), error)
 }
 
+/// The running kernel's version.
+pub(crate) fn kernel() -> (u32, u32) {
+    Observations::of_this_machine().kernel()
+}
+
 /// The kernel has io_uring but lacks a part.
 pub(crate) fn missing_operation(name: &str) -> Unavailable {
     let seen = Observations::of_this_machine();

@@ -120,7 +120,7 @@ impl Ring {
     pub fn new(options: RingOptions) -> Result<Ring, SetupError> {
         // Room for every single-shot operation and as many multishot ones again; an overflow is
         // handled, only slower.
-        let wanted = options.in_flight_max.saturating_mul(2).clamp(options.entries * 2, 1 << 16);
+        let wanted = options.in_flight_max.max(options.entries).saturating_mul(2).min(1 << 16);
         Self::with_completion_entries(options, wanted)
     }
 

@@ -47,6 +47,9 @@ impl SetupError {
     }
 }
 
+/// `IORING_SEND_ZC_REPORT_USAGE`.
+const ZERO_COPY_KERNEL_MIN: (u32, u32) = (6, 2);
+
 /// Operations without which there is no backend, with the kernel that brought the last of them.
 const NEEDED: [(u8, &str); 11] = [
     (opcode::AcceptMulti::CODE, "accept"),
@@ -103,9 +106,11 @@ fn finish(
     if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
         return Err(probe::missing_operation("waiting with a timeout"));
     }
-    let zero_copy = known.is_supported(opcode::SendMsgZc::CODE);
+    // Without the report of 6.2 a route that copies after all would not be noticed.
+    let zero_copy =
+        known.is_supported(opcode::SendMsgZc::CODE) && probe::kernel() >= ZERO_COPY_KERNEL_MIN;
     if !zero_copy {
-        steps_down.push("zero-copy sends: not in this kernel (Linux 6.1 has them)".to_owned());
+        steps_down.push("zero-copy sends: they need Linux 6.2 (usage reports)".to_owned());
     }
     Ok((ring, Features { task_run, registered_memory: false, zero_copy, steps_down }))
 }

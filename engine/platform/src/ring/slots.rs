@@ -34,7 +34,8 @@ impl SlotId {
     }
 }
 
-/// What an operation holds while it is in flight. Boxed parts are those the kernel has addresses of.
+/// What an operation holds while it is in flight. Boxed parts are those that the kernel has
+/// addresses of.
 pub(super) enum Work {
     Accept(Accept),
     Connect {
