@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Lines of the page at `/`.
 const LISTINGS_MAX: usize = 1000;
+const BACKLOG: i32 = 512;
 /// After accept fails (descriptors used up), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -117,21 +118,30 @@ impl Shared {
 /// A running tracker; it stops when this is dropped.
 pub struct Embedded {
     shared: Arc<Shared>,
-    listen: SocketAddr,
-    task: tokio::task::JoinHandle<()>,
+    listens: Vec<SocketAddr>,
+    /// One a listening socket; a dropped set ends its tasks.
+    _accepting: JoinSet<()>,
 }
 
 impl Embedded {
-    /// Listens and serves on the current tokio runtime. Port 0 takes a free one: see
-    /// [`Self::listen`].
+    /// Listens on every address, or on none, and serves on the current tokio runtime. Port 0 takes a
+    /// free one: see [`Self::listens`].
     pub async fn bind(
-        listen: SocketAddr,
+        listens: &[SocketAddr],
         options: EmbeddedOptions,
         catalogue: Arc<dyn Catalogue>,
     ) -> Result<Self, EmbeddedError> {
-        let fault = |why| EmbeddedError { listen, why };
-        let listener = TcpListener::bind(listen).await.map_err(fault)?;
-        let listen = listener.local_addr().map_err(fault)?;
+        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
+        for &listen in listens {
+            let fault = |why| EmbeddedError { listen, why };
+            let listener = listen_on(listen).map_err(fault)?;
+            bound.push(listener.local_addr().map_err(fault)?);
+            listeners.push(listener);
+        }
+        // Each listening socket holds a place while it waits, so there are more places than sockets.
+        let places = options.connections_max.max(2 * listens.len());
+        let places = Arc::new(Semaphore::new(places));
         let shared = Arc::new(Shared {
             store: Mutex::new(SwarmStore::new(options.store.clone())),
             catalogue,
@@ -139,13 +149,16 @@ impl Embedded {
             began: Instant::now(),
             connections: Mutex::default(),
         });
-        let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self { shared, listen, task })
+        let mut accepting = JoinSet::new();
+        for listener in listeners {
+            accepting.spawn(accept(listener, Arc::clone(&shared), Arc::clone(&places)));
+        }
+        Ok(Self { shared, listens: bound, _accepting: accepting })
     }
 
     #[must_use]
-    pub fn listen(&self) -> SocketAddr {
-        self.listen
+    pub fn listens(&self) -> &[SocketAddr] {
+        &self.listens
     }
 
     /// Serves this info-hash also where the tracker is closed.
@@ -181,15 +194,21 @@ impl Embedded {
     }
 }
 
-impl Drop for Embedded {
-    fn drop(&mut self) {
-        // Its connections are in the task's own set and end with it.
-        self.task.abort();
+/// IPv6 sockets take IPv6 only, so that `0.0.0.0` and `[::]` can stand beside each other.
+fn listen_on(listen: SocketAddr) -> io::Result<TcpListener> {
+    let kind = socket2::Domain::for_address(listen);
+    let socket = socket2::Socket::new(kind, socket2::Type::STREAM, None)?;
+    if listen.is_ipv6() {
+        socket.set_only_v6(true)?;
     }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(shared.options.connections_max));
+async fn accept(listener: TcpListener, shared: Arc<Shared>, places: Arc<Semaphore>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}

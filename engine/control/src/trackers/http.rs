@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{self, HeaderMap};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use seedring_proto::tracker::announcer::Origin;
@@ -41,6 +41,8 @@ pub struct HttpOptions {
     /// The whole request, redirects included.
     pub total_timeout: Duration,
     pub redirects_max: usize,
+    /// The User-Agent header; what cannot stand in a header is replaced by the default.
+    pub user_agent: String,
     /// How long an unused connection is kept.
     pub keep: Duration,
     pub bind: Bind,
@@ -54,6 +56,7 @@ impl Default for HttpOptions {
             connect_timeout: Duration::from_secs(10),
             total_timeout: Duration::from_secs(30),
             redirects_max: 5,
+            user_agent: USER_AGENT.to_owned(),
             keep: Duration::from_secs(30),
             bind: Bind::default(),
             extra_ca: None,
@@ -119,6 +122,7 @@ struct Kept {
 
 pub struct Client {
     options: HttpOptions,
+    user_agent: HeaderValue,
     tls: TlsConnector,
     kept: Mutex<HashMap<String, Vec<Kept>>>,
 }
@@ -126,7 +130,9 @@ pub struct Client {
 impl Client {
     pub fn new(options: HttpOptions) -> Result<Self, TlsSetupError> {
         let tls = tls_connector(options.extra_ca.as_deref())?;
-        Ok(Self { options, tls, kept: Mutex::default() })
+        let user_agent = HeaderValue::from_str(&options.user_agent)
+            .unwrap_or_else(|_| HeaderValue::from_static(USER_AGENT));
+        Ok(Self { options, user_agent, tls, kept: Mutex::default() })
     }
 
     /// Asks `url` with `parameters` behind its own query; the bytes go out as they are here.
@@ -187,7 +193,7 @@ impl Client {
             if check(hop, address.ip(), url.path()).is_err() || sender.ready().await.is_err() {
                 continue;
             }
-            match sender.send_request(request(url, target)?).await {
+            match sender.send_request(self.request(url, target)?).await {
                 Ok(response) => {
                     sent.store(true, Ordering::Relaxed);
                     return Ok((response, sender, address));
@@ -216,8 +222,17 @@ impl Client {
             }
         });
         sent.store(true, Ordering::Relaxed);
-        let response = sender.send_request(request(url, target)?).await?;
+        let response = sender.send_request(self.request(url, target)?).await?;
         Ok((response, sender, address))
+    }
+
+    fn request(&self, url: &TrackerUrl, target: &str) -> Result<Request<Empty<Bytes>>, FetchError> {
+        Request::get(target)
+            .header(header::HOST, url.authority())
+            .header(header::USER_AGENT, &self.user_agent)
+            .header(header::ACCEPT_ENCODING, "gzip")
+            .body(Empty::new())
+            .map_err(|_| FetchError::Request)
     }
 
     fn take_kept(&self, url: &TrackerUrl) -> Option<Kept> {
@@ -244,15 +259,6 @@ impl Client {
             connections.push(Kept { sender, address, since: Instant::now() });
         }
     }
-}
-
-fn request(url: &TrackerUrl, target: &str) -> Result<Request<Empty<Bytes>>, FetchError> {
-    Request::get(target)
-        .header(header::HOST, url.authority())
-        .header(header::USER_AGENT, USER_AGENT)
-        .header(header::ACCEPT_ENCODING, "gzip")
-        .body(Empty::new())
-        .map_err(|_| FetchError::Request)
 }
 
 /// Reads the body up to the limit, never further, and inflates it.

@@ -33,7 +33,7 @@ impl Catalogue for OneTorrent {
 
 async fn tracker(options: EmbeddedOptions) -> Embedded {
     let listen = "127.0.0.1:0".parse().unwrap();
-    Embedded::bind(listen, options, Arc::new(NoCatalogue)).await.unwrap()
+    Embedded::bind(&[listen], options, Arc::new(NoCatalogue)).await.unwrap()
 }
 
 async fn get(address: SocketAddr, target: &str) -> (String, Vec<u8>) {
@@ -55,7 +55,7 @@ async fn peers(address: SocketAddr, target: &str) -> Vec<SocketAddr> {
 #[tokio::test]
 async fn announce_and_scrape() {
     let tracker = tracker(EmbeddedOptions::default()).await;
-    let at = tracker.listen();
+    let at = tracker.listens()[0];
     let refused = get(at, &announce('b', 1001, "")).await;
     assert!(refused.0.starts_with("HTTP/1.1 200 OK"));
     assert_eq!(refused.1, b"d14:failure reason40:this tracker does not serve that torrente");
@@ -80,20 +80,21 @@ async fn announce_and_scrape() {
 
 #[tokio::test]
 async fn the_seeder_appears_where_the_client_reached_the_tracker() {
-    let listen = "[::]:0".parse().unwrap();
+    let both = ["0.0.0.0:0".parse().unwrap(), "[::]:0".parse().unwrap()];
     let options = EmbeddedOptions::default();
-    let tracker = Embedded::bind(listen, options, Arc::new(NoCatalogue)).await.unwrap();
+    let tracker = Embedded::bind(&both, options, Arc::new(NoCatalogue)).await.unwrap();
     let listens = vec!["0.0.0.0:6881".parse().unwrap(), "[::]:6881".parse().unwrap()];
     tracker.set_own(OwnPeer { peer_id: PeerId([b'z'; 20]), listens });
     tracker.register_self(HASH, true);
-    let port = tracker.listen().port();
-    for (ip, offered) in [("127.0.0.1", "127.0.0.1:6881"), ("[::1]", "[::1]:6881")] {
+    let (v4, v6) = (tracker.listens()[0].port(), tracker.listens()[1].port());
+    let ways = [("127.0.0.1", v4, "127.0.0.1:6881"), ("[::1]", v6, "[::1]:6881")];
+    for (ip, port, offered) in ways {
         let at: SocketAddr = format!("{ip}:{port}").parse().unwrap();
         let seen = peers(at, &announce('b', 1001, "")).await;
         assert_eq!(seen, [offered.parse().unwrap()], "{ip}");
     }
     tracker.unregister_self(&HASH);
-    let at: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+    let at: SocketAddr = format!("127.0.0.1:{v4}").parse().unwrap();
     assert_eq!(peers(at, &announce('b', 1001, "")).await, []);
 }
 
@@ -107,7 +108,7 @@ async fn our_own_announces_work_against_it() {
         let totals = |_: &InfoHash| Totals { left_bytes: 1, ..Totals::default() };
         let options = Options::new(id, 7000 + n, 1);
         let (trackers, mut events, task) = Trackers::start(options, Arc::new(totals)).unwrap();
-        let url = format!("http://{}/announce", embedded.listen());
+        let url = format!("http://{}/announce", embedded.listens()[0]);
         let tiers = vec![vec![url]];
         let origin = Origin::Torrent;
         trackers.add(Torrent { info_hash: HASH, tiers, origin, private: true }).await;
@@ -131,8 +132,8 @@ async fn our_own_announces_work_against_it() {
 async fn pages() {
     let listen = "127.0.0.1:0".parse().unwrap();
     let options = EmbeddedOptions::default();
-    let tracker = Embedded::bind(listen, options, Arc::new(OneTorrent)).await.unwrap();
-    let at = tracker.listen();
+    let tracker = Embedded::bind(&[listen], options, Arc::new(OneTorrent)).await.unwrap();
+    let at = tracker.listens()[0];
     let (head, body) = get(at, "/").await;
     let body = String::from_utf8(body).unwrap();
     assert!(head.contains("content-type: text/plain"));
@@ -159,7 +160,7 @@ async fn slow_and_large_requests_are_cut_off() {
         ..EmbeddedOptions::default()
     })
     .await;
-    let at = tracker.listen();
+    let at = tracker.listens()[0];
     // Two that never finish their head hold both places, but not for long.
     let idle = (TcpStream::connect(at).await.unwrap(), TcpStream::connect(at).await.unwrap());
     let (head, _) = tokio::time::timeout(Duration::from_secs(3), get(at, "/")).await.unwrap();
@@ -173,6 +174,6 @@ async fn slow_and_large_requests_are_cut_off() {
     let refused = answer.is_empty() || answer.starts_with(b"HTTP/1.1 4");
     assert!(refused, "{}", String::from_utf8_lossy(&answer[..answer.len().min(40)]));
     assert!(raw(at, "\x16\x03\x01garbage\r\n\r\n").await.len() < 200);
-    let taken = Embedded::bind(at, EmbeddedOptions::default(), Arc::new(NoCatalogue)).await;
+    let taken = Embedded::bind(&[at], EmbeddedOptions::default(), Arc::new(NoCatalogue)).await;
     assert!(taken.err().unwrap().to_string().contains(&at.to_string()));
 }
