@@ -124,7 +124,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Listens on every address, or on none, and serves on the current tokio runtime. Port 0 takes a
+    /// Listens on every address, or on none, and serves on the current tokio runtime. Port 0
+    /// takes a
     /// free one: see [`Self::listens`].
     pub async fn bind(
         listens: &[SocketAddr],
@@ -139,7 +140,8 @@ impl Embedded {
             bound.push(listener.local_addr().map_err(fault)?);
             listeners.push(listener);
         }
-        // Each listening socket holds a place while it waits, so there are more places than sockets.
+        // Each listening socket holds a place while it waits, so there are more places than
+        // sockets.
         let places = options.connections_max.max(2 * listens.len());
         let places = Arc::new(Semaphore::new(places));
         let shared = Arc::new(Shared {

@@ -285,7 +285,11 @@ mod tests {
             per_host in 1usize..4, total in 1usize..8, withdrawn in 0usize..20,
         ) {
             let names: Vec<_> = (0..5).map(|n| host(&n.to_string())).collect();
-            let limits = Limits { requests_per_host_max: per_host, requests_max: total, ..Limits::default() };
+            let limits = Limits {
+                requests_per_host_max: per_host,
+                requests_max: total,
+                ..Limits::default()
+            };
             let mut governor = Governor::new(limits);
             let classes = [Class::Stopped, Class::Event, Class::Regular];
             for (t, (h, c)) in tickets.iter().enumerate() {

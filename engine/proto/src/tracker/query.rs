@@ -126,16 +126,16 @@ impl Fields {
 }
 
 fn twenty(value: &str, name: &'static str) -> Result<[u8; 20], QueryError> {
-    decode(value, 20).and_then(|b| b.try_into().ok()).ok_or(QueryError::Invalid(name))
+    decode_percent(value, 20).and_then(|b| b.try_into().ok()).ok_or(QueryError::Invalid(name))
 }
 
 fn text(value: &str) -> Option<String> {
-    String::from_utf8(decode(value, 64)?).ok()
+    String::from_utf8(decode_percent(value, 64)?).ok()
 }
 
 /// Percent-decoding once; `+` is a plus sign in announce queries. `None` for a broken escape or
 /// too much.
-fn decode(value: &str, bytes_max: usize) -> Option<Vec<u8>> {
+pub fn decode_percent(value: &str, bytes_max: usize) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(bytes_max);
     let mut bytes = value.bytes();
     while let Some(b) = bytes.next() {

@@ -250,7 +250,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_input_panics_and_peers_stay_bounded(bytes in proptest::collection::vec(0u8.., 0..400)) {
+        fn no_input_panics_and_peers_stay_bounded(
+            bytes in proptest::collection::vec(0u8.., 0..400),
+        ) {
             if let Ok(reply) = Reply::parse(&bytes) {
                 proptest::prop_assert!(reply.peers.len() <= PEERS_MAX);
             }
