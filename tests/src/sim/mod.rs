@@ -9,6 +9,7 @@ pub mod disk;
 pub mod fault;
 mod flight;
 pub mod io;
+pub mod leech;
 mod net;
 pub mod oracle;
 mod outcome;
@@ -16,6 +17,8 @@ pub mod peer;
 mod pipe;
 pub mod planted;
 pub mod rng;
+pub mod swarm;
+pub mod torrent;
 mod trace;
 mod world;
 

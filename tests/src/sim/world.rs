@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use seedring_platform::op::DirectAlignment;
+
 use super::{
     disk::{Content, DirectoryId, Disk, NodeId},
     fault::{FaultKind, Faults},
@@ -311,6 +313,17 @@ impl World {
 
     pub fn with_disk<T>(&self, f: impl FnOnce(&mut Disk) -> T) -> T {
         f(&mut self.core.borrow_mut().disk)
+    }
+
+    /// The directory that stands for `/` in a swarm.
+    pub fn first_directory(&self) -> DirectoryId {
+        DirectoryId(1)
+    }
+
+    /// The disk does direct I/O, with this alignment.
+    pub fn set_direct_io(&self, align_bytes: u32) {
+        let align = DirectAlignment { memory_bytes: align_bytes, offset_bytes: align_bytes };
+        self.core.borrow_mut().disk.direct = Some(align);
     }
 
     pub fn write_file(

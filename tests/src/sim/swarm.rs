@@ -1,0 +1,291 @@
+//! Whole shards in a simulated swarm: torrents, leeches, hostile peers, faults, from a seed.
+//!
+//! Owns: a run: its shards and their mailboxes, a control that only loads and looks, the order in
+//! which shards and time take turns. Never: threads. Flow: plan -> run -> stop -> verdict.
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use seedring_platform::{descriptors::File, wake::Waker};
+use seedring_proto::units::PeerId;
+use seedring_shard::{
+    Command, Event, Globals, Links, Options, Shard, Tick,
+    mailbox::{Receiver, Sender, Wake, channel},
+    stats::Stats,
+    storage,
+    torrent::Shared,
+};
+
+use super::{
+    io::{SimDriver, SimIo, SimOptions, Waiting},
+    leech::{Score, Tally},
+    oracle::{Checked, Findings},
+    planted::{Plant, Planted},
+    torrent::SimTorrent,
+    world::World,
+};
+use seedring_platform::op::Io;
+
+pub type SimShard = Shard<Checked<Planted<SimIo>>>;
+
+/// What shards are made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub shards: usize,
+    pub pool_bytes: usize,
+    pub direct_io: bool,
+    pub zero_copy: bool,
+    pub plant: Plant,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        let plant = Plant::None;
+        Plan { shards: 1, pool_bytes: 16 << 20, direct_io: false, zero_copy: true, plant }
+    }
+}
+
+struct Seat {
+    shard: SimShard,
+    driver: SimDriver,
+    findings: Findings,
+    commands: Sender<Command>,
+    events: Receiver<Event>,
+    stopped: Option<Box<Stats>>,
+    gone: bool,
+}
+
+pub struct Swarm {
+    pub world: World,
+    pub globals: Arc<Globals>,
+    pub torrents: Vec<(Rc<SimTorrent>, Arc<Shared>)>,
+    pub score: Score,
+    pub address: SocketAddr,
+    direct_io: bool,
+    seats: Vec<Seat>,
+    /// What shards told of files in trouble, pieces that failed, and dialled peers.
+    pub troubles: u32,
+    pub failed_pieces: u32,
+    pub dialed: Vec<seedring_shard::DialOutcome>,
+    ticks: u64,
+}
+
+/// Ticks of one shard in a row before time moves on in any case.
+const TICKS_IN_A_ROW: u32 = 10_000;
+/// A run that needs more ticks than this has a shard that spins.
+const TICKS_MAX: u64 = 20_000_000;
+const OUR_PEER_ID: PeerId = PeerId(*b"-SR0100-simulated000");
+
+impl Swarm {
+    pub fn new(world: World, plan: Plan) -> Swarm {
+        let address = SocketAddr::from(([10, 0, 0, 1], 6881));
+        let globals = Arc::new(Globals::new(OUR_PEER_ID, "seedring simulated"));
+        globals.zero_copy.store(plan.zero_copy, std::sync::atomic::Ordering::Relaxed);
+        let root = world.directory();
+        assert_eq!(root, ROOT, "the first directory of a world stands for /");
+        let ios: Vec<SimIo> = (0..plan.shards)
+            .map(|_| {
+                let (pool_bytes, waiting) = (plan.pool_bytes, Waiting::Notes);
+                SimIo::new(&world, SimOptions { pool_bytes, waiting, in_flight_max: 8_192 })
+            })
+            .collect();
+        let wakers: Vec<Waker> = ios.iter().map(Io::waker).collect();
+        let mut links = handovers(&wakers);
+        let mut seats = Vec::new();
+        for (number, io) in ios.into_iter().enumerate() {
+            let (commands, received) = channel(256, wake(&wakers[number]));
+            let (told, events) = channel(64, Box::new(|| {}));
+            let (to_shards, from_shards) = std::mem::take(&mut links[number]);
+            let driver = io.driver();
+            let io = Checked::new(Planted::new(io, plan.plant));
+            let findings = io.findings();
+            let options = Options {
+                shard: number,
+                globals: globals.clone(),
+                storage: storage::Options { reads_max: 64, open_files_max: 16 },
+                root: File::from(world.root(root)),
+                seed: world.seed(),
+            };
+            let links = Links { commands: received, events: told, to_shards, from_shards };
+            let shard = Shard::new(io, options, links, vec![world.listen(address)]);
+            let (stopped, gone) = (None, false);
+            seats.push(Seat { shard, driver, findings, commands, events, stopped, gone });
+        }
+        Swarm {
+            world,
+            globals,
+            torrents: Vec::new(),
+            score: Rc::new(RefCell::new(Tally::default())),
+            address,
+            direct_io: plan.direct_io,
+            seats,
+            troubles: 0,
+            failed_pieces: 0,
+            dialed: Vec::new(),
+            ticks: 0,
+        }
+    }
+
+    /// Tells every shard of a torrent; `prepare` sets its bits and limits first.
+    pub fn add(&mut self, mut torrent: SimTorrent, prepare: impl FnOnce(&Shared)) -> Rc<SimTorrent> {
+        torrent.write(&self.world, ROOT);
+        let shared = torrent.shared();
+        prepare(&shared);
+        let torrent = Rc::new(torrent);
+        self.torrents.push((torrent.clone(), shared.clone()));
+        self.tell_all(|| Command::Add(vec![shared.clone()]));
+        torrent
+    }
+
+    pub fn tell_all(&mut self, command: impl Fn() -> Command) {
+        for at in 0..self.seats.len() {
+            self.tell(at, command());
+        }
+    }
+
+    pub fn tell(&mut self, shard: usize, command: Command) {
+        let sent = self.seats[shard].commands.send(command);
+        assert!(sent.is_ok(), "a simulated control says little");
+    }
+
+    pub fn shards(&self) -> usize {
+        self.seats.len()
+    }
+
+    pub fn stats(&self, shard: usize) -> &Stats {
+        self.seats[shard].shard.stats()
+    }
+
+    pub fn uploaded_bytes(&self) -> u64 {
+        self.seats.iter().map(|seat| seat.shard.stats().uploaded_bytes).sum()
+    }
+
+    /// Connections that shards have now.
+    pub fn connections(&self) -> u32 {
+        self.globals.connections.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Lets the shards work until `done` or until the virtual time `until`. `true`: `done`.
+    pub fn run(&mut self, until: Duration, mut done: impl FnMut(&Swarm) -> bool) -> bool {
+        loop {
+            self.turn();
+            if done(self) {
+                return true;
+            }
+            if self.world.now() >= until || self.is_broken() {
+                return false;
+            }
+            let sleeps = self.seats.iter().filter(|seat| !seat.gone);
+            let sleeps = sleeps.filter_map(|seat| seat.driver.sleeps_until());
+            let next = sleeps.chain(self.world.next_event()).min().unwrap_or(until);
+            self.world.advance_to(next.min(until));
+        }
+    }
+
+    /// Whether something was found, so that going on makes no sense.
+    pub fn is_broken(&self) -> bool {
+        !self.world.violations().is_empty()
+            || !self.score.borrow().wrong.is_empty()
+            || self.seats.iter().any(|seat| !seat.findings.borrow().is_empty())
+    }
+
+    /// Each shard that has a reason to runs until it sleeps.
+    fn turn(&mut self) {
+        for at in 0..self.seats.len() {
+            let seat = &mut self.seats[at];
+            for _ in 0..TICKS_IN_A_ROW {
+                if seat.gone || !seat.driver.runnable() {
+                    break;
+                }
+                self.ticks += 1;
+                match seat.shard.tick() {
+                    Tick::Busy => {}
+                    Tick::Idle(until) => seat.shard.sleep(until),
+                    Tick::Stopped => seat.gone = true,
+                }
+            }
+            self.listen(at);
+        }
+        if self.ticks > TICKS_MAX {
+            self.world.violation("a shard ticks without end");
+        }
+    }
+
+    /// What control does: loads contents that are asked for, drops those that are not needed.
+    fn listen(&mut self, at: usize) {
+        while let Some(event) = self.seats[at].events.receive() {
+            match event {
+                Event::Activate(id) => {
+                    let (torrent, shared) =
+                        self.torrents.iter().find(|(t, _)| t.id == id).expect("a known torrent");
+                    shared.contents.store(Some(torrent.contents(self.direct_io)));
+                    self.tell_all(|| Command::Look(id));
+                }
+                Event::Trouble { .. } => self.troubles += 1,
+                Event::PieceFailed { .. } => self.failed_pieces += 1,
+                Event::Dialed { outcome, .. } => self.dialed.push(outcome),
+                Event::Stopped(stats) => self.seats[at].stopped = Some(stats),
+                _ => {}
+            }
+        }
+    }
+
+    /// Stops all shards and looks whether everything came home. What was found, and the last
+    /// statistics of each shard.
+    pub fn stop(mut self) -> (Vec<String>, Vec<Stats>) {
+        let broken = self.is_broken();
+        let mut findings = self.world.violations();
+        if !broken {
+            self.tell_all(|| Command::Stop);
+            let until = self.world.now() + Duration::from_secs(200);
+            let all = |swarm: &Swarm| swarm.seats.iter().all(|s| s.gone && s.stopped.is_some());
+            if !self.run(until, all) {
+                findings.push("a shard did not stop within 200 s".into());
+            } else if self.connections() > 0 {
+                findings.push(format!("{} connections are still counted", self.connections()));
+            }
+            for seat in &mut self.seats {
+                seat.shard.io().finish();
+            }
+        }
+        findings.extend(self.world.violations());
+        for seat in &self.seats {
+            findings.extend(seat.findings.borrow().iter().cloned());
+        }
+        findings.extend(self.score.borrow().wrong.iter().cloned());
+        let stats = self.seats.iter().filter_map(|s| s.stopped.as_deref().cloned()).collect();
+        let Swarm { world, seats, .. } = self;
+        drop(seats);
+        if findings.is_empty() && world.open_sockets() + world.open_files() > 0 {
+            let (sockets, files) = (world.open_sockets(), world.open_files());
+            findings.push(format!("{sockets} sockets and {files} files were left open"));
+        }
+        (findings, stats)
+    }
+}
+
+/// The directory that stands for `/`: the first of its world.
+const ROOT: super::disk::DirectoryId = super::disk::DirectoryId(1);
+
+fn wake(waker: &Waker) -> Wake {
+    let waker = waker.clone();
+    Box::new(move || waker.wake())
+}
+
+type Mail = (Vec<Option<Sender<seedring_shard::Handover>>>, Vec<Receiver<seedring_shard::Handover>>);
+
+/// The mailboxes between all pairs of shards, small ones so that they are full at times.
+fn handovers(wakers: &[Waker]) -> Vec<Mail> {
+    let mut mail: Vec<Mail> = wakers.iter().map(|_| Mail::default()).collect();
+    for from in 0..wakers.len() {
+        for to in 0..wakers.len() {
+            if from == to {
+                mail[from].0.push(None);
+                continue;
+            }
+            let (sender, receiver) = channel(4, wake(&wakers[to]));
+            mail[from].0.push(Some(sender));
+            mail[to].1.push(receiver);
+        }
+    }
+    mail
+}
