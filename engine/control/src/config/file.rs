@@ -286,7 +286,7 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
     })
 }
 
-fn parse_tracker_url(text: &str) -> Result<String, String> {
+pub(crate) fn parse_tracker_url(text: &str) -> Result<String, String> {
     check_url(text, &["http", "https", "udp"], "http://tracker.example/announce")
 }
 

@@ -18,6 +18,8 @@ mod units;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use file::parse_tracker_url as tracker_url;
+
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::Loaded;
 pub use model::Config;

@@ -363,11 +363,11 @@ impl Resolver<'_> {
         Some(Files { patterns, content: self.path(&content) })
     }
 
-    fn check_twice<'n>(
+    fn check_twice(
         &mut self,
         seen: &mut HashMap<String, usize>,
         index: usize,
-        node: &'n Node,
+        node: &Node,
         torrent: &TorrentSource,
     ) {
         let paths: Vec<String> = match &torrent.source {

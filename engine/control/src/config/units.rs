@@ -165,7 +165,7 @@ impl FromStr for CountLimit {
 /// The largest binary unit that divides the value.
 fn print_bytes(f: &mut fmt::Formatter<'_>, bytes: u64) -> fmt::Result {
     for (name, factor) in [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
-        if bytes >= factor && bytes % factor == 0 {
+        if bytes >= factor && bytes.is_multiple_of(factor) {
             return write!(f, "{}{name}", bytes / factor);
         }
     }
@@ -194,7 +194,7 @@ impl fmt::Display for Period {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         for (unit, factor) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
-            if ms >= factor && ms % factor == 0 {
+            if ms >= factor && ms.is_multiple_of(factor) {
                 return write!(f, "{}{unit}", ms / factor);
             }
         }
