@@ -15,7 +15,20 @@ import libtorrent as lt
 def main() -> None:
     content, torrent, *announce = sys.argv[1:]
     files = lt.file_storage()
-    lt.add_files(files, content)
+    if os.path.isfile(content):
+        lt.add_files(files, content)
+    else:
+        # lt.add_files takes a folder's order as the disk has it; sorted by the bytes of the path's
+        # components, two programs can agree.
+        parent = os.path.dirname(os.path.abspath(content))
+        found = []
+        for folder, _, names in os.walk(content):
+            for name in names:
+                path = os.path.relpath(os.path.join(os.path.abspath(folder), name), parent)
+                found.append([part.encode() for part in path.split(os.sep)])
+        for components in sorted(found):
+            path = b"/".join(components).decode()
+            files.add_file(path, os.path.getsize(os.path.join(parent, path)))
     piece_bytes = int(os.environ.get("SEEDRING_PIECE_BYTES", "0"))
     creator = lt.create_torrent(files, piece_bytes, lt.create_torrent.v1_only)
     for tier, url in enumerate(announce):

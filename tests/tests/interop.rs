@@ -7,6 +7,7 @@ use seedring_tests::interop::seeder::{make_torrent, transfer};
 use seedring_tests::interop::{
     Client, Content, Network, Opentracker, Recipe, Scratch, Seeder, Shape, Source,
 };
+use seedring_tests::live::engine::run_program;
 use std::time::Duration;
 
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
@@ -42,7 +43,7 @@ fn by_opentracker(test: &str, client: Client) -> Result<()> {
     let network = Network::new(3)?;
     let torrent = scratch.path().join("foreign.torrent");
     let announce = format!("http://{}:6969/announce", network.host(2).address());
-    let info_hash = make_torrent(&content, &announce, &torrent)?;
+    let info_hash = make_torrent(&content, &announce, &torrent, 0)?;
     let mut tracker =
         Opentracker::start(&network.host(2), &scratch.folder("tracker")?, &[&info_hash])?;
     assert_eq!(tracker.announce_url(), announce);
@@ -138,6 +139,30 @@ fn libtorrent_opentracker() -> Result<()> {
     by_opentracker("libtorrent_opentracker", Client::Libtorrent)
 }
 
+/// `create` yields the info-hash that libtorrent computes for the same content.
+#[test]
+fn created_torrents_have_libtorrents_info_hash() -> Result<()> {
+    let scratch = Scratch::new(TMP, "create")?;
+    let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
+    for (piece_length, piece_bytes) in [("16KiB", 16 << 10), ("256KiB", 256 << 10)] {
+        let theirs = scratch.path().join("libtorrent.torrent");
+        let expected = make_torrent(&content, "http://10.77.0.3/announce", &theirs, piece_bytes)?;
+        let ours = scratch.path().join("ours.torrent").display().to_string();
+        let root = content.root().display().to_string();
+        let create = ["create", &root, "-o", &ours, "--piece-length", piece_length, "--force"];
+        let (status, text) = run_program(&create)?;
+        assert_eq!(status, 0, "{text}");
+        for path in [ours, theirs.display().to_string()] {
+            let (status, text) = run_program(&["inspect", "--json", &path])?;
+            assert_eq!(status, 0, "{text}");
+            let report: serde_json::Value = serde_json::from_str(&text)?;
+            assert_eq!(report["info_hash"].as_str(), Some(&*expected), "{path}");
+            assert_eq!(report["total_size"].as_u64(), Some(content.bytes()), "{path}");
+        }
+    }
+    content.check_untouched()
+}
+
 /// A box behind NAT: nobody reaches its port, so it must dial the peers that the tracker names.
 #[test]
 fn seedring_dials_peers() -> Result<()> {
@@ -147,7 +172,7 @@ fn seedring_dials_peers() -> Result<()> {
     let (seed_host, leech_host) = (network.host(0), network.host(1));
     let torrent = scratch.path().join("foreign.torrent");
     let announce = format!("http://{}:6969/announce", network.host(2).address());
-    let info_hash = make_torrent(&content, &announce, &torrent)?;
+    let info_hash = make_torrent(&content, &announce, &torrent, 0)?;
     let mut tracker =
         Opentracker::start(&network.host(2), &scratch.folder("tracker")?, &[&info_hash])?;
     seed_host.block_tcp_port(6881)?;

@@ -109,7 +109,7 @@ impl Seeder {
         let mut tracker = None;
         if recipe.torrent.is_none() {
             let url = format!("http://{}:{TRACKER_PORT}/announce", host.address());
-            let info_hash = make_torrent(recipe.content, &url, &own)?;
+            let info_hash = make_torrent(recipe.content, &url, &own, 0)?;
             tracker = Some(Opentracker::start(host, folder, &[&info_hash])?);
         }
         let parent = recipe.content.root().parent().context("content has a folder")?;
@@ -148,12 +148,18 @@ impl Seeder {
     }
 }
 
-/// Makes a v1 .torrent with libtorrent; returns its info-hash.
-pub fn make_torrent(content: &Content, announce: &str, torrent: &Path) -> Result<String> {
+/// Makes a v1 .torrent with libtorrent; returns its info-hash. `piece_bytes` 0 is its own choice.
+pub fn make_torrent(
+    content: &Content,
+    announce: &str,
+    torrent: &Path,
+    piece_bytes: u32,
+) -> Result<String> {
     let output = std::process::Command::new(python()?)
         .arg(script("make_torrent.py"))
         .args([content.root(), torrent])
         .arg(announce)
+        .env("SEEDRING_PIECE_BYTES", piece_bytes.to_string())
         .output()?;
     if !output.status.success() {
         bail!("make_torrent.py: {}", String::from_utf8_lossy(&output.stderr));
