@@ -1,0 +1,15 @@
+# The engine and nothing else: no shell, no package manager, no other program.
+#
+# `docker/build` fills the build context with one folder, rootfs/: the binary, the C library that
+# it was linked with, CA certificates. No image is pulled.
+FROM scratch
+COPY rootfs/ /
+# uid and gid of `seedring` in rootfs/etc/passwd. The state folder must belong to it.
+USER 10001:10001
+WORKDIR /var/lib/seedring
+VOLUME ["/var/lib/seedring"]
+EXPOSE 6881/tcp 6969/tcp
+# SIGTERM stops in order: peers, trackers (`stopped`, with the last totals), state.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/seedring"]
+CMD ["run", "/etc/seedring/seedring.yaml"]
