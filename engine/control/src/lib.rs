@@ -3,5 +3,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod control_socket;
 pub mod create;
+pub mod engine;
+pub mod logs;
+pub mod plan;
+pub mod state;
 pub mod trackers;

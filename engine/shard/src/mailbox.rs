@@ -8,23 +8,25 @@
 //! platform's model of the wake-up checks it.
 
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
-use seedring_platform::wake::Waker;
+
+/// Wakes the receiving thread; must not block.
+pub type Wake = Box<dyn Fn() + Send>;
 
 /// The sending end.
 pub struct Sender<T> {
     queue: Producer<T>,
-    waker: Waker,
+    wake: Wake,
 }
 
-/// The receiving end; the waker given at construction wakes whoever polls it.
+/// The receiving end; the wake-up given at construction wakes whoever polls it.
 pub struct Receiver<T> {
     queue: Consumer<T>,
 }
 
-/// A queue of at most `capacity` messages to the thread that `waker` wakes.
-pub fn channel<T>(capacity: usize, waker: Waker) -> (Sender<T>, Receiver<T>) {
+/// A queue of at most `capacity` messages to the thread that `wake` wakes.
+pub fn channel<T>(capacity: usize, wake: Wake) -> (Sender<T>, Receiver<T>) {
     let (producer, consumer) = RingBuffer::new(capacity);
-    (Sender { queue: producer, waker }, Receiver { queue: consumer })
+    (Sender { queue: producer, wake }, Receiver { queue: consumer })
 }
 
 impl<T> Sender<T> {
@@ -32,7 +34,7 @@ impl<T> Sender<T> {
     pub fn send(&mut self, message: T) -> Result<(), T> {
         match self.queue.push(message) {
             Ok(()) => {
-                self.waker.wake();
+                (self.wake)();
                 Ok(())
             }
             Err(PushError::Full(message)) => Err(message),

@@ -2,6 +2,7 @@
 //! Never: speaks to it here; the control socket does.
 //! Flow: arguments -> socket path -> the engine's answer, printed.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,6 +10,8 @@ use clap::Args;
 use std::path::PathBuf;
 
 use super::{check, print};
+use crate::control_socket;
+use crate::engine::status::EngineReport;
 
 /// Which engine is meant: one of these, or the quickstart's state_dir.
 #[derive(Debug, Args)]
@@ -54,5 +57,54 @@ pub fn run(args: ListArgs) -> ExitCode {
         Ok(socket) => socket,
         Err(code) => return code,
     };
-    print::failed(&format!("{}: this build has no control socket", socket.display()))
+    if args.json {
+        return match control_socket::ask::<serde_json::Value>(&socket, None) {
+            Ok(report) => print::json(&report),
+            Err(error) => print::failed(&error),
+        };
+    }
+    match control_socket::ask::<EngineReport>(&socket, None) {
+        Ok(report) => print::text(&table(&report)),
+        Err(error) => print::failed(&error),
+    }
+}
+
+/// For people: a line a torrent, then what the engine as a whole is doing.
+fn table(report: &EngineReport) -> String {
+    let mut out = String::new();
+    let header = ["INFO-HASH", "STATE", "SIZE", "UPLOADED", "PEERS", "NAME"];
+    let _ = writeln!(
+        out,
+        "{:<10} {:<9} {:>10} {:>10} {:>5}  {}",
+        header[0], header[1], header[2], header[3], header[4], header[5]
+    );
+    for torrent in &report.torrents {
+        let _ = writeln!(
+            out,
+            "{:<10} {:<9} {:>10} {:>10} {:>5}  {}",
+            &torrent.info_hash[..10],
+            torrent.state,
+            print::size(torrent.total_bytes),
+            print::size(torrent.uploaded_bytes),
+            torrent.connections,
+            print::safe(&torrent.name)
+        );
+        if let Some(detail) = &torrent.detail {
+            let _ = writeln!(out, "           {}", print::safe(detail));
+        }
+    }
+    for failed in &report.failed {
+        let _ = writeln!(out, "failed     {}: {}", failed.source, print::safe(&failed.why));
+    }
+    let _ = writeln!(
+        out,
+        "{} torrents ({} being prepared), {} peers, {} uploaded in {} s, listening on {}",
+        report.torrents.len(),
+        report.preparing,
+        report.connections,
+        print::size(report.uploaded_bytes),
+        report.uptime_s,
+        report.listening.join(", ")
+    );
+    out
 }

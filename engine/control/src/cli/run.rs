@@ -81,8 +81,11 @@ pub(super) fn seed(args: SeedArgs) -> ExitCode {
 }
 
 fn start(config: Config) -> ExitCode {
-    let torrents = config.torrents.len();
-    print::failed(&format!("this build has no engine to seed {torrents} torrents with"))
+    crate::logs::init(&config.log);
+    match crate::engine::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => print::failed(&format!("{error:#}")),
+    }
 }
 
 /// As the configuration file takes it.

@@ -18,6 +18,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use seedring_proto::{
     layout::Layout,
+    metainfo::PieceHashes,
     units::{FileIndex, InfoHash, PieceIndex},
 };
 
@@ -111,8 +112,7 @@ impl std::fmt::Debug for Shared {
 /// What serving needs and a cold torrent does not keep in memory.
 pub struct Contents {
     pub layout: Layout,
-    /// 20 bytes a piece.
-    pub piece_hashes: Arc<[u8]>,
+    pub piece_hashes: PieceHashes,
     /// The raw info dictionary, for peers that came by magnet (BEP 9).
     pub raw_info: Arc<[u8]>,
     pub private: bool,
@@ -135,8 +135,7 @@ pub struct Stamp {
 
 impl Contents {
     pub fn piece_hash(&self, piece: PieceIndex) -> [u8; 20] {
-        let at = piece.0 as usize * 20;
-        self.piece_hashes[at..at + 20].try_into().expect("invariant: 20 bytes a piece")
+        *self.piece_hashes.get(piece).expect("invariant: as many hashes as pieces in the layout")
     }
 
     /// The absolute path of a file of this torrent.

@@ -1,0 +1,156 @@
+//! What shards and trackers tell.
+//!
+//! Owns: the reaction to each event. Never: data-plane work. Flow: mailbox -> here -> state, log, commands.
+
+use std::time::Instant;
+
+use seedring_shard::{
+    Command, Event, Trouble,
+    torrent::{Phase, TorrentId},
+};
+
+use super::{Engine, LOOK_EVERY, torrents::State};
+use crate::trackers;
+
+/// Events taken before the loop looks at other things again.
+const EVENTS_MAX: usize = 4_096;
+
+impl Engine {
+    pub(super) async fn shard_events(&mut self) {
+        for _ in 0..EVENTS_MAX {
+            let Some((shard, event)) = self.shards.receive() else { return };
+            self.shard_event(shard, event).await;
+        }
+    }
+
+    async fn shard_event(&mut self, shard: usize, event: Event) {
+        match event {
+            Event::Activate(id) => self.activate(id),
+            Event::Idle(id) => {
+                // Other shards keep what they hold; whoever needs it again asks.
+                if let Some(torrent) = self.torrents.get(id)
+                    && !matches!(torrent.state, State::Verifying { .. })
+                {
+                    torrent.shared.contents.store(None);
+                }
+            }
+            Event::Verified { torrent, pieces, failed, done, .. } => {
+                self.verified(torrent, pieces, failed, done).await;
+            }
+            Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
+            Event::Trouble { torrent, path, trouble } => {
+                self.trouble(torrent, &path.display().to_string(), trouble);
+            }
+            Event::Dialed { torrent, address, outcome } => {
+                self.peers.dialed(torrent, address, outcome);
+            }
+            Event::AcceptFailed(error) => tracing::warn!(
+                "shard {shard} can't accept connections: {error}; resting for a second. Raise the \
+                 descriptor limit (LimitNOFILE, ulimit -n) or lower limits.connections"
+            ),
+            Event::Stats(stats) => self.stats[shard] = Some(*stats),
+            Event::Peers { torrent, peers } => self.peers_reported(torrent, peers),
+            Event::Stopped(stats) => self.stats[shard] = Some(*stats),
+        }
+    }
+
+    fn activate(&mut self, id: TorrentId) {
+        let Some(torrent) = self.torrents.get(id) else { return };
+        if torrent.shared.contents.load().is_some() {
+            self.shards.send_all(|| Command::Look(id));
+        } else if torrent.is_active() {
+            self.load_contents(id);
+        }
+    }
+
+    async fn verified(&mut self, id: TorrentId, pieces: u32, failed: u32, part_done: bool) {
+        let Some(torrent) = self.torrents.get_mut(id) else { return };
+        let State::Verifying { done, failed: so_far, of } = &mut torrent.state else { return };
+        *done += pieces;
+        *so_far += failed;
+        let (of, failed) = (*of, *so_far);
+        if part_done {
+            torrent.verifying = torrent.verifying.saturating_sub(1);
+        }
+        if torrent.verifying > 0 {
+            return;
+        }
+        let good = torrent.shared.pieces.verified_count();
+        if failed > 0 {
+            let note = format!("{} of {of} pieces do not match the torrent", of - good.min(of));
+            tracing::error!("{}: {note}; the others are seeded", torrent.name);
+            torrent.note = Some(note);
+        } else {
+            tracing::info!("{}: all {of} pieces verified", torrent.name);
+        }
+        if good == 0 {
+            let why = format!("{}: no piece matches the torrent", torrent.place.content.display());
+            return self.park(id, why);
+        }
+        self.seed(id).await;
+    }
+
+    fn piece_failed(&mut self, id: TorrentId, piece: u32) {
+        let Some(torrent) = self.torrents.get_mut(id) else { return };
+        if matches!(torrent.state, State::Verifying { .. }) {
+            return; // summed up when verification is done
+        }
+        let note = format!("piece {piece} does not match the torrent; it is not served");
+        tracing::error!("{}: {note}", torrent.name);
+        torrent.note = Some(note);
+        torrent.state = State::Partial;
+        if torrent.shared.pieces.offered_count() == 0 {
+            self.park(id, "no piece matches the torrent".into());
+        }
+    }
+
+    /// A file can't be served as it is.
+    fn trouble(&mut self, id: TorrentId, path: &str, trouble: Trouble) {
+        let Some(torrent) = self.torrents.get_mut(id) else { return };
+        match trouble {
+            Trouble::Io(error) => self.park(id, format!("{path}: {error}")),
+            Trouble::Short { expected_bytes, found_bytes } => self.park(
+                id,
+                format!("{path} has {found_bytes} bytes, the torrent says {expected_bytes}"),
+            ),
+            Trouble::Changed => {
+                let note =
+                    format!("{path} changed; its pieces are hashed again before they go out");
+                if torrent.note.as_ref() != Some(&note) {
+                    tracing::warn!("{}: {note}", torrent.name);
+                }
+                torrent.note = Some(note);
+                torrent.touch();
+                if torrent.shared.phase() == Phase::Active {
+                    // New stamps for the store and for the next opening of the file.
+                    self.looking.insert(id, Instant::now() + LOOK_EVERY);
+                }
+            }
+        }
+    }
+
+    pub(super) fn tracker_event(&mut self, event: trackers::Event) {
+        match event {
+            trackers::Event::Peers { info_hash, peers, .. } => {
+                let Some(id) = self.id_of(&info_hash) else { return };
+                self.peers.learn(id, &peers, &self.shards.listening);
+                self.dial_due(id);
+            }
+            trackers::Event::Announced { info_hash, tracker, event, result } => match result {
+                Ok(heard) => {
+                    if let Some(warning) = &heard.warning {
+                        tracing::warn!("{tracker}: {warning}");
+                    }
+                    tracing::debug!(
+                        "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, leechers {:?}",
+                        heard.peers,
+                        heard.seeders,
+                        heard.leechers
+                    );
+                }
+                Err(why) => tracing::info!("{info_hash}: {event:?} to {tracker}: {why}"),
+            },
+            trackers::Event::Removed { info_hash } => self.torrents.forget_totals(&info_hash),
+        }
+    }
+}

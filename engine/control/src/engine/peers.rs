@@ -1,0 +1,136 @@
+//! Addresses that trackers named: when each is dialled, and when again.
+//!
+//! Owns: a bounded book of addresses a torrent, with backoff. Never: sockets; shards dial.
+//! Flow: tracker event -> learn -> Command::Dial -> Event::Dialed -> backoff.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use seedring_shard::{Command, DialOutcome, torrent::TorrentId};
+
+use super::Engine;
+
+/// Addresses kept a torrent.
+const BOOK_MAX: usize = 200;
+/// Dials asked for at once a torrent.
+const DIALS_MAX: usize = 30;
+const FIRST_BACKOFF: Duration = Duration::from_secs(60);
+const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
+
+#[derive(Default)]
+pub struct PeerBooks {
+    books: HashMap<TorrentId, HashMap<SocketAddr, Entry>>,
+}
+
+struct Entry {
+    failures: u32,
+    /// `None`: being dialled, or connected.
+    again: Option<Instant>,
+}
+
+impl PeerBooks {
+    /// Notes addresses; those that are our own, can't be dialled, or find the book full are left.
+    pub fn learn(&mut self, id: TorrentId, peers: &[SocketAddr], own: &[SocketAddr]) {
+        let book = self.books.entry(id).or_default();
+        for peer in peers {
+            let ip = peer.ip();
+            let useless = peer.port() == 0 || ip.is_unspecified() || ip.is_multicast();
+            if useless || own.contains(peer) || book.len() >= BOOK_MAX {
+                continue;
+            }
+            let entry = Entry { failures: 0, again: Some(Instant::now()) };
+            book.entry(*peer).or_insert(entry);
+        }
+    }
+
+    /// Addresses whose time has come.
+    fn due(&mut self, id: TorrentId, now: Instant) -> Vec<SocketAddr> {
+        let Some(book) = self.books.get_mut(&id) else { return Vec::new() };
+        let due = book.iter_mut().filter(|(_, entry)| entry.again.is_some_and(|at| at <= now));
+        let due = due.take(DIALS_MAX).map(|(address, entry)| {
+            entry.again = None;
+            *address
+        });
+        due.collect()
+    }
+
+    pub fn dialed(&mut self, id: TorrentId, address: SocketAddr, outcome: DialOutcome) {
+        let Some(book) = self.books.get_mut(&id) else { return };
+        let Some(entry) = book.get_mut(&address) else { return };
+        let now = Instant::now();
+        match outcome {
+            DialOutcome::Connected => entry.failures = 0,
+            DialOutcome::Oneself => {
+                book.remove(&address);
+            }
+            DialOutcome::Seed => entry.again = Some(now + BACKOFF_MAX),
+            DialOutcome::Refused | DialOutcome::Closed => {
+                let backoff = FIRST_BACKOFF * 2u32.saturating_pow(entry.failures.min(10));
+                entry.failures += 1;
+                entry.again = Some(now + backoff.min(BACKOFF_MAX));
+            }
+        }
+    }
+
+    pub fn forget(&mut self, id: TorrentId) {
+        self.books.remove(&id);
+    }
+}
+
+impl Engine {
+    /// Dials what is due of one torrent, on its home shard.
+    pub(super) fn dial_due(&mut self, id: TorrentId) {
+        let Some(torrent) = self.torrents.get(id) else { return };
+        if !torrent.is_active() {
+            return;
+        }
+        let home = self.home(&torrent.info_hash());
+        for address in self.peers.due(id, Instant::now()) {
+            self.shards.send(home, Command::Dial { torrent: id, address });
+        }
+    }
+
+    pub(super) fn dial_again(&mut self) {
+        let ids: Vec<TorrentId> = self.peers.books.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.dial_due(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: TorrentId = TorrentId(1);
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_is_dialled_once_and_rests_after_a_failure() {
+        let mut books = PeerBooks::default();
+        let own = [address("10.0.0.1:6881")];
+        let peers = ["10.0.0.1:6881", "10.0.0.2:1", "10.0.0.3:0", "0.0.0.0:5"].map(address);
+        books.learn(ID, &peers, &own);
+        let now = Instant::now();
+        assert_eq!(books.due(ID, now), [address("10.0.0.2:1")]);
+        assert!(books.due(ID, now).is_empty(), "it is under way");
+        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Refused);
+        assert!(books.due(ID, Instant::now() + Duration::from_secs(59)).is_empty());
+        assert_eq!(books.due(ID, Instant::now() + Duration::from_secs(61)).len(), 1);
+        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Oneself);
+        assert!(books.due(ID, Instant::now() + Duration::from_secs(9_999)).is_empty());
+    }
+
+    #[test]
+    fn a_book_is_bounded() {
+        let mut books = PeerBooks::default();
+        let peers: Vec<SocketAddr> =
+            (1..1_000u16).map(|port| SocketAddr::from(([10, 0, 0, 9], port))).collect();
+        books.learn(ID, &peers, &[]);
+        assert_eq!(books.books[&ID].len(), BOOK_MAX);
+    }
+}

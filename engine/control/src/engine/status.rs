@@ -1,0 +1,343 @@
+//! What the engine tells people and programs about itself.
+//!
+//! Owns: the report types, answering requests of the control socket, the tracker's pages.
+//! Never: changes anything. Flow: request -> registry, shards' statistics, trackers -> report.
+
+mod display;
+mod pages;
+mod ready;
+
+use std::time::Duration;
+
+use seedring_proto::units::InfoHash;
+use seedring_shard::{Command, PeerReport, torrent::TorrentId};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::{display::Display, pages::Pages};
+use super::{
+    Engine,
+    start::ANSWER_WITHIN,
+    torrents::{State, Torrent},
+};
+
+/// The whole engine, as `seedring list` shows it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EngineReport {
+    pub version: String,
+    pub uptime_s: u64,
+    pub listening: Vec<String>,
+    pub connections: u32,
+    pub uploaded_bytes: u64,
+    /// Wanted torrents that could not be read or made, and why.
+    pub failed: Vec<FailedReport>,
+    /// Torrents still being read or made.
+    pub preparing: usize,
+    /// From start until every torrent was dealt with; `None`: not there yet.
+    pub ready_after_ms: Option<u64>,
+    pub shards: Vec<ShardReport>,
+    pub torrents: Vec<TorrentReport>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FailedReport {
+    pub source: String,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ShardReport {
+    pub shard: usize,
+    pub connections: u32,
+    pub half_open: u32,
+    pub unchoked: u32,
+    pub accepted: u64,
+    pub dialed: u64,
+    pub refused: u64,
+    pub violations: u64,
+    pub handed_over: u64,
+    pub uploaded_bytes: u64,
+    pub blocks: u64,
+    pub rejected: u64,
+    pub sends: u64,
+    pub zero_copy_sends: u64,
+    pub zero_copy_copied: u64,
+    pub cache_bytes: u64,
+    pub cache_cap_bytes: u64,
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+    pub reads: u64,
+    pub read_bytes: u64,
+    pub direct_reads: u64,
+    pub hashed_bytes: u64,
+    pub hash_failures: u64,
+    pub memory_stalls: u64,
+    pub open_files: u32,
+    /// Block service time: request parsed to send completed.
+    pub service_p50_us: u64,
+    pub service_p99_us: u64,
+    pub service_max_us: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TorrentReport {
+    pub info_hash: String,
+    pub name: String,
+    /// `seeding`, `partial`, `verifying`, `waiting`.
+    pub state: String,
+    /// What is wrong or under way, for people.
+    pub detail: Option<String>,
+    pub total_bytes: u64,
+    pub pieces: u32,
+    pub pieces_offered: u32,
+    pub pieces_verified: u32,
+    pub uploaded_bytes: u64,
+    pub connections: u32,
+    pub private: bool,
+    pub source: String,
+}
+
+/// One torrent in full, as `seedring show` shows it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TorrentDetail {
+    pub torrent: TorrentReport,
+    pub content: String,
+    pub torrent_file: String,
+    pub magnet: String,
+    pub added_at: i64,
+    pub trackers: Vec<TrackerReport>,
+    pub peers: Vec<PeerLine>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TrackerReport {
+    pub tier: u16,
+    /// Secrets masked.
+    pub url: String,
+    pub state: String,
+    pub next_announce_in_s: Option<u64>,
+    pub seeders: Option<u32>,
+    pub leechers: Option<u32>,
+    pub message: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PeerLine {
+    pub shard: usize,
+    pub address: String,
+    pub client: String,
+    pub dialed: bool,
+    pub interested: bool,
+    pub unchoked: bool,
+    pub queued_requests: u32,
+    pub uploaded_bytes: u64,
+    pub upload_bytes_per_s: u64,
+    pub progress_permille: u16,
+    pub zero_copy: bool,
+}
+
+/// What the control socket asks; the answer is a JSON document.
+pub enum Request {
+    List(oneshot::Sender<Result<String, String>>),
+    /// An info-hash, the beginning of one, or a name.
+    Show(String, oneshot::Sender<Result<String, String>>),
+}
+
+/// A `show` that waits for the shards' peers.
+pub(crate) struct PeerRequest {
+    pub parts: mpsc::Sender<Vec<PeerReport>>,
+}
+
+impl Engine {
+    pub(super) async fn answer(&mut self, request: Request) {
+        match request {
+            Request::List(answer) => {
+                let report = serde_json::to_string(&self.report());
+                let _ = answer.send(report.map_err(|error| error.to_string()));
+            }
+            Request::Show(which, answer) => match self.find(&which) {
+                Ok(id) => self.show(id, answer),
+                Err(why) => {
+                    let _ = answer.send(Err(why));
+                }
+            },
+        }
+    }
+
+    pub(super) fn report(&self) -> EngineReport {
+        let stats = self.stats.iter().flatten();
+        let mut torrents: Vec<TorrentReport> = self.torrents.iter().map(torrent_report).collect();
+        torrents.sort_by(|a, b| a.name.cmp(&b.name).then(a.info_hash.cmp(&b.info_hash)));
+        let failed = self.failed.iter().map(|(wanted, why, _)| FailedReport {
+            source: wanted.origin.path().display().to_string(),
+            why: why.clone(),
+        });
+        EngineReport {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: self.began.elapsed().as_secs(),
+            listening: self.shards.listening.iter().map(ToString::to_string).collect(),
+            connections: stats.clone().map(|s| s.connections).sum(),
+            uploaded_bytes: stats.clone().map(|s| s.uploaded_bytes).sum(),
+            failed: failed.collect(),
+            preparing: self.queue.len() + self.preparing,
+            ready_after_ms: self.all_ready_after.map(|after| after.as_millis() as u64),
+            shards: stats.map(shard_report).collect(),
+            torrents,
+        }
+    }
+
+    /// The one torrent that a user means.
+    fn find(&self, which: &str) -> Result<TorrentId, String> {
+        let lower = which.to_ascii_lowercase();
+        let matches = |t: &&Torrent| {
+            t.name == which || (lower.len() >= 4 && t.info_hash().to_string().starts_with(&lower))
+        };
+        let found: Vec<&Torrent> = self.torrents.iter().filter(matches).collect();
+        match found[..] {
+            [torrent] => Ok(torrent.shared.id),
+            [] => Err(format!(
+                "no torrent is called \"{which}\", and no info-hash begins so; see `seedring list`"
+            )),
+            _ => Err(format!("{} torrents match \"{which}\"; give the info-hash", found.len())),
+        }
+    }
+
+    fn show(&mut self, id: TorrentId, answer: oneshot::Sender<Result<String, String>>) {
+        let Some(torrent) = self.torrents.get(id) else { return };
+        let hash = torrent.info_hash();
+        let mut detail = TorrentDetail {
+            torrent: torrent_report(torrent),
+            content: torrent.place.content.display().to_string(),
+            torrent_file: torrent.place.torrent_file.display().to_string(),
+            magnet: self.catalogue.magnet(&hash).unwrap_or_default(),
+            added_at: torrent.added_at,
+            ..TorrentDetail::default()
+        };
+        let shards = self.shards.len();
+        let (parts, mut reports) = mpsc::channel(shards);
+        self.peer_requests.entry(id).or_default().push(PeerRequest { parts });
+        self.shards.send_all(|| Command::Peers(id));
+        let trackers = self.trackers.clone();
+        // Beside the loop, which has to go on to hear what the shards say.
+        tokio::spawn(async move {
+            let status = trackers.status(hash).await.unwrap_or_default();
+            detail.trackers = status.trackers.into_iter().map(tracker_report).collect();
+            for shard in 0..shards {
+                let next = tokio::time::timeout(ANSWER_WITHIN, reports.recv()).await;
+                let Ok(Some(peers)) = next else { break };
+                detail.peers.extend(peers.into_iter().map(|peer| peer_line(shard, peer)));
+            }
+            let report = serde_json::to_string(&detail).map_err(|error| error.to_string());
+            let _ = answer.send(report);
+        });
+    }
+
+    /// A shard's peers of a torrent, for whoever waits. Requests that got an answer of every shard
+    /// (or were given up) go.
+    pub(super) fn peers_reported(&mut self, id: TorrentId, peers: Vec<PeerReport>) {
+        let Some(waiting) = self.peer_requests.get_mut(&id) else { return };
+        for request in waiting.iter() {
+            let _ = request.parts.try_send(peers.clone());
+        }
+        waiting.retain(|request| !request.parts.is_closed() && request.parts.capacity() > 0);
+        if waiting.is_empty() {
+            self.peer_requests.remove(&id);
+        }
+    }
+}
+
+pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
+    let pieces = &torrent.shared.pieces;
+    let (state, detail) = match &torrent.state {
+        State::Verifying { done, of, .. } => {
+            ("verifying", Some(format!("{done} of {of} pieces hashed")))
+        }
+        State::Seeding => ("seeding", torrent.note.clone()),
+        State::Partial => ("partial", torrent.note.clone()),
+        State::Waiting(why) => ("waiting", Some(why.clone())),
+    };
+    TorrentReport {
+        info_hash: torrent.info_hash().to_string(),
+        name: torrent.name.clone(),
+        state: state.into(),
+        detail,
+        total_bytes: torrent.total_bytes,
+        pieces: pieces.piece_count(),
+        pieces_offered: pieces.offered_count(),
+        pieces_verified: pieces.verified_count(),
+        uploaded_bytes: torrent.uploaded_bytes(),
+        connections: torrent.shared.connections.load(std::sync::atomic::Ordering::Relaxed),
+        private: torrent.private,
+        source: torrent.wanted.origin.path().display().to_string(),
+    }
+}
+
+fn shard_report(stats: &seedring_shard::stats::Stats) -> ShardReport {
+    ShardReport {
+        shard: stats.shard,
+        connections: stats.connections,
+        half_open: stats.half_open,
+        unchoked: stats.unchoked,
+        accepted: stats.accepted,
+        dialed: stats.dialed,
+        refused: stats.refused,
+        violations: stats.violations,
+        handed_over: stats.handed_over,
+        uploaded_bytes: stats.uploaded_bytes,
+        blocks: stats.blocks,
+        rejected: stats.rejected,
+        sends: stats.sends,
+        zero_copy_sends: stats.zero_copy_sends,
+        zero_copy_copied: stats.zero_copy_copied,
+        cache_bytes: stats.cache_bytes,
+        cache_cap_bytes: stats.cache_cap_bytes,
+        cache_hits: stats.cache_hits,
+        cache_misses: stats.cache_misses,
+        reads: stats.reads,
+        read_bytes: stats.read_bytes,
+        direct_reads: stats.direct_reads,
+        hashed_bytes: stats.hashed_bytes,
+        hash_failures: stats.hash_failures,
+        memory_stalls: stats.memory_stalls,
+        open_files: stats.open_files,
+        service_p50_us: stats.service_us.value_at_quantile(0.5),
+        service_p99_us: stats.service_us.value_at_quantile(0.99),
+        service_max_us: stats.service_us.max(),
+    }
+}
+
+fn tracker_report(status: crate::trackers::TrackerStatus) -> TrackerReport {
+    TrackerReport {
+        tier: status.tier,
+        url: status.url,
+        state: format!("{:?}", status.state).to_lowercase(),
+        next_announce_in_s: status.next_announce_in.map(|wait: Duration| wait.as_secs()),
+        seeders: status.seeders,
+        leechers: status.leechers,
+        message: status.message,
+    }
+}
+
+fn peer_line(shard: usize, peer: PeerReport) -> PeerLine {
+    PeerLine {
+        shard,
+        address: peer.address.to_string(),
+        client: peer.client,
+        dialed: peer.dialed,
+        interested: peer.interested,
+        unchoked: peer.unchoked,
+        queued_requests: peer.queued_requests,
+        uploaded_bytes: peer.uploaded_bytes,
+        upload_bytes_per_s: peer.upload_bytes_per_s,
+        progress_permille: peer.progress_permille,
+        zero_copy: peer.zero_copy,
+    }
+}
+
+/// For reports that name a torrent by its hash.
+pub(super) fn magnet_of(name: &str, hash: InfoHash, trackers: Vec<String>) -> String {
+    let mut magnet = seedring_proto::magnet::Magnet::new(hash);
+    magnet.name = Some(name.to_owned());
+    magnet.trackers = trackers;
+    magnet.to_string()
+}

@@ -1,0 +1,150 @@
+//! What should be against what is: pure, so that a plan can be looked at before it is carried out.
+//!
+//! Owns: `Wanted` (a torrent as the configuration asks for it), `reconcile`.
+//! Never: files, sockets, time. Flow: configuration -> wanted -> reconcile(wanted, known) -> actions.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+};
+
+use seedring_proto::units::InfoHash;
+
+use crate::config::model::{Folder, TorrentLimits, TrackerRef, Trackers, Verify};
+
+/// A torrent that the configuration asks for, before anything of it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    pub origin: Origin,
+    pub trackers: Trackers,
+    pub verify: Verify,
+    pub limits: TorrentLimits,
+    /// Line of its entry in the configuration; 0: none.
+    pub line: u32,
+}
+
+/// Where a torrent comes from: what makes two entries the same torrent over a reload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A .torrent file, and the folder that holds its content.
+    File { torrent: PathBuf, content: PathBuf },
+    /// Content for which the engine makes the torrent.
+    Folder(Folder),
+}
+
+impl Origin {
+    /// The path that names it in messages and over reloads.
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Origin::File { torrent, .. } => torrent,
+            Origin::Folder(folder) => &folder.path,
+        }
+    }
+}
+
+/// What a reload has to do. Anything not named stays as it is, connections included.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    pub add: Vec<Wanted>,
+    pub remove: Vec<InfoHash>,
+    /// Limits or trackers differ; content does not.
+    pub change: Vec<(InfoHash, Wanted)>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.add.is_empty() && self.remove.is_empty() && self.change.is_empty()
+    }
+}
+
+/// The difference between what is wanted and what is known. `known`: each torrent with the
+/// `Wanted` it was added for.
+pub fn reconcile(wanted: &[Wanted], known: &HashMap<InfoHash, Wanted>) -> Plan {
+    let by_origin: HashMap<_, _> = known.iter().map(|(h, w)| (key(&w.origin), (h, w))).collect();
+    let mut plan = Plan::default();
+    let mut kept = HashSet::new();
+    for item in wanted {
+        match by_origin.get(&key(&item.origin)) {
+            Some((hash, known)) if known.origin == item.origin => {
+                kept.insert(**hash);
+                let same = known.trackers == item.trackers && known.limits == item.limits;
+                if !same {
+                    plan.change.push((**hash, item.clone()));
+                }
+            }
+            // The same path with other options (piece length, content folder): another torrent.
+            _ => plan.add.push(item.clone()),
+        }
+    }
+    plan.remove = known.keys().filter(|hash| !kept.contains(*hash)).copied().collect();
+    plan.remove.sort_unstable();
+    plan
+}
+
+fn key(origin: &Origin) -> (&PathBuf, bool) {
+    (origin.path(), matches!(origin, Origin::Folder(_)))
+}
+
+/// A reload that would remove more than this many of `known` torrents is refused: an unmounted
+/// folder or an empty glob must not empty a seedbox.
+pub fn removals_max(known: usize) -> usize {
+    (known / 10).max(10)
+}
+
+/// Whether all references of a tracker list can be used.
+pub fn uses_embedded(trackers: &Trackers) -> bool {
+    match trackers {
+        Trackers::Keep => false,
+        Trackers::Tiers(tiers) => tiers.iter().flatten().any(|t| *t == TrackerRef::Embedded),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(name: &str) -> Wanted {
+        Wanted {
+            origin: Origin::File { torrent: name.into(), content: "/srv".into() },
+            trackers: Trackers::Keep,
+            verify: Verify::Quick,
+            limits: TorrentLimits::default(),
+            line: 1,
+        }
+    }
+
+    fn known(names: &[&str]) -> HashMap<InfoHash, Wanted> {
+        let row = |(n, name): (usize, &&str)| (InfoHash([n as u8; 20]), wanted(name));
+        names.iter().enumerate().map(row).collect()
+    }
+
+    #[test]
+    fn nothing_to_do_is_an_empty_plan() {
+        let plan = reconcile(&[wanted("b"), wanted("a")], &known(&["a", "b"]));
+        assert!(plan.is_empty(), "{plan:?}");
+    }
+
+    #[test]
+    fn only_what_differs_is_touched() {
+        let mut changed = wanted("b");
+        changed.limits.connections = Some(3);
+        changed.line = 9;
+        let plan = reconcile(&[wanted("c"), changed.clone()], &known(&["a", "b"]));
+        assert_eq!(plan.add, [wanted("c")]);
+        assert_eq!(plan.remove, [InfoHash([0; 20])]);
+        assert_eq!(plan.change, [(InfoHash([1; 20]), changed)]);
+    }
+
+    #[test]
+    fn other_content_makes_another_torrent() {
+        let mut moved = wanted("a");
+        moved.origin = Origin::File { torrent: "a".into(), content: "/mnt".into() };
+        let plan = reconcile(std::slice::from_ref(&moved), &known(&["a"]));
+        assert_eq!((plan.add.len(), plan.remove.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_mass_removal_is_more_than_a_tenth_but_small_sets_may_change_freely() {
+        assert_eq!((removals_max(5), removals_max(1_000)), (10, 100));
+    }
+}

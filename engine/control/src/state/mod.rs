@@ -1,0 +1,67 @@
+//! The state store: what must outlive the process, in SQLite.
+//!
+//! Owns: the database file, its schema and versions, one writing thread, batched transactions.
+//! Never: decisions; it keeps what it is told. Flow: engine -> `Store` (queue) -> thread -> disk; `load` at start.
+//!
+//! Write-ahead log, `synchronous = FULL`: a flush that returned is on disk. Records of one torrent that come
+//! faster than the disk takes them are merged; the newest one wins.
+
+mod encode;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::{collections::HashMap, path::PathBuf, time::Duration};
+
+use seedring_proto::units::InfoHash;
+use seedring_shard::torrent::Stamp;
+
+pub use self::thread::Store;
+
+/// What is kept of a torrent.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Record {
+    pub name: String,
+    pub uploaded_bytes: u64,
+    /// Verified pieces, BEP 3 bit order; empty: none.
+    pub verified: Vec<u8>,
+    /// Size and time of each file when its pieces were verified.
+    pub stamps: Vec<Option<Stamp>>,
+    /// Seconds since 1970.
+    pub added_at: i64,
+}
+
+/// A folder whose torrent was made: valid while `manifest` (paths, sizes, times, options) is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeTorrent {
+    pub manifest: [u8; 20],
+    pub info_hash: InfoHash,
+}
+
+/// Everything, as read at start.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub torrents: HashMap<InfoHash, Record>,
+    pub made: HashMap<PathBuf, Vec<MadeTorrent>>,
+    /// Told to trackers so that they know us when our address changes; kept for good.
+    pub tracker_key: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("state_dir {path}: {source}; it must be a folder that this user may write to")]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {source}")]
+    Database { path: PathBuf, source: rusqlite::Error },
+    #[error(
+        "{path} was written by a newer seedring (schema {found}, this one knows {known}); run that \
+         version, or move the file away to start afresh (content is verified again, nothing else is lost)"
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("another seedring is running with state_dir {0}; give this one a state_dir of its own")]
+    InUse(PathBuf),
+}
+
+/// How long records wait for others to share their transaction.
+const BATCH: Duration = Duration::from_millis(500);

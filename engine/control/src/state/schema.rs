@@ -1,0 +1,50 @@
+//! The database's tables and how older versions become newer ones.
+//!
+//! Owns: the schema. Never: rows. Flow: `open` -> `migrate`, once at start.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::Error;
+
+/// `PRAGMA user_version` of a database that is up to date.
+pub const VERSION: i64 = 1;
+
+const FIRST: &str = "
+CREATE TABLE torrents (
+    info_hash BLOB PRIMARY KEY CHECK (length(info_hash) = 20),
+    name TEXT NOT NULL,
+    uploaded_bytes INTEGER NOT NULL CHECK (uploaded_bytes >= 0),
+    verified BLOB NOT NULL,
+    stamps BLOB NOT NULL,
+    added_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE made (
+    path BLOB NOT NULL,
+    manifest BLOB NOT NULL,
+    info_hash BLOB NOT NULL CHECK (length(info_hash) = 20),
+    PRIMARY KEY (path, manifest)
+) WITHOUT ROWID;
+CREATE TABLE identity (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    tracker_key INTEGER NOT NULL
+);
+";
+
+/// Brings the schema up to date, or says why it can't be.
+pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
+    let fail = |source| Error::Database { path: path.to_owned(), source };
+    let found: i64 =
+        database.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
+    if found > VERSION {
+        return Err(Error::Newer { path: path.to_owned(), found, known: VERSION });
+    }
+    if found < 1 {
+        let change = database.transaction().map_err(fail)?;
+        change.execute_batch(FIRST).map_err(fail)?;
+        change.pragma_update(None, "user_version", 1).map_err(fail)?;
+        change.commit().map_err(fail)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Owns: what the store must keep over restarts, damage and newer versions. Never: the engine.
+//! Flow: each test has a folder of its own.
+
+use std::path::Path;
+
+use super::*;
+
+fn record(uploaded_bytes: u64) -> Record {
+    let stamp = Stamp { size_bytes: 7, modified_ns: -3 };
+    Record {
+        name: "größe".into(),
+        uploaded_bytes,
+        verified: vec![0xff, 0x80],
+        stamps: vec![Some(stamp), None],
+        added_at: 1_700_000_000,
+    }
+}
+
+#[test]
+fn what_was_flushed_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hash, made) =
+        (InfoHash([7; 20]), MadeTorrent { manifest: [1; 20], info_hash: InfoHash([2; 20]) });
+    let key = {
+        let (store, loaded) = Store::open(dir.path()).unwrap();
+        assert!(loaded.torrents.is_empty());
+        (0..100).for_each(|n| store.save(hash, record(n)));
+        store.made("/srv/ä".into(), made.clone());
+        store.flush().unwrap();
+        loaded.tracker_key
+    };
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.torrents[&hash], record(99));
+    assert_eq!(loaded.made[Path::new("/srv/ä")], [made]);
+    assert_eq!(loaded.tracker_key, key);
+}
+
+#[test]
+fn dropping_the_store_writes_what_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    store.save(InfoHash([1; 20]), record(5));
+    drop(store);
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.torrents.len(), 1);
+}
+
+#[test]
+fn a_damaged_database_is_set_aside_and_the_engine_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("state.sqlite"), vec![0x55; 8_192]).unwrap();
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    assert!(loaded.torrents.is_empty());
+    let names: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(names.iter().any(|name| name.contains("damaged-")), "{names:?}");
+}
+
+#[test]
+fn a_newer_schema_and_a_second_process_are_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    assert!(matches!(Store::open(dir.path()), Err(Error::InUse(_))));
+    drop(store);
+    let database = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
+    database.pragma_update(None, "user_version", 99).unwrap();
+    drop(database);
+    let error = Store::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("newer seedring") && error.contains("99"), "{error}");
+}
+
+#[test]
+fn stamps_survive_encoding_and_garbage_is_refused() {
+    let stamps = record(0).stamps;
+    assert_eq!(encode::parse_stamps(&encode::stamps(&stamps)), Some(stamps));
+    assert_eq!(encode::parse_stamps(&[0; 16]), None);
+    assert_eq!(encode::parse_stamps(&[9; 17]), None);
+}

@@ -1,0 +1,268 @@
+//! The one thread that writes to the database.
+//!
+//! Owns: the connection, the queue, the merging of records. Never: blocks its callers for the disk.
+//! Flow: `save` queues; the thread gathers for a moment, writes one transaction, syncs; `flush` waits.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use seedring_proto::units::InfoHash;
+
+use super::{BATCH, Error, Loaded, MadeTorrent, Record, encode, schema};
+
+/// Messages that wait; a sender that finds it full waits for the disk.
+const QUEUE_MAX: usize = 16_384;
+
+enum Message {
+    Save(InfoHash, Box<Record>),
+    Made(PathBuf, MadeTorrent),
+    Flush(SyncSender<Result<(), String>>),
+    Stop,
+}
+
+/// The handle. Dropping it flushes and ends the thread.
+pub struct Store {
+    queue: SyncSender<Message>,
+    thread: Option<JoinHandle<()>>,
+    /// Held for as long as the store is open: one process a state folder.
+    _lock: std::fs::File,
+}
+
+impl Store {
+    /// Opens (or makes) `state_dir` and its database, and reads everything.
+    ///
+    /// A database that is damaged is set aside under another name and a new one begun: totals are
+    /// lost, content is verified again; both are said in the log.
+    pub fn open(state_dir: &Path) -> Result<(Store, Loaded), Error> {
+        let folder = |source| Error::Folder { path: state_dir.to_owned(), source };
+        std::fs::create_dir_all(state_dir.join("torrents")).map_err(folder)?;
+        let lock = lock(state_dir)?;
+        let path = state_dir.join("state.sqlite");
+        let (database, loaded) = match open(&path) {
+            Err(Error::Database { source, .. }) if is_damage(&source) => {
+                let aside = set_aside(&path).map_err(folder)?;
+                tracing::error!(
+                    "{} is damaged ({source}); it was moved to {}, and content is verified again",
+                    path.display(),
+                    aside.display()
+                );
+                open(&path)?
+            }
+            other => other?,
+        };
+        let (queue, messages) = sync_channel(QUEUE_MAX);
+        let thread = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || run(database, &path, &messages))
+            .map_err(folder)?;
+        Ok((Store { queue, thread: Some(thread), _lock: lock }, loaded))
+    }
+
+    /// Keeps a torrent's record; on disk at the next flush or a moment later.
+    pub fn save(&self, info_hash: InfoHash, record: Record) {
+        self.send(Message::Save(info_hash, Box::new(record)));
+    }
+
+    /// Remembers which torrent was made from a folder.
+    pub fn made(&self, path: PathBuf, made: MadeTorrent) {
+        self.send(Message::Made(path, made));
+    }
+
+    fn send(&self, message: Message) {
+        // The thread ends only with this handle.
+        let _ = self.queue.send(message);
+    }
+
+    /// Waits until everything saved so far is on disk. Blocking.
+    pub fn flush(&self) -> Result<(), String> {
+        let (answer, done) = sync_channel(1);
+        self.send(Message::Flush(answer));
+        done.recv().map_err(|_| "the state store's thread has ended".to_owned())?
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(state_dir: &Path) -> Result<std::fs::File, Error> {
+    let folder = |source| Error::Folder { path: state_dir.to_owned(), source };
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(state_dir.join("lock"))
+        .map_err(folder)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse(state_dir.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(folder(source)),
+    }
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let seconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
+    let aside = path.with_extension(format!("damaged-{seconds}"));
+    std::fs::rename(path, &aside)?;
+    for tail in ["-wal", "-shm"] {
+        let mut side = path.as_os_str().to_owned();
+        side.push(tail);
+        match std::fs::remove_file(Path::new(&side)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+fn open(path: &Path) -> Result<(Connection, Loaded), Error> {
+    let fail = |source| Error::Database { path: path.to_owned(), source };
+    let mut database = Connection::open(path).map_err(fail)?;
+    database.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
+    database.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+    schema::migrate(&mut database, path)?;
+    let loaded = load(&database).map_err(fail)?;
+    Ok((database, loaded))
+}
+
+fn load(database: &Connection) -> rusqlite::Result<Loaded> {
+    let mut loaded = Loaded::default();
+    let columns = "info_hash, name, uploaded_bytes, verified, stamps, added_at";
+    let mut rows = database.prepare(&format!("SELECT {columns} FROM torrents"))?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        let stamps = encode::parse_stamps(&row.get::<_, Vec<u8>>(4)?);
+        let record = Record {
+            name: row.get(1)?,
+            uploaded_bytes: row.get::<_, i64>(2)? as u64,
+            // Without stamps nothing says that the files are still those that were verified.
+            verified: if stamps.is_some() { row.get(3)? } else { Vec::new() },
+            stamps: stamps.unwrap_or_default(),
+            added_at: row.get(5)?,
+        };
+        loaded.torrents.insert(InfoHash(row.get(0)?), record);
+    }
+    let mut rows = database.prepare("SELECT path, manifest, info_hash FROM made")?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        let path: Vec<u8> = row.get(0)?;
+        let made = MadeTorrent { manifest: row.get(1)?, info_hash: InfoHash(row.get(2)?) };
+        let path = PathBuf::from(OsStr::from_bytes(&path));
+        loaded.made.entry(path).or_default().push(made);
+    }
+    let key: Option<i64> =
+        database.query_row("SELECT tracker_key FROM identity", [], |row| row.get(0)).optional()?;
+    loaded.tracker_key = match key {
+        Some(key) => key as u32,
+        None => {
+            let key: u32 = rand::random();
+            let insert = "INSERT INTO identity (one, tracker_key) VALUES (1, ?1)";
+            database.execute(insert, [i64::from(key)])?;
+            key
+        }
+    };
+    Ok(loaded)
+}
+
+#[derive(Default)]
+struct Batch {
+    records: HashMap<InfoHash, Box<Record>>,
+    made: Vec<(PathBuf, MadeTorrent)>,
+}
+
+fn run(mut database: Connection, path: &Path, messages: &Receiver<Message>) {
+    let mut batch = Batch::default();
+    let mut stop = false;
+    while !stop {
+        let mut flushes = Vec::new();
+        let Ok(first) = messages.recv() else { return };
+        let mut next = Some(first);
+        let until = Instant::now() + BATCH;
+        while let Some(message) = next.take() {
+            match message {
+                Message::Save(info_hash, record) => {
+                    batch.records.insert(info_hash, record);
+                }
+                Message::Made(path, made) => batch.made.push((path, made)),
+                Message::Flush(answer) => {
+                    flushes.push(answer);
+                    break;
+                }
+                Message::Stop => {
+                    stop = true;
+                    break;
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            next = match messages.recv_timeout(left) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    stop = true;
+                    None
+                }
+            };
+        }
+        let result = write(&mut database, &batch).map_err(|e| format!("{}: {e}", path.display()));
+        match &result {
+            Ok(()) => batch = Batch::default(),
+            // Kept and written with the next batch: a full disk loses nothing that was there.
+            Err(error) => tracing::error!("state not saved: {error}; trying again"),
+        }
+        flushes.into_iter().for_each(|answer| {
+            let _ = answer.send(result.clone());
+        });
+    }
+}
+
+fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
+    if batch.records.is_empty() && batch.made.is_empty() {
+        return Ok(());
+    }
+    let change = database.transaction()?;
+    {
+        let mut save = change.prepare_cached(
+            "INSERT OR REPLACE INTO torrents
+             (info_hash, name, uploaded_bytes, verified, stamps, added_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        for (info_hash, record) in &batch.records {
+            save.execute(params![
+                &info_hash.0[..],
+                record.name,
+                record.uploaded_bytes as i64,
+                record.verified,
+                encode::stamps(&record.stamps),
+                record.added_at,
+            ])?;
+        }
+        let mut made = change.prepare_cached(
+            "INSERT OR REPLACE INTO made (path, manifest, info_hash) VALUES (?1, ?2, ?3)",
+        )?;
+        for (path, torrent) in &batch.made {
+            let path = path.as_os_str().as_bytes();
+            made.execute(params![path, &torrent.manifest[..], &torrent.info_hash.0[..]])?;
+        }
+    }
+    change.commit()
+}
