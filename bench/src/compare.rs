@@ -3,7 +3,6 @@
 
 mod cold;
 mod many;
-mod namespace;
 mod seeding;
 mod spread;
 mod summary;
@@ -11,17 +10,22 @@ mod target;
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::leech::{Outcome, parse_bytes};
+pub use summary::{Spread, table};
+
+use crate::{
+    leech::{Outcome, parse_bytes},
+    namespace,
+};
 
 /// Where targets listen inside the benchmark's own network namespace.
-const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)), 6881);
+const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(namespace::ADDRESS), 6881);
 /// Where the load connects from: each connection has an address of its own.
 const SOURCES: &str = "10.77.0.0/16";
 
@@ -48,8 +52,12 @@ pub struct Options {
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Targets, in the order they run: seedring, tokio-uring, libtorrent, rtorrent, rqbit, iperf3.
-    #[arg(long, value_enum, value_delimiter = ',',
-        default_value = "iperf3,seedring,tokio-uring,libtorrent,rtorrent,rqbit")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "iperf3,seedring,tokio-uring,libtorrent,rtorrent,rqbit"
+    )]
     pub targets: Vec<target::Kind>,
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
@@ -143,8 +151,13 @@ impl Options {
 
     /// The measured window's arguments.
     pub fn window(&self) -> Vec<String> {
-        ["--duration".into(), self.seconds.to_string(), "--warm-up".into(), self.warm_up.to_string()]
-            .to_vec()
+        [
+            "--duration".into(),
+            self.seconds.to_string(),
+            "--warm-up".into(),
+            self.warm_up.to_string(),
+        ]
+        .to_vec()
     }
 }
 

@@ -16,7 +16,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 
 pub use connection::fetch_first_block;
-pub use measure::Outcome;
+pub use measure::{IdleBytes, Outcome};
 pub use walk::{Pattern, Random};
 
 use crate::report;

@@ -6,6 +6,7 @@
 mod compare;
 mod leech;
 mod micro;
+mod namespace;
 mod payload;
 mod probe;
 mod report;
@@ -16,7 +17,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "seedring-bench", version, about = "What a BitTorrent seeder costs, block by block")]
+#[command(
+    name = "seedring-bench",
+    version,
+    about = "What a BitTorrent seeder costs, block by block"
+)]
 struct Options {
     #[command(subcommand)]
     command: Command,

@@ -1,3 +1,27 @@
+//! Owns: `seedring-bench micro`: parts of the engine measured by themselves.
+//! Never: starts an engine. Flow: one subcommand a part.
+
+mod device;
+mod zero_copy;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
 #[derive(clap::Args)]
-pub struct Options {}
-pub fn run(_: Options) -> anyhow::Result<std::process::ExitCode> { anyhow::bail!("later") }
+pub struct Options {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Send cached blocks to a device that only takes frames, copying and zero-copy.
+    ZeroCopy(zero_copy::Options),
+}
+
+pub fn run(options: Options) -> Result<ExitCode> {
+    match options.part {
+        Part::ZeroCopy(options) => zero_copy::run(&options),
+    }
+}

@@ -15,6 +15,11 @@ use sha1::{Digest, Sha1};
 
 use crate::leech::{Random, parse_bytes};
 
+/// The discard port: nobody answers. rTorrent refuses a torrent without any tracker.
+const ANNOUNCE: &str = "http://127.0.0.1:9/announce";
+/// Smaller content is not worth a sync each.
+const SYNC_MIN_BYTES: u64 = 64 << 20;
+
 #[derive(clap::Args)]
 pub struct Options {
     /// The file to make; its torrent is PATH.torrent beside it.
@@ -60,7 +65,10 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
             .with_context(|| format!("cannot write {}: is the disk full?", path.display()))?;
         left -= length as u64;
     }
-    out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+    let file = out.into_inner().map_err(|error| error.into_error())?;
+    if size_bytes >= SYNC_MIN_BYTES {
+        file.sync_all()?;
+    }
     let partial = PathBuf::from(format!("{}.partial", torrent.display()));
     fs::write(&partial, single_file(name, size_bytes, piece_bytes, &hashes))?;
     fs::rename(&partial, &torrent)?;
@@ -70,7 +78,7 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
 fn single_file(name: &str, size_bytes: u64, piece_bytes: u64, hashes: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&mut bytes);
-    encoder.begin_dict().key("info").begin_dict();
+    encoder.begin_dict().key("announce").str(ANNOUNCE).key("info").begin_dict();
     encoder.key("length").int(size_bytes as i64).key("name").str(name);
     encoder.key("piece length").int(piece_bytes as i64).key("pieces").bytes(hashes);
     // No DHT, no peer exchange: a benchmark's torrent is nobody else's business (BEP 27).
@@ -87,7 +95,8 @@ mod tests {
     #[test]
     fn the_torrent_fits_its_content() {
         let bytes: Vec<u8> = (0..100_u8).collect();
-        let hashes: Vec<u8> = bytes.chunks(64).flat_map(|piece| Sha1::digest(piece).to_vec()).collect();
+        let hashes: Vec<u8> =
+            bytes.chunks(64).flat_map(|piece| Sha1::digest(piece).to_vec()).collect();
         let torrent = Torrent::parse(&single_file("x", 100, 64, &hashes)).expect("valid");
         assert_eq!((torrent.total_bytes, torrent.piece_bytes), (100, 64));
         assert_eq!(torrent.piece_hashes.len(), 2);

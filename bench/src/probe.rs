@@ -126,7 +126,8 @@ fn processes() -> impl Iterator<Item = u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-fn softirqd_seconds() -> f64 {
+/// CPU time of all ksoftirqd threads so far.
+pub fn softirqd_seconds() -> f64 {
     processes()
         .filter_map(|pid| {
             let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -171,7 +172,10 @@ impl Machine {
             .join(" ");
         Machine {
             kernel: line("/proc/sys/kernel/osrelease"),
-            cpu: cpu.map(|name| name.trim_start_matches([' ', '\t', ':'])).unwrap_or("unknown").into(),
+            cpu: cpu
+                .map(|name| name.trim_start_matches([' ', '\t', ':']))
+                .unwrap_or("unknown")
+                .into(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: field(&meminfo, "MemTotal:") as f64 / f64::from(1 << 20),
             mitigations,

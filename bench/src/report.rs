@@ -55,7 +55,10 @@ pub fn leech(outcome: &Outcome) -> String {
                 mib(after.pss_bytes)
             ),
         );
-        line("target disk reads", format!("{:.1} MiB", mib(outcome.target_read_bytes.unwrap_or(0))));
+        line(
+            "target disk reads",
+            format!("{:.1} MiB", mib(outcome.target_read_bytes.unwrap_or(0))),
+        );
     }
     line(
         "load's own CPU",
@@ -83,6 +86,22 @@ pub fn leech(outcome: &Outcome) -> String {
         line("last closed because", reason.clone());
     }
     out
+}
+
+/// The frame-taking device, a row for each number of blocks and way of sending.
+pub fn zero_copy(rows: &[Vec<String>]) -> String {
+    crate::compare::table(
+        &[
+            "blocks a send",
+            "path",
+            "CPU-s/GiB: median (min..max)",
+            "of it acknowledging",
+            "GiB/s",
+            "copied after all",
+            "KiB a frame",
+        ],
+        rows,
+    )
 }
 
 fn mib(bytes: u64) -> f64 {

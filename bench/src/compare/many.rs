@@ -1,2 +1,205 @@
-use super::{Options, summary::Report};
-pub fn run(_: &Options) -> anyhow::Result<Report> { anyhow::bail!("later") }
+//! Owns: many small torrents: time until all seed, memory each, idle CPU; idle connections.
+//! Never: takes the engine's word for it: "seeding" means that a block was served.
+//! Flow: content once -> first start -> idle -> connections -> second start -> report.
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::{
+    Options, TARGET,
+    summary::{Report, Spread, table},
+    target::{self, Running, Settings},
+};
+use crate::{
+    leech::{self, IdleBytes},
+    payload,
+    probe::Reading,
+    torrent::Torrent,
+};
+
+const FILE_BYTES: u64 = 64 << 10;
+const PIECE_BYTES: u64 = 16 << 10;
+/// Torrents asked for a block before a start counts as done: each seeds or the start is not over.
+const SAMPLE: usize = 200;
+const START_MAX: Duration = Duration::from_secs(300);
+const IDLE: Duration = Duration::from_secs(30);
+const IDLE_CONNECTIONS: usize = 2000;
+const ROUNDS_MAX: usize = 3;
+
+#[derive(Serialize)]
+struct Start {
+    round: usize,
+    second: bool,
+    seconds: f64,
+    rss_bytes: u64,
+    private_bytes: u64,
+    idle_cpu_percent: f64,
+    idle_connection_bytes: Option<IdleBytes>,
+}
+
+pub fn run(options: &Options) -> Result<Report> {
+    let mut report = Report { title: "Many small torrents".into(), ..Report::default() };
+    report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
+    let (folder, sample) = content(options)?;
+    let bare = bare_private_bytes(options, &sample)?;
+    let mut starts = Vec::new();
+    for round in 1..=options.rounds.min(ROUNDS_MAX) {
+        let state = options.run_folder("seedring")?;
+        let settings = Settings {
+            shards: 1,
+            cache: "64MiB".into(),
+            verify: "quick",
+            state,
+            torrents: folder.join("*.torrent").display().to_string(),
+            content: folder.clone(),
+        };
+        for second in [false, true] {
+            let start = Instant::now();
+            let running = target::seedring(options, &settings, Some(options.server_core))?;
+            if starts.is_empty() {
+                report.commands.push(format!("`{}`", running.command));
+            }
+            wait_until_all_serve(&running, &sample)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let found = after_start(options, &running, &sample, second)?;
+            eprintln!(
+                "round {round}  {} start {seconds:.2} s, {:.0} MiB private, {:.2} % idle CPU",
+                if second { "second" } else { "first" },
+                found.private_bytes as f64 / 1_048_576.0,
+                found.idle_cpu_percent
+            );
+            running.end()?;
+            starts.push(Start { round, second, seconds, ..found });
+        }
+    }
+    report.sections.push(result_table(options, &starts, bare));
+    report.runs = starts.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    Ok(report)
+}
+
+/// Small single-file torrents, made once; an even sample of them.
+fn content(options: &Options) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let folder = options.work.join(format!("many-{}", options.torrents));
+    eprintln!("content: {} torrents in {}", options.torrents, folder.display());
+    let mut torrents = Vec::new();
+    for number in 0..options.torrents {
+        let file = folder.join(format!("small-{number:06}.bin"));
+        torrents.push(payload::make(&file, FILE_BYTES, PIECE_BYTES, number as u64 + 100)?);
+    }
+    let step = (torrents.len() / SAMPLE).max(1);
+    let last = torrents.last().cloned();
+    let sample = torrents.into_iter().step_by(step).chain(last).collect();
+    Ok((folder, sample))
+}
+
+/// What the engine holds with a single torrent: subtracted when memory a torrent is reckoned.
+fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
+    let first = sample.first().context("--torrents must be at least 1")?;
+    let settings = Settings {
+        shards: 1,
+        cache: "64MiB".into(),
+        verify: "quick",
+        state: options.run_folder("seedring-bare")?,
+        torrents: first.display().to_string(),
+        content: first.parent().context("a folder")?.to_path_buf(),
+    };
+    let mut running = target::seedring(options, &settings, Some(options.server_core))?;
+    running.wait_until_served(&Torrent::read(first)?)?;
+    thread::sleep(Duration::from_secs(2));
+    let bytes = Reading::take(running.pid())?.private_bytes;
+    running.end()?;
+    Ok(bytes)
+}
+
+fn wait_until_all_serve(running: &Running, sample: &[PathBuf]) -> Result<()> {
+    let deadline = Instant::now() + START_MAX;
+    let torrents: Vec<Torrent> =
+        sample.iter().map(|path| Torrent::read(path)).collect::<Result<_>>()?;
+    for (at, torrent) in torrents.iter().enumerate() {
+        loop {
+            let source = format!("10.77.9.{}:0", at % 250).parse().ok();
+            let fetched = leech::fetch_first_block(TARGET, source, torrent, Duration::from_secs(2));
+            let Err(error) = fetched else { break };
+            ensure!(
+                Instant::now() < deadline,
+                "{}: not served in {} s ({error:#}); {}",
+                sample[at].display(),
+                START_MAX.as_secs(),
+                running.last_words()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}
+
+fn after_start(
+    options: &Options,
+    running: &Running,
+    sample: &[PathBuf],
+    with_connections: bool,
+) -> Result<Start> {
+    // Announces and first timers settle.
+    thread::sleep(Duration::from_secs(5));
+    let before = Reading::take(running.pid())?;
+    thread::sleep(IDLE);
+    let after = Reading::take(running.pid())?;
+    let spent = after.cpu_seconds - before.cpu_seconds;
+    let idle_connection_bytes = if with_connections {
+        let arguments =
+            ["--idle".into(), IDLE_CONNECTIONS.to_string(), "--duration".into(), "5".into()];
+        options.leech(&sample[0], running.pid(), &arguments)?.idle_bytes_per_connection
+    } else {
+        None
+    };
+    Ok(Start {
+        round: 0,
+        second: false,
+        seconds: 0.0,
+        rss_bytes: after.rss_bytes,
+        private_bytes: after.private_bytes,
+        idle_cpu_percent: 100.0 * spent / IDLE.as_secs_f64(),
+        idle_connection_bytes,
+    })
+}
+
+fn result_table(options: &Options, starts: &[Start], bare: u64) -> String {
+    let spread = |second: bool, of: &dyn Fn(&Start) -> Option<f64>, digits: usize| {
+        Spread::of(starts.iter().filter(|start| start.second == second).filter_map(of))
+            .map_or("-".into(), |spread| spread.text(digits))
+    };
+    let count = options.torrents as f64;
+    let each = |start: &Start| Some((start.private_bytes as f64 - bare as f64) / 1024.0 / count);
+    let idle = |start: &Start| start.idle_connection_bytes.map(|bytes| bytes.private);
+    type Field<'a> = &'a dyn Fn(&Start) -> Option<f64>;
+    let fields: [(&str, Field<'_>, usize); 5] = [
+        ("seconds from start to all seeding", &|start| Some(start.seconds), 2),
+        ("private memory a torrent, KiB", &each, 2),
+        ("RSS, MiB", &|start| Some(start.rss_bytes as f64 / 1_048_576.0), 0),
+        ("idle CPU, % of a core", &|start| Some(start.idle_cpu_percent), 2),
+        ("private memory an idle connection, B", &idle, 0),
+    ];
+    let rows: Vec<Vec<String>> = fields
+        .iter()
+        .map(|(name, field, digits)| {
+            vec![(*name).into(), spread(false, field, *digits), spread(true, field, *digits)]
+        })
+        .collect();
+    format!(
+        "{} torrents of {} KiB, verify: quick. A start is over when each of {SAMPLE} torrents, \
+         evenly chosen, has served a block. Memory a torrent leaves out what the engine holds \
+         with one ({:.1} MiB). Idle: {} s after the start, no connections. {IDLE_CONNECTIONS} \
+         idle connections: handshake and bitfield done, not interested.\n\n{}",
+        options.torrents,
+        FILE_BYTES >> 10,
+        bare as f64 / 1_048_576.0,
+        IDLE.as_secs(),
+        table(&["", "first start", "second start"], &rows)
+    )
+}

@@ -150,7 +150,8 @@ fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
     let after = Reading::take(running.pid())?;
     let measured = start.elapsed().as_secs_f64();
     let output = client.wait_with_output()?;
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).context("iperf3's JSON")?;
+    let json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("iperf3's JSON")?;
     let bits = json["end"]["sum_received"]["bits_per_second"]
         .as_f64()
         .with_context(|| format!("iperf3 says: {}", json["error"]))?;
@@ -169,7 +170,12 @@ fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
     })
 }
 
-fn spread(runs: &[Run], kind: Kind, connections: usize, of: impl Fn(&Run) -> Option<f64>) -> Option<Spread> {
+fn spread(
+    runs: &[Run],
+    kind: Kind,
+    connections: usize,
+    of: impl Fn(&Run) -> Option<f64>,
+) -> Option<Spread> {
     let chosen = runs.iter().filter(|run| run.target == kind && run.connections == connections);
     Spread::of(chosen.filter_map(of))
 }
@@ -186,7 +192,8 @@ fn main_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
                 row.push("-".into());
                 continue;
             };
-            let ratio = ceiling.map_or(String::new(), |top| format!(", {:.1}x", cost.median / top.median));
+            let ratio =
+                ceiling.map_or(String::new(), |top| format!(", {:.1}x", cost.median / top.median));
             row.push(format!("{}{ratio}; {:.0} MiB/s", cost.text(3), speed.median));
         }
         rows.push(row);
@@ -243,8 +250,17 @@ fn detail_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
         }
     }
     let head = [
-        "target", "connections", "p50 ms", "p99 ms", "p99.9 ms", "p99 ms at half load",
-        "load CPU-s/GiB", "load busy", "ksoftirqd s/GiB", "RSS MiB", "private MiB",
+        "target",
+        "connections",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "p99 ms at half load",
+        "load CPU-s/GiB",
+        "load busy",
+        "ksoftirqd s/GiB",
+        "RSS MiB",
+        "private MiB",
     ];
     format!(
         "Latency is from request to block received whole; at half load it is open loop, from the \

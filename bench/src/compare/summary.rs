@@ -60,7 +60,8 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 
 /// YYYY-MM-DD of now, UTC (days to civil date: Hinnant's algorithm).
 fn today() -> String {
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let seconds =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     civil(seconds / 86_400)
 }
 
@@ -84,10 +85,8 @@ impl Report {
         fs::create_dir_all(folder)?;
         let machine = Machine::read();
         let mut text = format!("# {}\n\n", self.title);
-        let arguments: Vec<String> = std::env::args()
-            .skip(1)
-            .filter(|argument| argument != "--inside")
-            .collect();
+        let arguments: Vec<String> =
+            std::env::args().skip(1).filter(|argument| argument != "--inside").collect();
         text.push_str(&format!(
             "{}, Linux {}, {} ({} cores, {:.0} GiB), {congestion}, own network namespace.\n\
              Command: `seedring-bench {}`\n\n",
@@ -116,9 +115,12 @@ impl Report {
             "schema": 1, "date": today(), "machine": machine, "congestion": congestion,
             "arguments": arguments, "report": self,
         });
-        for (extension, content) in [("md", text.clone()), ("json", serde_json::to_string_pretty(&json)?)] {
+        for (extension, content) in
+            [("md", text.clone()), ("json", serde_json::to_string_pretty(&json)?)]
+        {
             let path = folder.join(format!("{name}.{extension}"));
-            fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+            fs::write(&path, content)
+                .with_context(|| format!("cannot write {}", path.display()))?;
             eprintln!("wrote {}", path.display());
         }
         print!("{text}");

@@ -60,7 +60,11 @@ impl Kind {
             Kind::Libtorrent => {
                 let script = libtorrent_script(options)?;
                 let arguments = vec![script.display().to_string(), "--version".into()];
-                (&options.python, arguments, "python3 -m venv V; V/bin/pip install libtorrent; --python V/bin/python")
+                (
+                    &options.python,
+                    arguments,
+                    "python3 -m venv V; V/bin/pip install libtorrent; --python V/bin/python",
+                )
             }
             Kind::Rtorrent => (&options.rtorrent, vec!["-h".into()], "apt install rtorrent"),
             Kind::Rqbit => (&options.rqbit, vec!["--version".into()], "cargo install rqbit"),
@@ -190,7 +194,7 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
         Kind::Rqbit => {
             command = pinned(&absolute(&options.rqbit), core);
             command.args(["-v", "error", "--disable-dht", "--disable-lsd", "--disable-trackers"]);
-            command.args(["--disable-upnp-port-forward", "--disable-tcp-connect", "--ipv4-only"]);
+            command.args(["--disable-upnp-port-forward", "--ipv4-only"]);
             command.args(["--listen-ip", &address, "--listen-port", &port]);
             command.args(["--peer-limit", "4000", "download", "--disable-http-api"]);
             command.args(["--overwrite", "-o", &folder, &torrent]);

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use seedring_proto::units::{Block, PieceIndex};
+use seedring_proto::units::Block;
 use sha1::{Digest, Sha1};
 
 use crate::torrent::Torrent;
@@ -45,14 +45,12 @@ impl Assembly {
         self.spare.push(piece.bytes);
         Some(good)
     }
-
-    pub fn is_open(&self, piece: PieceIndex) -> bool {
-        self.open.contains_key(&piece.0)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use seedring_proto::units::PieceIndex;
+
     use super::*;
 
     #[test]
@@ -77,7 +75,7 @@ mod tests {
                 verdicts.push(assembly.arrived(&torrent, block));
             }
             assert_eq!(verdicts, [None, Some(!flip)]);
-            assert!(!assembly.is_open(PieceIndex(0)));
+            assert!(assembly.open.is_empty());
         }
     }
 }

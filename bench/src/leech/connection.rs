@@ -71,7 +71,7 @@ pub enum End {
 
 pub struct Connection {
     pub socket: Socket,
-    pub lane: Lane,
+    pub lane: Box<Lane>,
     pub stage: Stage,
     pub fast: bool,
     pub choked: bool,
@@ -90,10 +90,10 @@ pub struct Connection {
 impl Connection {
     /// Begins to connect. The socket is non-blocking; writability tells how it went.
     pub fn open(
-        lane: Lane,
+        lane: Box<Lane>,
         target: SocketAddr,
         torrent: &Torrent,
-    ) -> Result<Self, (Lane, io::Error)> {
+    ) -> Result<Self, (Box<Lane>, io::Error)> {
         let socket = match dial(target, lane.source) {
             Ok(socket) => socket,
             Err(error) => return Err((lane, error)),
@@ -120,7 +120,7 @@ impl Connection {
     }
 
     /// The socket is gone: what was asked for goes back to the lane.
-    pub fn close(mut self) -> Lane {
+    pub fn close(mut self) -> Box<Lane> {
         let lost = self.outstanding.drain(..).map(|pending| pending.number);
         self.lane.retry.extend(lost);
         self.lane.reopens += 1;

@@ -168,7 +168,13 @@ impl Connection {
         run: usize,
     ) -> Result<bool, End> {
         let wanted = left
-            + self.outstanding.iter().skip(1).take(run).map(|next| frame_bytes(next.block)).sum::<usize>();
+            + self
+                .outstanding
+                .iter()
+                .skip(1)
+                .take(run)
+                .map(|next| frame_bytes(next.block))
+                .sum::<usize>();
         let wanted = wanted.min(context.discard.len());
         let received = if self.lane.assembly.is_some() {
             self.place_bytes(context, left)?

@@ -133,7 +133,9 @@ fn raise_descriptor_limit(connections: usize) -> Result<()> {
     }
     let maximum = limit.maximum.map(|maximum| maximum.max(wanted));
     setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
-        .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }))
+        .or_else(|_| {
+            setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })
+        })
         .with_context(|| {
             format!("{connections} connections need {wanted} descriptors: raise `ulimit -n`")
         })
@@ -246,11 +248,7 @@ impl Window {
             if bytes != last_bytes.0 || options.idle.is_some() {
                 last_bytes = (bytes, Instant::now());
             }
-            ensure!(
-                last_bytes.1.elapsed() < READY_MAX,
-                "{} sent nothing for 30 s",
-                options.target
-            );
+            ensure!(last_bytes.1.elapsed() < READY_MAX, "{} sent nothing for 30 s", options.target);
             if Instant::now() >= deadline {
                 cut_short = true;
                 break;

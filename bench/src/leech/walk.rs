@@ -42,10 +42,16 @@ pub struct Walk {
 }
 
 enum Kind {
-    Line { next: u64 },
+    Line {
+        next: u64,
+    },
     Blocks,
     /// Every piece once before any again, in a stride's order: no piece is open twice.
-    Pieces { piece: u64, stride: u64, left: std::ops::Range<u64> },
+    Pieces {
+        piece: u64,
+        stride: u64,
+        left: std::ops::Range<u64>,
+    },
 }
 
 impl Walk {

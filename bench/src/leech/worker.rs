@@ -47,7 +47,7 @@ pub struct Plan {
 enum Place {
     Live(Box<Connection>, Instant),
     /// To be opened at this time.
-    Waiting(Lane, Instant),
+    Waiting(Box<Lane>, Instant),
     Empty,
 }
 
@@ -70,7 +70,7 @@ impl Worker {
             plan,
             board,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll_create")?,
-            places: lanes.into_iter().map(|lane| Place::Waiting(lane, now)).collect(),
+            places: lanes.into_iter().map(|lane| Place::Waiting(Box::new(lane), now)).collect(),
             opening: 0,
             tally: Tally::default(),
             discard: vec![0; DISCARD_BYTES],
@@ -86,7 +86,8 @@ impl Worker {
             let mut now = Instant::now();
             if now >= self.next_round {
                 self.round(now)?;
-                self.next_round = now + Duration::from_millis(if self.opening > 0 { 1 } else { 20 });
+                self.next_round =
+                    now + Duration::from_millis(if self.opening > 0 { 1 } else { 20 });
             }
             let mut sleep = self.next_round.saturating_duration_since(now);
             if let Some(until) = self.pace_connections(now) {
@@ -94,8 +95,11 @@ impl Worker {
             }
             events.clear();
             let timeout = Timespec::try_from(sleep).context("a timeout")?;
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout))
-            {
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&timeout),
+            ) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error)).context("epoll_wait"),
             }

@@ -6,13 +6,11 @@
 
 use std::{
     ffi::OsString,
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-
-use super::TARGET;
 
 /// Runs this very command once more, in a namespace of its own.
 pub fn run_inside() -> Result<ExitCode> {
@@ -37,14 +35,19 @@ pub fn run_inside() -> Result<ExitCode> {
     }
 }
 
+/// The targets' address; every other one of its /16 is the load's.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
 /// Loopback up, 10.77.0.0/16 on it, cubic on every local route. Says which algorithm is in use.
 pub fn prepare() -> Result<String> {
     ip("link set lo up")?;
     ip("addr add 10.77.0.1/16 dev lo")?;
     for route in ["10.77.0.0/16", "10.77.0.1", "127.0.0.0/8", "127.0.0.1"] {
-        ip(&format!("route change local {route} dev lo proto kernel scope host table local congctl cubic"))?;
+        ip(&format!(
+            "route change local {route} dev lo proto kernel scope host table local congctl cubic"
+        ))?;
     }
-    let listener = TcpListener::bind((TARGET.ip(), 0)).context("the namespace's loopback")?;
+    let listener = TcpListener::bind((ADDRESS, 0)).context("the namespace's loopback")?;
     let _client = TcpStream::connect(listener.local_addr()?)?;
     let (server, _) = listener.accept()?;
     let used = rustix::net::sockopt::tcp_congestion(&server)?;
