@@ -46,6 +46,8 @@ pub struct Candidate<K, T> {
     /// The caller's name of the connection.
     pub key: K,
     pub torrent: T,
+    /// The torrent's own bound; the same for all candidates of one torrent.
+    pub torrent_slots: Slots,
     pub interested: bool,
     pub unchoked: bool,
     /// What we send it.
@@ -59,21 +61,19 @@ pub struct Candidate<K, T> {
 #[derive(Clone, Debug)]
 pub struct Choker {
     slots_global: Slots,
-    slots_per_torrent: Slots,
     random: u64,
     rotates_at: Duration,
 }
 
 impl Choker {
     /// `seed` decides between peers that are equal otherwise.
-    pub fn new(slots_global: Slots, slots_per_torrent: Slots, seed: u64) -> Self {
-        Self { slots_global, slots_per_torrent, random: seed, rotates_at: Duration::ZERO }
+    pub fn new(slots_global: Slots, seed: u64) -> Self {
+        Self { slots_global, random: seed, rotates_at: Duration::ZERO }
     }
 
-    /// New bounds; they hold from the next `rechoke`.
-    pub fn set_slots(&mut self, slots_global: Slots, slots_per_torrent: Slots) {
+    /// A new bound; it holds from the next `rechoke`.
+    pub fn set_slots(&mut self, slots_global: Slots) {
         self.slots_global = slots_global;
-        self.slots_per_torrent = slots_per_torrent;
     }
 
     /// When the next rotation is due.
@@ -93,7 +93,8 @@ impl Choker {
         if rotates {
             self.rotates_at = now + INTERVAL;
         }
-        if self.slots_global == Slots::Unlimited && self.slots_per_torrent == Slots::Unlimited {
+        let unlimited = |peer: &Candidate<K, T>| peer.torrent_slots == Slots::Unlimited;
+        if self.slots_global == Slots::Unlimited && candidates.iter().all(unlimited) {
             let waiting = candidates.iter().filter(|peer| peer.interested && !peer.unchoked);
             decisions.extend(waiting.map(|peer| (peer.key, true)));
             return;
@@ -136,7 +137,7 @@ impl Choker {
         let turns = holding.iter().take_while(|at| in_tenure(at)).count();
         let (in_turn, fast) = holding.split_at(turns);
 
-        let mut room = Room::new(self.slots_global, self.slots_per_torrent, candidates);
+        let mut room = Room::new(self.slots_global, candidates);
         in_turn.iter().for_each(|at| room.give(*at, true));
         if rotates {
             waiting.iter().for_each(|at| room.give_turn(*at));
@@ -173,7 +174,6 @@ struct Room<'a, K, T> {
     candidates: &'a [Candidate<K, T>],
     chosen: Vec<bool>,
     slots_global: usize,
-    slots_per_torrent: usize,
     slots: usize,
     /// Turns in torrents that are not full by themselves.
     turns: usize,
@@ -181,7 +181,7 @@ struct Room<'a, K, T> {
 }
 
 impl<'a, K, T: Copy + Ord> Room<'a, K, T> {
-    fn new(global: Slots, per_torrent: Slots, candidates: &'a [Candidate<K, T>]) -> Self {
+    fn new(global: Slots, candidates: &'a [Candidate<K, T>]) -> Self {
         let mut given: BTreeMap<T, Given> = BTreeMap::new();
         for peer in candidates.iter().filter(|peer| peer.interested && peer.unchoked) {
             given.entry(peer.torrent).or_default().holders += 1;
@@ -190,7 +190,6 @@ impl<'a, K, T: Copy + Ord> Room<'a, K, T> {
             candidates,
             chosen: vec![false; candidates.len()],
             slots_global: global.count(),
-            slots_per_torrent: per_torrent.count(),
             slots: 0,
             turns: 0,
             given,
@@ -202,23 +201,27 @@ impl<'a, K, T: Copy + Ord> Room<'a, K, T> {
         if self.chosen[at] || self.slots >= self.slots_global {
             return;
         }
-        let torrent = self.given.entry(self.candidates[at].torrent).or_default();
-        if torrent.slots >= self.slots_per_torrent {
+        let peer = &self.candidates[at];
+        let bound = peer.torrent_slots.count();
+        let torrent = self.given.entry(peer.torrent).or_default();
+        if torrent.slots >= bound {
             return;
         }
         self.chosen[at] = true;
         self.slots += 1;
         torrent.slots += 1;
         torrent.turns += usize::from(turn);
-        self.turns += usize::from(turn && torrent.holders < self.slots_per_torrent);
+        self.turns += usize::from(turn && torrent.holders < bound);
     }
 
     /// Gives a slot to one who waited, while fewer than the rotating ones are such turns.
     fn give_turn(&mut self, at: usize) {
-        let torrent = self.given.get(&self.candidates[at].torrent).copied().unwrap_or_default();
-        let full = torrent.holders >= self.slots_per_torrent;
+        let peer = &self.candidates[at];
+        let bound = peer.torrent_slots.count();
+        let torrent = self.given.get(&peer.torrent).copied().unwrap_or_default();
+        let full = torrent.holders >= bound;
         let some_left = full || self.turns < rotating(self.slots_global);
-        if some_left && torrent.turns < rotating(self.slots_per_torrent) {
+        if some_left && torrent.turns < rotating(bound) {
             self.give(at, true);
         }
     }

@@ -9,7 +9,10 @@ use seedring_platform::op::Io;
 use seedring_proto::swarm::{Candidate, Choker, Slots};
 
 use super::{Key, Stage, send::Routes};
-use crate::{shard::Shard, torrent::TorrentId};
+use crate::{
+    shard::Shard,
+    torrent::{Local, TorrentId},
+};
 
 const RECHOKE_EVERY: Duration = Duration::from_secs(10);
 
@@ -25,7 +28,7 @@ pub struct Choking {
 impl Choking {
     pub fn new(seed: u64) -> Self {
         Choking {
-            choker: Choker::new(Slots::Unlimited, Slots::Unlimited, seed),
+            choker: Choker::new(Slots::Unlimited, seed),
             slots: u32::MAX,
             unchoked: 0,
             next: Duration::ZERO,
@@ -53,17 +56,14 @@ impl<I: Io> Shard<I> {
 
     pub(crate) fn lost_interest(&mut self, key: Key) {
         self.stats.interested -= 1;
-        if self.has_limits() {
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let torrent = open.torrent;
+        // Where slots are bounded, one that nobody uses goes to somebody else.
+        let bounded = |local: &Local| local.shared.slots.load(Ordering::Relaxed) != u32::MAX;
+        if self.choking.slots != u32::MAX || self.torrents.get(&torrent).is_some_and(bounded) {
             self.set_unchoked(key, false);
+            self.choking.next = self.choking.next.min(self.io.now());
         }
-    }
-
-    fn has_limits(&self) -> bool {
-        self.choking.slots != u32::MAX
-            || self
-                .torrents
-                .values()
-                .any(|l| !l.peers.is_empty() && l.shared.slots.load(Ordering::Relaxed) != u32::MAX)
     }
 
     fn set_unchoked(&mut self, key: Key, unchoke: bool) {
@@ -109,9 +109,11 @@ impl<I: Io> Shard<I> {
         let mut candidates = Vec::new();
         for key in self.connections.keys() {
             let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { continue };
+            let Some(local) = self.torrents.get(&open.torrent) else { continue };
             candidates.push(Candidate {
                 key,
                 torrent: open.torrent.0,
+                torrent_slots: slots(local.shared.slots.load(Ordering::Relaxed)),
                 interested: open.session.peer_interested(),
                 unchoked: !open.session.am_choking(),
                 rate_bytes_per_s: open.rate.per_s(now),
@@ -120,9 +122,7 @@ impl<I: Io> Shard<I> {
             });
         }
         let mut decisions = Vec::new();
-        let torrents = self.torrents.values().map(|l| l.shared.slots.load(Ordering::Relaxed));
-        let per_torrent = torrents.min().unwrap_or(u32::MAX);
-        self.choking.choker.set_slots(slots(self.choking.slots), slots(per_torrent));
+        self.choking.choker.set_slots(slots(self.choking.slots));
         self.choking.choker.rechoke(now, &candidates, &mut decisions);
         for (key, unchoke) in decisions {
             self.set_unchoked(key, unchoke);

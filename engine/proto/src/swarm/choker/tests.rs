@@ -18,7 +18,7 @@ struct Swarm {
 impl Swarm {
     fn new(global: Slots, per_torrent: Slots, seed: u64) -> Self {
         Self {
-            choker: Choker::new(global, per_torrent, seed),
+            choker: Choker::new(global, seed),
             slots: (global, per_torrent),
             peers: Vec::new(),
             capacity: Vec::new(),
@@ -32,6 +32,7 @@ impl Swarm {
         self.peers.push(Candidate {
             key,
             torrent,
+            torrent_slots: self.slots.1,
             interested: false,
             unchoked: false,
             rate_bytes_per_s: 0,
@@ -134,7 +135,7 @@ fn unlimited_serves_everyone_interested() {
 
 #[test]
 fn no_slots_serve_nobody() {
-    let mut choker = Choker::new(Slots::Limited(0), Slots::Unlimited, 1);
+    let mut choker = Choker::new(Slots::Limited(0), 1);
     let mut swarm = Swarm::new(Slots::Unlimited, Slots::Unlimited, 1);
     swarm.join(0, 1);
     let mut decisions = Vec::new();
@@ -277,4 +278,22 @@ proptest! {
         }
         swarm.run(2000);
     }
+}
+
+#[test]
+fn each_torrent_has_a_bound_of_its_own() {
+    let mut swarm = Swarm::new(Slots::Unlimited, Slots::Limited(2), 7);
+    for at in 0..12 {
+        swarm.join(at % 2, 1000);
+    }
+    for peer in swarm.peers.iter_mut().filter(|peer| peer.torrent == 1) {
+        peer.torrent_slots = Slots::Limited(5);
+    }
+    let mut decisions = Vec::new();
+    let peers = swarm.peers.clone();
+    swarm.choker.rechoke(Duration::ZERO, &peers, &mut decisions);
+    let of = |torrent| {
+        decisions.iter().filter(|(key, on)| *on && peers[*key as usize].torrent == torrent).count()
+    };
+    assert_eq!((of(0), of(1)), (2, 5));
 }
