@@ -53,6 +53,9 @@ const SAFE_CRATES: &[&str] = &["engine/proto", "engine/shard", "engine/control"]
 /// Crates that are given the time and may not ask for it.
 const CLOCKLESS: &[&str] = &["engine/proto/src", "engine/shard/src"];
 
+/// From a file's path and text to complaints.
+type Rule = fn(&str, &str) -> Vec<String>;
+
 struct Source {
     /// Relative to the repository, with forward slashes.
     path: String,
@@ -419,7 +422,7 @@ fn the_top_level_is_as_it_was_agreed() {
 #[test]
 fn rules_find_what_is_planted() {
     let path = "engine/proto/src/planted.rs";
-    let rules: &[(fn(&str, &str) -> Vec<String>, &str, &str)] = &[
+    let rules: &[(Rule, &str, &str)] = &[
         (
             columns,
             "let long = 1; // xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",

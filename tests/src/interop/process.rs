@@ -72,8 +72,10 @@ impl Process {
     ) -> Result<T> {
         let found = wait_until(what, limit, || {
             let found = find(&self.log());
-            if found.is_none() {
-                self.check_running()?;
+            if found.is_none()
+                && let Some(status) = self.child.try_wait()?
+            {
+                bail!("ended early ({status}), awaited {what}");
             }
             Ok(found)
         });

@@ -194,7 +194,7 @@ fn link(log: &str, wanted: impl Fn(&str) -> bool) -> Option<String> {
 }
 
 fn torrent_link(log: &str) -> Option<String> {
-    link(log, |word| word.ends_with(".torrent") && !word.starts_with("magnet:"))
+    link(log, |word| word.len() > 8 && word.ends_with(".torrent") && !word.starts_with("magnet:"))
 }
 
 #[cfg(test)]

@@ -45,11 +45,10 @@ impl Engine {
     ) -> Result<Self> {
         let mut engine = Self::launch(folder, address, yaml, wrapper)?;
         let address = engine.address;
-        let listening = wait_until("the engine to listen", START_LIMIT, || {
+        wait_until("the engine to listen", START_LIMIT, || {
             engine.process.check_running()?;
             Ok(TcpStream::connect(address).ok())
-        });
-        listening.map_err(|error| engine.process.failure(&format!("{error:#}")))?;
+        })?;
         Ok(engine)
     }
 
