@@ -130,8 +130,9 @@ fn result_table(runs: &[Run]) -> String {
 /// Bytes sent by each shard so far, as the engine says.
 fn shard_bytes(options: &Options, settings: &Settings) -> Result<Vec<u64>> {
     let output = Command::new(options.seedring.canonicalize()?)
-        .args(["show", "--json"])
+        .args(["show", "--json", "--config"])
         .arg(settings.state.join("bench.yaml"))
+        .arg("payload.bin")
         .current_dir(&settings.state)
         .output()
         .context("seedring show")?;
