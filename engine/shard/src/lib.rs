@@ -11,6 +11,7 @@ mod contract;
 mod dispatch;
 pub mod limits;
 pub mod mailbox;
+mod mix;
 mod shard;
 pub mod stats;
 pub mod storage;

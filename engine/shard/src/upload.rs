@@ -6,7 +6,7 @@
 //! A batch takes what is ready among the first requests, in their order, and never waits for more. Reads
 //! are only of what was asked for, rounded to the chunk that a sequential reader will ask for next.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use seedring_platform::{memory::Class, op::Io, send_batch::SendBatch};
 use seedring_proto::{
@@ -17,9 +17,12 @@ use seedring_proto::{
 
 use crate::{
     connections::{Key, Open, Stage},
+    contract::Globals,
     shard::Shard,
-    storage::{Gather, cache::Waiter},
+    stats::Stats,
+    storage::{Gather, Part, Storage, cache::Waiter},
     torrent::{Contents, Local},
+    verify::Verify,
 };
 
 /// Requests looked at in one pump.
@@ -39,6 +42,10 @@ enum Step {
     Later,
     /// Rejected (removed from the queue).
     Rejected,
+    /// A rate limit is reached, until then.
+    Throttled(Duration),
+    /// No chunk can be had for a read.
+    NoMemory,
     /// No further block can go now.
     Stop,
 }
@@ -85,178 +92,90 @@ impl<I: Io> Shard<I> {
     }
 
     fn take_blocks(&mut self, key: Key, batch: &mut SendBatch, now: Duration) {
-        let mut at = 0;
-        let mut taken = 0;
+        let Some(connection) = self.connections.get(key) else { return };
+        let out = &mut connection.out;
+        let Stage::Open(open) = &mut connection.stage else { return };
+        if open.session.queue().is_empty() || (!out.is_empty() && batch.is_full()) {
+            return;
+        }
+        let local = self.torrents.get_mut(&open.torrent).expect("invariant: kept while in use");
+        let contents = local.contents.clone().expect("invariant: kept while in use");
+        let mut serving = Serving {
+            io: &mut self.io,
+            stats: &mut self.stats,
+            storage: &mut self.storage,
+            verify: &mut self.verify,
+            parts: &mut self.parts,
+            globals: &self.options.globals,
+            local,
+            contents: &contents,
+            key,
+            now,
+        };
+        let (mut at, mut taken) = (0, 0);
         for _ in 0..WINDOW {
-            let Some(connection) = self.connections.get(key) else { return };
-            let Stage::Open(open) = &mut connection.stage else { return };
-            if !connection.out.is_empty() && batch.is_full() {
-                return;
-            }
-            if at >= open.session.queue().len() {
-                return;
-            }
             let full = taken >= open.batch_blocks || !batch.room_for(1 + BLOCK_PARTS_ROOM, 13);
-            if full && open.cold == 0 {
+            if at >= open.session.queue().len() || (full && open.cold == 0) {
                 return;
             }
-            match self.step(key, at, batch, full, now) {
+            match serving.step(open, out, at, batch, full) {
                 Step::Taken => taken += 1,
                 Step::Rejected => {}
                 Step::Later => at += 1,
+                Step::Throttled(until) => return self.throttle(key, until),
+                Step::NoMemory => return self.starve(key),
                 Step::Stop => return,
             }
         }
     }
 
-    /// One request of a connection's queue. `full`: only see to it that its bytes are being read.
-    fn step(
-        &mut self,
-        key: Key,
-        at: usize,
-        batch: &mut SendBatch,
-        full: bool,
-        now: Duration,
-    ) -> Step {
-        let connection = self.connections.get(key).expect("invariant: the caller has it");
-        let Stage::Open(open) = &mut connection.stage else { return Step::Stop };
-        let local = self.torrents.get_mut(&open.torrent).expect("invariant: kept while in use");
-        let contents = local.contents.clone().expect("invariant: kept while in use");
-        let Some(block) = open.session.queue().get(at) else { return Step::Stop };
-        if !full && self.is_throttled(key, now) {
-            return Step::Stop;
-        }
-        let connection = self.connections.get(key).expect("invariant: the caller has it");
-        let Stage::Open(open) = &mut connection.stage else { return Step::Stop };
-        let local = self.torrents.get_mut(&open.torrent).expect("invariant: kept while in use");
-        let pieces = &local.shared.pieces;
-        if !pieces.is_verified(block.piece) {
-            if pieces.is_offered(block.piece) {
-                self.verify.want(open.torrent, block.piece, key, local);
-                return Step::Later;
-            }
-            self.stats.rejected += 1;
-            open.session.reject(at, &mut connection.out);
-            return Step::Rejected;
-        }
-        let offset = contents.layout.piece_offset(block.piece) + u64::from(block.begin);
-        let class = class_for(open, &contents, at, offset);
-        let gathered = self.storage.gather(
-            &mut self.io,
-            &mut self.stats,
-            local.shared.id,
-            &contents,
-            (offset, block.length),
-            class,
-            Waiter::Connection(key.0),
-            &mut self.parts,
-        );
-        match gathered {
-            Gather::Ready if full => {
-                self.parts.clear();
-                Step::Later
-            }
-            Gather::Ready if !batch.room_for(1 + self.parts.len(), 13) => {
-                self.parts.clear();
-                if batch.is_empty() { self.copy_block(key, at, batch, block) } else { Step::Stop }
-            }
-            Gather::Ready => {
-                batch.push_bytes(&piece_header(block));
-                for part in self.parts.drain(..) {
-                    batch.push_share(&part.share, part.from..part.to);
-                }
-                account(open, local, &self.options.globals.upload, at, block, offset, now);
-                Step::Taken
-            }
-            Gather::Waiting => {
-                open.cold = COLD_PUMPS;
-                Step::Later
-            }
-            Gather::NoMemory => {
-                self.stats.memory_stalls += 1;
-                if !self.starved.contains(&key) {
-                    self.starved.push_back(key);
-                }
-                Step::Stop
-            }
-            Gather::Failed => {
-                self.stats.rejected += 1;
-                open.session.reject(at, &mut connection.out);
-                Step::Rejected
-            }
-        }
-    }
-
-    /// A block with more parts than a batch holds (hundreds of tiny files): refused as such; peers
-    /// ask for 16 KiB, which fits unless files are a few bytes each.
-    fn copy_block(&mut self, key: Key, at: usize, batch: &mut SendBatch, block: Block) -> Step {
-        let connection = self.connections.get(key).expect("invariant: the caller has it");
-        let Stage::Open(open) = &mut connection.stage else { return Step::Stop };
-        let local = self.torrents.get_mut(&open.torrent).expect("invariant: kept while in use");
-        let contents = local.contents.clone().expect("invariant: kept while in use");
-        let offset = contents.layout.piece_offset(block.piece) + u64::from(block.begin);
-        let gathered = self.storage.gather(
-            &mut self.io,
-            &mut self.stats,
-            local.shared.id,
-            &contents,
-            (offset, block.length),
-            Class::K16,
-            Waiter::Connection(key.0),
-            &mut self.parts,
-        );
-        if gathered != Gather::Ready || !batch.room_for(2, 13 + block.length as usize) {
-            self.parts.clear();
-            self.stats.rejected += 1;
-            open.session.reject(at, &mut connection.out);
-            return Step::Rejected;
-        }
-        batch.push_bytes(&piece_header(block));
-        let mut whole = Vec::with_capacity(block.length as usize);
-        self.parts.drain(..).for_each(|p| whole.extend_from_slice(&p.share[p.from..p.to]));
-        batch.push_bytes(&whole);
-        let now = self.io.now();
-        account(open, local, &self.options.globals.upload, at, block, offset, now);
-        Step::Taken
-    }
-
-    /// Whether a rate limit holds the connection back now; if so it is in the queue of those.
-    fn is_throttled(&mut self, key: Key, now: Duration) -> bool {
-        let connection = self.connections.get(key).expect("invariant: the caller has it");
-        let Stage::Open(open) = &mut connection.stage else { return false };
-        let local = &self.torrents[&open.torrent];
-        let global = &self.options.globals.upload;
-        let closed = [global, &local.shared.upload].into_iter().filter(|m| !m.is_open(now));
-        let Some(until) = closed.map(|meter| meter.ready_at()).max() else { return false };
-        if self.throttled.is_empty() {
+    /// Held back by a rate limit, in turn.
+    fn throttle(&mut self, key: Key, until: Duration) {
+        if self.throttled.is_empty() || until < self.throttled_until {
             self.throttled_until = until;
         }
-        self.throttled_until = self.throttled_until.min(until);
-        if !self.throttled.contains(&key) {
+        if self.hold(key) {
             self.throttled.push_back(key);
         }
-        true
+    }
+
+    /// Found no memory for a read, in turn.
+    fn starve(&mut self, key: Key) {
+        self.stats.memory_stalls += 1;
+        if self.hold(key) {
+            self.starved.push_back(key);
+        }
+    }
+
+    /// `false`: it is held already. One that is in both kinds of trouble waits for the first.
+    fn hold(&mut self, key: Key) -> bool {
+        self.connections.get(key).is_some_and(|c| !std::mem::replace(&mut c.held, true))
+    }
+
+    fn let_go(&mut self, held: VecDeque<Key>) {
+        for key in held {
+            if let Some(connection) = self.connections.get(key) {
+                connection.held = false;
+                self.enqueue(key);
+            }
+        }
     }
 
     /// Connections held back by a limit get their turn again, in the order in which they came.
     pub(crate) fn wake_throttled(&mut self, now: Duration) {
-        if self.throttled.is_empty() || now < self.throttled_until {
-            return;
-        }
-        for key in std::mem::take(&mut self.throttled) {
-            self.enqueue(key);
+        if !self.throttled.is_empty() && now >= self.throttled_until {
+            let held = std::mem::take(&mut self.throttled);
+            self.let_go(held);
         }
     }
 
     /// Memory came home: those who found none try again.
     pub(crate) fn wake_starved(&mut self) {
-        if !std::mem::take(&mut self.memory_came_home) || self.starved.is_empty() {
-            return;
+        if std::mem::take(&mut self.memory_came_home) {
+            self.verify.ready |= std::mem::take(&mut self.verify.starved);
+            let held = std::mem::take(&mut self.starved);
+            self.let_go(held);
         }
-        for key in std::mem::take(&mut self.starved) {
-            self.enqueue(key);
-        }
-        self.verify.ready = true;
     }
 
     /// Something that was waited for came or failed.
@@ -282,27 +201,123 @@ impl<I: Io> Shard<I> {
     }
 }
 
-/// Notes a block as part of the batch, and pays for it.
-fn account(
-    open: &mut Open,
-    local: &Local,
-    global: &crate::limits::Meter,
-    at: usize,
-    block: Block,
-    offset: u64,
+/// What serving one connection in one pump needs of the shard.
+struct Serving<'a, I: Io> {
+    io: &'a mut I,
+    stats: &'a mut Stats,
+    storage: &'a mut Storage,
+    verify: &'a mut Verify,
+    parts: &'a mut Vec<Part>,
+    globals: &'a Globals,
+    local: &'a mut Local,
+    contents: &'a Contents,
+    key: Key,
     now: Duration,
-) {
-    let taken = open.session.take(at);
-    debug_assert_eq!(taken, Some(block));
-    let asked_at = open.asked.next(now);
-    let bytes = u64::from(block.length);
-    global.take(bytes, now);
-    local.shared.upload.take(bytes, now);
-    open.run_bytes = if open.run_end == offset { open.run_bytes + bytes } else { bytes };
-    open.run_end = offset + bytes;
-    open.in_flight.push(asked_at);
-    open.payload_in_flight += block.length;
-    open.cold = open.cold.saturating_sub(1);
+}
+
+impl<I: Io> Serving<'_, I> {
+    /// One request of a connection's queue. `full`: only see to it that its bytes are being read.
+    fn step(
+        &mut self,
+        open: &mut Open,
+        out: &mut Vec<u8>,
+        at: usize,
+        batch: &mut SendBatch,
+        full: bool,
+    ) -> Step {
+        let Some(block) = open.session.queue().get(at) else { return Step::Stop };
+        if !full && let Some(until) = self.throttled_until() {
+            return Step::Throttled(until);
+        }
+        let pieces = &self.local.shared.pieces;
+        if !pieces.is_verified(block.piece) {
+            if pieces.is_offered(block.piece) {
+                self.verify.want(open.torrent, block.piece, self.key, self.local);
+                return Step::Later;
+            }
+            return self.reject(open, out, at);
+        }
+        let offset = self.contents.layout.piece_offset(block.piece) + u64::from(block.begin);
+        match self.gather(open, at, offset, block.length) {
+            Gather::Ready if full => {
+                self.parts.clear();
+                Step::Later
+            }
+            Gather::Ready if !batch.room_for(1 + self.parts.len(), 13) => {
+                if batch.is_empty() && batch.room_for(2, 13 + block.length as usize) {
+                    self.copy(batch, block);
+                    self.account(open, at, block, offset);
+                    return Step::Taken;
+                }
+                self.parts.clear();
+                if batch.is_empty() { self.reject(open, out, at) } else { Step::Stop }
+            }
+            Gather::Ready => {
+                batch.push_bytes(&piece_header(block));
+                for part in self.parts.drain(..) {
+                    batch.push_share(&part.share, part.from..part.to);
+                }
+                self.account(open, at, block, offset);
+                Step::Taken
+            }
+            Gather::Waiting => {
+                open.cold = COLD_PUMPS;
+                Step::Later
+            }
+            Gather::NoMemory => Step::NoMemory,
+            Gather::Failed => self.reject(open, out, at),
+        }
+    }
+
+    fn gather(&mut self, open: &Open, at: usize, offset: u64, length: u32) -> Gather {
+        let contents = self.contents;
+        self.storage.gather(
+            self.io,
+            self.stats,
+            self.local.shared.id,
+            contents,
+            (offset, length),
+            || class_for(open, contents, at, offset),
+            Waiter::Connection(self.key.0),
+            self.parts,
+        )
+    }
+
+    fn reject(&mut self, open: &mut Open, out: &mut Vec<u8>, at: usize) -> Step {
+        self.stats.rejected += 1;
+        open.session.reject(at, out);
+        Step::Rejected
+    }
+
+    /// A block of more parts than a batch holds (hundreds of tiny files): copied together.
+    fn copy(&mut self, batch: &mut SendBatch, block: Block) {
+        batch.push_bytes(&piece_header(block));
+        let mut whole = Vec::with_capacity(block.length as usize);
+        self.parts.drain(..).for_each(|p| whole.extend_from_slice(&p.share[p.from..p.to]));
+        batch.push_bytes(&whole);
+    }
+
+    /// Until when a rate limit holds everybody (or this torrent's peers) back.
+    fn throttled_until(&self) -> Option<Duration> {
+        let meters = [&self.globals.upload, &self.local.shared.upload];
+        let closed = meters.into_iter().filter(|meter| !meter.is_open(self.now));
+        closed.map(|meter| meter.ready_at()).max()
+    }
+
+    /// Notes a block as part of the batch, and pays for it.
+    fn account(&mut self, open: &mut Open, at: usize, block: Block, offset: u64) {
+        let taken = open.session.take(at);
+        debug_assert_eq!(taken, Some(block));
+        let bytes = u64::from(block.length);
+        self.globals.upload.take(bytes, self.now);
+        self.local.shared.upload.take(bytes, self.now);
+        open.run_bytes = if open.run_end == offset { open.run_bytes + bytes } else { bytes };
+        open.run_end = offset + bytes;
+        let asked_at = open.asked.next(self.now);
+        open.in_flight.push(asked_at);
+        open.payload_in_flight += block.length;
+        open.cold = open.cold.saturating_sub(1);
+    }
 }
 
 /// How much to read for a request: what the peer has asked for or served in one run says what it

@@ -38,6 +38,8 @@ const WANTED_MAX: usize = 256;
 pub struct Verify {
     /// Something changed since the last step: there may be work.
     pub ready: bool,
+    /// A job found no memory: it goes on when some comes home.
+    pub starved: bool,
     jobs: VecDeque<Job>,
     active: Vec<Job>,
     wanted: HashMap<(TorrentId, PieceIndex), Vec<Key>>,
@@ -201,7 +203,7 @@ impl<I: Io> Shard<I> {
             id,
             &contents,
             (offset, step),
-            Class::K256,
+            || Class::K256,
             Waiter::Verify,
             &mut self.parts,
         );
@@ -224,6 +226,7 @@ impl<I: Io> Shard<I> {
             Gather::Waiting => Turn::Waiting,
             Gather::NoMemory => {
                 self.stats.memory_stalls += 1;
+                self.verify.starved = true;
                 Turn::Waiting
             }
             Gather::Failed => {
@@ -250,7 +253,7 @@ impl<I: Io> Shard<I> {
                 job.torrent,
                 contents,
                 (at, length),
-                Class::K256,
+                || Class::K256,
                 Waiter::Verify,
                 &mut self.parts,
             );

@@ -66,6 +66,7 @@ impl<I: Io> Shard<I> {
             out: Vec::new(),
             sending: false,
             queued: false,
+            held: false,
             deadline,
         });
         self.dialing.under_way += 1;

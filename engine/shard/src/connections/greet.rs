@@ -77,6 +77,7 @@ impl<I: Io> Shard<I> {
             out: Vec::new(),
             sending: false,
             queued: false,
+            held: false,
             deadline,
         });
         self.stats.half_open += 1;

@@ -46,6 +46,8 @@ pub struct Connection {
     pub sending: bool,
     /// In the shard's run queue.
     pub queued: bool,
+    /// Among those that a rate limit holds back, or that found no memory.
+    pub held: bool,
     /// When the shard looks at this connection next, at the latest.
     pub deadline: Duration,
 }

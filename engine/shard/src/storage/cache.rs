@@ -8,14 +8,12 @@
 //! main one only when a second reader came, so a scan does not flush what many peers read. A pass of one
 //! reader over a chunk counts once (its first 16 KiB), not once a block.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use seedring_platform::memory::{Class, Share};
 
 use super::files::FileId;
+use crate::mix::Hashed;
 
 /// Cached ranges start at multiples of this in their file.
 pub const PAGE_BYTES: u64 = 16_384;
@@ -61,26 +59,6 @@ struct Entry {
     fresh: bool,
     bytes: u32,
 }
-
-#[derive(Default)]
-struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|b| self.write_u64(u64::from(*b)));
-    }
-    fn write_u64(&mut self, n: u64) {
-        // One multiplication and a fold (Fibonacci hashing): keys are small integers of our own
-        // making, not chosen by peers one by one.
-        let wide = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = wide ^ (wide >> 29);
-    }
-}
-
-type Hashed = BuildHasherDefault<Mix>;
 
 /// Chunks by file and position.
 pub struct Cache {

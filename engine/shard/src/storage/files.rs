@@ -15,6 +15,7 @@ use seedring_proto::units::FileIndex;
 
 use crate::{
     contract::Trouble,
+    mix::Hashed,
     torrent::{Contents, Stamp, TorrentId},
 };
 
@@ -51,8 +52,8 @@ pub(super) struct Entry {
 
 /// The table. At most `open_max` descriptors.
 pub(super) struct Files {
-    by_key: HashMap<(TorrentId, FileIndex), FileId>,
-    entries: HashMap<FileId, Entry>,
+    by_key: HashMap<(TorrentId, FileIndex), FileId, Hashed>,
+    entries: HashMap<FileId, Entry, Hashed>,
     next: u32,
     open: usize,
     open_max: usize,
@@ -67,7 +68,13 @@ pub(super) enum Verdict {
 
 impl Files {
     pub fn new(open_max: usize) -> Self {
-        Files { by_key: HashMap::new(), entries: HashMap::new(), next: 0, open: 0, open_max }
+        Files {
+            by_key: HashMap::default(),
+            entries: HashMap::default(),
+            next: 0,
+            open: 0,
+            open_max,
+        }
     }
 
     pub fn open_count(&self) -> usize {

@@ -131,7 +131,7 @@ impl Storage {
     }
 
     /// Collects the chunks of `length` bytes at `offset` of a torrent into `parts`, starting reads
-    /// of `class` for what is missing. `parts` grows only on `Ready`.
+    /// of `class` (asked only then) for what is missing. `parts` grows only on `Ready`.
     #[allow(clippy::too_many_arguments)]
     pub fn gather<I: Io>(
         &mut self,
@@ -140,7 +140,7 @@ impl Storage {
         torrent: TorrentId,
         contents: &Contents,
         (offset, length): (u64, u32),
-        class: Class,
+        class: impl Fn() -> Class,
         waiter: Waiter,
         parts: &mut Vec<Part>,
     ) -> Gather {
@@ -172,7 +172,7 @@ impl Storage {
                     }
                     Found::Missing => {
                         stats.cache_misses += 1;
-                        match self.begin(io, file, contents, at, class) {
+                        match self.begin(io, file, contents, at, class()) {
                             Some(entry) => {
                                 self.cache.wait(entry, waiter);
                                 state = Gather::Waiting;
