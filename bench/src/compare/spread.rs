@@ -130,19 +130,18 @@ fn result_table(runs: &[Run]) -> String {
 /// Bytes sent by each shard so far, as the engine says.
 fn shard_bytes(options: &Options, settings: &Settings) -> Result<Vec<u64>> {
     let output = Command::new(options.seedring.canonicalize()?)
-        .args(["show", "--json", "--config"])
+        .args(["list", "--json", "--config"])
         .arg(settings.state.join("bench.yaml"))
-        .arg("payload.bin")
         .current_dir(&settings.state)
         .output()
-        .context("seedring show")?;
+        .context("seedring list")?;
     anyhow::ensure!(
         output.status.success(),
-        "seedring show --json: {}",
+        "seedring list --json: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    let json: Value = serde_json::from_slice(&output.stdout).context("seedring show --json")?;
-    find_shards(&json).context("seedring show --json lists no shards with their bytes")
+    let json: Value = serde_json::from_slice(&output.stdout).context("seedring list --json")?;
+    find_shards(&json).context("seedring list --json lists no shards with their bytes")
 }
 
 /// The first array of the name `shards`, however deep, whose members count bytes.
