@@ -52,6 +52,8 @@ fault_kinds! {
     AcceptedDead,
     /// Connect: ECONNREFUSED.
     ConnectRefused,
+    /// Connect takes longer than anybody waits.
+    ConnectSlow,
     /// Connect: ETIMEDOUT, ENETUNREACH or EHOSTUNREACH.
     ConnectTimedOut,
     /// An operation completes as it would have although it was cancelled.
@@ -180,6 +182,7 @@ impl FaultKind {
             Reordered | ReceiveFragmented | PartialSend | Delayed | CancelRaced => 600,
             ReleasedLate | ReleasedCopied | ReleasedAtOnce | SpuriousWake => 500,
             ShortRead | Interrupted | ReceiveBuffersOut | AcceptFailed => 100,
+            ConnectSlow => 600,
             AcceptEnded | AcceptedDead | ConnectRefused | ConnectTimedOut => 150,
             ReadFailed | ReadStalled | SendNoBuffers | OpenFailed | IdentifyFailed => 40,
             TableFull => 30,

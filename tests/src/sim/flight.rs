@@ -278,6 +278,9 @@ impl Core {
                 }
             };
             let read = matches!(flight.kind, Kind::Read { .. });
+            if matches!(flight.kind, Kind::Connect { .. }) && self.strikes(FaultKind::ConnectSlow) {
+                (low_ns, high_ns) = (5_000_000_000, 30_000_000_000);
+            }
             if read && self.strikes(FaultKind::ReadStalled) {
                 (low_ns, high_ns) = (500_000_000, 20_000_000_000);
             }

@@ -45,6 +45,8 @@ pub(super) struct Conn {
     latency_ns: u64,
     pub socket: Option<u64>,
     pub established: bool,
+    /// A shard had it at some time.
+    pub was_accepted: bool,
     /// Why the shard's side is dead.
     pub error: Option<i32>,
     /// The peer has closed: whatever arrives there is answered by a reset.
@@ -135,6 +137,7 @@ impl Core {
             latency_ns: link.latency_ns,
             socket,
             established: true,
+            was_accepted: socket.is_some(),
             error: None,
             peer_left: false,
             timeout_scheduled: false,
@@ -256,6 +259,13 @@ impl Core {
             let (receive, send) = (socket.receive, socket.send);
             self.signal(receive);
             self.signal(send);
+        }
+    }
+
+    pub fn retire_peers(&mut self) {
+        self.peers.iter_mut().for_each(|peer| peer.retire());
+        for id in self.net.conns.keys().copied().collect::<Vec<_>>() {
+            self.kill(id, libc::ECONNRESET, false);
         }
     }
 

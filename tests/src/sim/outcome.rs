@@ -97,6 +97,7 @@ impl Core {
         let (id, handle) = self.open_socket(socket);
         let conn = self.net.conns.get_mut(&conn_id).expect("invariant: queued connections live");
         conn.socket = Some(id);
+        conn.was_accepted = true;
         let address = conn.peer_address;
         if self.strikes(FaultKind::AcceptedDead) {
             self.kill(conn_id, libc::ECONNRESET, true);

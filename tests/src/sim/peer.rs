@@ -49,6 +49,14 @@ pub(super) struct PeerSlot {
     rng: Rng,
 }
 
+impl PeerSlot {
+    /// It is never woken again.
+    pub fn retire(&mut self) {
+        self.actor = None;
+        self.conn = None;
+    }
+}
+
 /// How often a slow reader reads.
 const SLOW_READ_NS: u64 = 50_000_000;
 
@@ -142,6 +150,13 @@ impl PeerIo<'_> {
 
     pub fn connected(&self) -> bool {
         self.core.peers[self.peer.0].conn.is_some()
+    }
+
+    /// The shard has closed its socket, whether or not the peer has read so far.
+    pub fn is_abandoned(&self) -> bool {
+        let id = self.core.peers[self.peer.0].conn;
+        let conn = id.and_then(|id| self.core.net.conns.get(&id));
+        conn.is_none_or(|conn| conn.was_accepted && conn.socket.is_none())
     }
 
     /// Sends bytes; without a connection they go nowhere.

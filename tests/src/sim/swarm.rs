@@ -3,16 +3,18 @@
 //! Owns: a run: its shards and their mailboxes, a control that only loads and looks, the order in
 //! which shards and time take turns. Never: threads. Flow: plan -> run -> stop -> verdict.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell, collections::BTreeSet, net::SocketAddr, rc::Rc, sync::Arc, time::Duration,
+};
 
 use seedring_platform::{descriptors::File, wake::Waker};
-use seedring_proto::units::PeerId;
+use seedring_proto::units::{PeerId, PieceIndex};
 use seedring_shard::{
     Command, Event, Globals, Links, Options, Shard, Tick,
     mailbox::{Receiver, Sender, Wake, channel},
     stats::Stats,
     storage,
-    torrent::Shared,
+    torrent::{Shared, TorrentId},
 };
 
 use super::{
@@ -65,7 +67,12 @@ pub struct Swarm {
     /// What shards told of files in trouble, pieces that failed, and dialled peers.
     pub troubles: u32,
     pub failed_pieces: u32,
+    /// Torrents whose files somebody changes; pieces of the others never fail.
+    pub spoilt: BTreeSet<TorrentId>,
     pub dialed: Vec<seedring_shard::DialOutcome>,
+    /// The stop needed the peers' end.
+    pub cut_at_stop: bool,
+    verify_again: Vec<(Duration, usize, TorrentId)>,
     ticks: u64,
 }
 
@@ -73,6 +80,9 @@ pub struct Swarm {
 const TICKS_IN_A_ROW: u32 = 10_000;
 /// A run that needs more ticks than this has a shard that spins.
 const TICKS_MAX: u64 = 20_000_000;
+/// For a stop: longer than the user timeout, and the release that follows it.
+const STOP_GRACE: Duration = Duration::from_secs(60);
+const VERIFY_AGAIN: Duration = Duration::from_secs(10);
 const OUR_PEER_ID: PeerId = PeerId(*b"-SR0100-simulated000");
 
 impl Swarm {
@@ -120,13 +130,20 @@ impl Swarm {
             seats,
             troubles: 0,
             failed_pieces: 0,
+            spoilt: BTreeSet::new(),
             dialed: Vec::new(),
+            cut_at_stop: false,
+            verify_again: Vec::new(),
             ticks: 0,
         }
     }
 
     /// Tells every shard of a torrent; `prepare` sets its bits and limits first.
-    pub fn add(&mut self, mut torrent: SimTorrent, prepare: impl FnOnce(&Shared)) -> Rc<SimTorrent> {
+    pub fn add(
+        &mut self,
+        mut torrent: SimTorrent,
+        prepare: impl FnOnce(&Shared),
+    ) -> Rc<SimTorrent> {
         torrent.write(&self.world, ROOT);
         let shared = torrent.shared();
         prepare(&shared);
@@ -190,7 +207,10 @@ impl Swarm {
 
     /// Each shard that has a reason to runs until it sleeps.
     fn turn(&mut self) {
-        for at in 0..self.seats.len() {
+        // Shards of a process run at once: which comes first is chance.
+        let mut order: Vec<usize> = (0..self.seats.len()).collect();
+        self.world.shuffle(&mut order);
+        for at in order {
             let seat = &mut self.seats[at];
             for _ in 0..TICKS_IN_A_ROW {
                 if seat.gone || !seat.driver.runnable() {
@@ -205,8 +225,21 @@ impl Swarm {
             }
             self.listen(at);
         }
+        self.repeat();
         if self.ticks > TICKS_MAX {
             self.world.violation("a shard ticks without end");
+        }
+    }
+
+    /// Pieces that could not be read when they were verified are tried again.
+    fn repeat(&mut self) {
+        let now = self.world.now();
+        while let Some(at) = self.verify_again.iter().position(|(when, ..)| *when <= now) {
+            let (_, shard, torrent) = self.verify_again.swap_remove(at);
+            let known = self.torrents.iter().find(|(t, _)| t.id == torrent);
+            let count = known.map_or(0, |(t, _)| t.layout.piece_count());
+            let first = PieceIndex(0);
+            self.tell(shard, Command::Verify { torrent, first, count, offer: true });
         }
     }
 
@@ -220,8 +253,17 @@ impl Swarm {
                     shared.contents.store(Some(torrent.contents(self.direct_io)));
                     self.tell_all(|| Command::Look(id));
                 }
+                Event::Verified { torrent, failed, done: true, .. } if failed > 0 => {
+                    self.verify_again.push((self.world.now() + VERIFY_AGAIN, at, torrent));
+                }
                 Event::Trouble { .. } => self.troubles += 1,
-                Event::PieceFailed { .. } => self.failed_pieces += 1,
+                Event::PieceFailed { torrent, piece } => {
+                    self.failed_pieces += 1;
+                    if !self.spoilt.contains(&torrent) {
+                        let text = format!("{piece} of {torrent:?} failed, its file is intact");
+                        self.world.violation(text);
+                    }
+                }
                 Event::Dialed { outcome, .. } => self.dialed.push(outcome),
                 Event::Stopped(stats) => self.seats[at].stopped = Some(stats),
                 _ => {}
@@ -236,10 +278,16 @@ impl Swarm {
         let mut findings = self.world.violations();
         if !broken {
             self.tell_all(|| Command::Stop);
-            let until = self.world.now() + Duration::from_secs(200);
             let all = |swarm: &Swarm| swarm.seats.iter().all(|s| s.gone && s.stopped.is_some());
-            if !self.run(until, all) {
-                findings.push("a shard did not stop within 200 s".into());
+            let soon = self.world.now() + STOP_GRACE;
+            if !self.run(soon, all) && !self.is_broken() {
+                // A peer that reads a few bytes a second keeps a closed socket's last bytes, and
+                // with zero-copy their memory: the end of the process is what ends that.
+                self.cut_at_stop = true;
+                self.world.reset_peers();
+            }
+            if !self.run(soon + STOP_GRACE, all) {
+                findings.push("a shard did not stop although all peers are gone".into());
             } else if self.connections() > 0 {
                 findings.push(format!("{} connections are still counted", self.connections()));
             }
@@ -271,7 +319,8 @@ fn wake(waker: &Waker) -> Wake {
     Box::new(move || waker.wake())
 }
 
-type Mail = (Vec<Option<Sender<seedring_shard::Handover>>>, Vec<Receiver<seedring_shard::Handover>>);
+type Mail =
+    (Vec<Option<Sender<seedring_shard::Handover>>>, Vec<Receiver<seedring_shard::Handover>>);
 
 /// The mailboxes between all pairs of shards, small ones so that they are full at times.
 fn handovers(wakers: &[Waker]) -> Vec<Mail> {

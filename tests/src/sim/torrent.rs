@@ -56,7 +56,12 @@ impl SimTorrent {
             let over = total % u64::from(piece_bytes);
             if padded && over > 0 && n + 1 < files_max {
                 let length = u64::from(piece_bytes) - over;
-                files.push(NewFile { path: "".into(), length, padding: true, ..NewFile::default() });
+                files.push(NewFile {
+                    path: "".into(),
+                    length,
+                    padding: true,
+                    ..NewFile::default()
+                });
                 total += length;
             }
             if total > PIECES_MAX * u64::from(piece_bytes) {

@@ -232,6 +232,10 @@ impl World {
         self.core.borrow_mut().advance(to.as_nanos() as u64);
     }
 
+    pub fn shuffle<T>(&self, items: &mut [T]) {
+        self.core.borrow_mut().rng.shuffle(items);
+    }
+
     pub fn trace_hash(&self) -> u64 {
         self.core.borrow().trace.hash()
     }
@@ -304,6 +308,12 @@ impl World {
         f: impl FnOnce(&mut dyn Peer, &mut super::peer::PeerIo<'_>),
     ) {
         self.core.borrow_mut().with_peer(peer, f);
+    }
+
+    /// All peers reset their connections, and come no more.
+    pub fn reset_peers(&self) {
+        let mut core = self.core.borrow_mut();
+        core.retire_peers();
     }
 
     /// Wakes a peer's `timer` at the virtual time `at`.

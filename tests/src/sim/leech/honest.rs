@@ -121,6 +121,9 @@ pub struct Leech {
     choked: bool,
     interested: bool,
     progress_ns: u64,
+    opened_ns: u64,
+    /// A request was turned down: the next ones wait a little.
+    pausing: bool,
     done: bool,
     attempts: u32,
     /// The number under which the seeder wants metadata requests, and parts that came.
@@ -133,10 +136,15 @@ const TICK: u64 = 1;
 const AGAIN: u64 = 2;
 const INTEREST: u64 = 3;
 const HALTING: u64 = 4;
+const PAUSE: u64 = 5;
 const SECOND_NS: u64 = 1_000_000_000;
 const TICK_NS: u64 = 10 * SECOND_NS;
 /// Nothing came for so long: requests count as lost, as in every client.
 const SNUBBED_NS: u64 = 25 * SECOND_NS;
+/// Nothing came for so long: worth a line in the verdict.
+const STUCK_NS: u64 = 300 * SECOND_NS;
+/// Unchoked with nothing on offer for so long, it looks elsewhere, and here again later.
+const LEFT_NS: u64 = 90 * SECOND_NS;
 const ATTEMPTS_MAX: u32 = 500;
 
 fn name(block: Block) -> (u32, u32, u32) {
@@ -192,6 +200,8 @@ impl Leech {
             choked: true,
             interested: false,
             progress_ns: 0,
+            opened_ns: 0,
+            pausing: false,
             done: false,
             attempts: 0,
             metadata_id: None,
@@ -208,7 +218,11 @@ impl Leech {
 
     /// Keeps the pipeline full.
     fn ask(&mut self, io: &mut PeerIo<'_>) {
-        while !self.choked && self.interested && self.asked.len() < self.habits.pipeline {
+        while !self.choked
+            && self.interested
+            && !self.pausing
+            && self.asked.len() < self.habits.pipeline
+        {
             let offered = |block: &Block| self.offered[block.piece.0 as usize];
             let Some(at) = self.needed.iter().rposition(offered) else { return };
             let block = self.needed.remove(at);
@@ -289,6 +303,7 @@ impl Leech {
         let mut score = self.score.borrow_mut();
         score.blocks += 1;
         score.bytes += data.len() as u64;
+        *score.by_peer.entry(io.id()).or_default() += data.len() as u64;
         score.after_cancel += u64::from(!was_asked);
         if !was_due {
             score.wrong(format!("a block that nobody asked for: {block:?}"));
@@ -355,8 +370,10 @@ impl Leech {
         let was_due = self.answered(key);
         if self.asked.remove(&key) {
             self.needed.insert(0, block);
-            let pause_ns = io.rng().between(SECOND_NS / 2, 3 * SECOND_NS);
-            io.timer(pause_ns, INTEREST);
+            if !std::mem::replace(&mut self.pausing, true) {
+                let pause_ns = io.rng().between(SECOND_NS / 2, 3 * SECOND_NS);
+                io.timer(pause_ns, PAUSE);
+            }
         }
         if !was_due {
             let text = format!("a reject of what was not asked for: {block:?}");
@@ -411,6 +428,20 @@ impl Leech {
         }
     }
 
+    /// What it waits for, in words.
+    fn state(&self) -> String {
+        let offered = self.needed.iter().filter(|b| self.offered[b.piece.0 as usize]).count();
+        format!(
+            "torrent {}: choked {}, interested {}, {} asked, {} needed ({offered} offered), {:?}",
+            self.torrent.id.0,
+            self.choked,
+            self.interested,
+            self.asked.len(),
+            self.needed.len(),
+            self.habits
+        )
+    }
+
     fn come_again(&mut self, io: &mut PeerIo<'_>, why: &'static str) {
         *self.score.borrow_mut().cut.entry(why).or_default() += 1;
         self.requests_lost();
@@ -429,7 +460,7 @@ impl Peer for Leech {
         self.offered = vec![false; self.torrent.layout.piece_count() as usize];
         self.choked = true;
         self.interested = false;
-        self.progress_ns = io.now_ns();
+        self.opened_ns = io.now_ns();
         let mut reserved = Reserved::default();
         reserved.0[7] |= if self.habits.fast { 0x04 } else { 0 };
         reserved.0[5] |= if self.habits.extended { 0x10 } else { 0 };
@@ -467,13 +498,28 @@ impl Peer for Leech {
         }
         match tag {
             TICK if io.connected() => {
-                if io.now_ns() - self.progress_ns > SNUBBED_NS && !self.asked.is_empty() {
-                    self.progress_ns = io.now_ns();
+                if io.now_ns() - self.opened_ns.max(self.progress_ns) > SNUBBED_NS
+                    && !self.asked.is_empty()
+                {
                     self.requests_lost();
                     self.ask(io);
                 }
+                if io.now_ns() - self.progress_ns > STUCK_NS {
+                    self.score.borrow_mut().stuck.insert(io.id(), self.state());
+                }
+                let idle_ns = io.now_ns() - self.opened_ns.max(self.progress_ns);
+                if idle_ns > LEFT_NS && self.asked.is_empty() && !self.choked {
+                    io.reset();
+                    return self.come_again(io, "nothing to ask for");
+                }
                 self.say(io, Message::KeepAlive);
                 io.timer(TICK_NS, TICK | u64::from(self.attempts) << 8);
+            }
+            PAUSE => {
+                self.pausing = false;
+                if io.connected() {
+                    self.ask(io);
+                }
             }
             AGAIN if !io.connected() => io.dial(self.address, 0),
             INTEREST if io.connected() && self.stream.greeted => {

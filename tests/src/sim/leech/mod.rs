@@ -6,6 +6,8 @@
 pub mod honest;
 pub mod hostile;
 
+use crate::sim::peer::PeerId;
+
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 /// What happened to all peers of a run.
@@ -17,11 +19,15 @@ pub struct Tally {
     pub cut: BTreeMap<&'static str, u32>,
     pub blocks: u64,
     pub bytes: u64,
+    /// Bytes that each honest leech got.
+    pub by_peer: BTreeMap<PeerId, u64>,
     pub rejects: u64,
     pub metadata: u32,
     pub hostile: u32,
     /// How hostile peers ended, by behaviour.
     pub ended: BTreeMap<&'static str, u32>,
+    /// Honest leeches that nothing came to for long, and what they waited for.
+    pub stuck: BTreeMap<PeerId, String>,
     /// Wrong bytes, answers to nothing, hostile peers that were kept: each is a failure.
     pub wrong: Vec<String>,
     /// Blocks of a file that somebody changed, sent with its new bytes before that was seen.
