@@ -1,4 +1,7 @@
 //! The simulator itself: a toy seeder under weather, storms and planted bugs.
+//!
+//! Owns: the proof that faults are hit, oracles find, and a seed repeats itself. Never: the engine.
+//! Flow: seed -> world, toy, readers -> verdict.
 
 mod toy;
 
@@ -176,7 +179,8 @@ fn in_storms_nobody_gets_a_wrong_byte_and_everything_comes_home() {
     assert!(bytes > 50 << 20, "{bytes} bytes were served over all seeds");
     use FaultKind::*;
     // What a toy that neither connects nor identifies its file can't meet.
-    let never = [ConnectRefused, ConnectTimedOut, ConnectSlow, CancelRaced, FileChanged, FileShrunk];
+    let never =
+        [ConnectRefused, ConnectTimedOut, ConnectSlow, CancelRaced, FileChanged, FileShrunk];
     let never = [&never[..], &[FileVanished, IdentifyFailed, WakeLost]].concat();
     let missed: Vec<_> =
         hits.never_hit().into_iter().filter(|kind| !never.contains(kind)).collect();
