@@ -81,6 +81,8 @@ pub enum Event {
     },
     /// Accepting stopped for a while (descriptor limit, memory).
     AcceptFailed(io::Error),
+    /// A peer broke the protocol and was disconnected; for debug logs.
+    PeerFault { address: SocketAddr, why: String },
     Stats(Box<Stats>),
     Peers {
         torrent: TorrentId,

@@ -196,6 +196,7 @@ impl<I: Io> Shard<I> {
         let length = contents.layout.piece_length(job.piece);
         let offset = contents.layout.piece_offset(job.piece) + u64::from(job.done_bytes);
         let step = (length - job.done_bytes).min(STEP_BYTES);
+        self.read_ahead(job, &contents, offset + u64::from(step));
         let (io, stats) = (&mut self.io, &mut self.stats);
         let gathered = self.storage.gather(
             io,
@@ -207,7 +208,6 @@ impl<I: Io> Shard<I> {
             Waiter::Verify,
             &mut self.parts,
         );
-        self.read_ahead(job, &contents, offset + u64::from(step));
         match gathered {
             Gather::Ready => {
                 for part in self.parts.drain(..) {

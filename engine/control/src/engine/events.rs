@@ -48,6 +48,7 @@ impl Engine {
                 "shard {shard} can't accept connections: {error}; resting for a second. Raise the \
                  descriptor limit (LimitNOFILE, ulimit -n) or lower limits.connections"
             ),
+            Event::PeerFault { address, why } => tracing::debug!("{address} disconnected: {why}"),
             Event::Stats(stats) => self.stats[shard] = Some(*stats),
             Event::Peers { torrent, peers } => self.peers_reported(torrent, peers),
             Event::Stopped(stats) => self.stats[shard] = Some(*stats),

@@ -144,7 +144,6 @@ struct State {
     am_choking: bool,
     peer_choking: bool,
     peer_interested: bool,
-    bitfield_seen: bool,
     peer_upload_only: bool,
     /// The number under which the peer wants ut_metadata; 0: it does not.
     peer_metadata_id: u8,
@@ -178,7 +177,6 @@ impl Session {
             am_choking: true,
             peer_choking: true,
             peer_interested: false,
-            bitfield_seen: false,
             peer_upload_only: false,
             peer_metadata_id: 0,
             peer_listen_port: None,

@@ -29,8 +29,6 @@ pub enum Violation {
     BitfieldLength { got: usize, expected: usize },
     #[error("a bitfield with spare bits set")]
     BitfieldSpareBits,
-    #[error("a second bitfield, have-all or have-none")]
-    BitfieldAgain,
     #[error("piece {piece} of a torrent with {count} pieces")]
     PieceOutOfRange { piece: PieceIndex, count: u32 },
     #[error("a request for no bytes of piece {0}")]

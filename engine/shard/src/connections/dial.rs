@@ -66,6 +66,7 @@ impl<I: Io> Shard<I> {
             out: Vec::new(),
             sending: false,
             queued: false,
+            receiving_once: false,
             held: false,
             deadline,
         });

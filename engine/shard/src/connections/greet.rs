@@ -77,6 +77,7 @@ impl<I: Io> Shard<I> {
             out: Vec::new(),
             sending: false,
             queued: false,
+            receiving_once: false,
             held: false,
             deadline,
         });
@@ -94,6 +95,7 @@ impl<I: Io> Shard<I> {
     pub(crate) fn receive_once(&mut self, key: Key) {
         let Some(connection) = self.connections.get(key) else { return };
         connection.operations += 1;
+        connection.receiving_once = true;
         let socket = connection.socket.clone();
         self.submit_now(Op::ReceiveOnce { token: Target::Receive(key).token(), socket });
     }

@@ -40,6 +40,8 @@ pub struct Connection {
     pub stage: Stage,
     /// Operations in the kernel's hands (a pending zero-copy notification is one).
     pub operations: u16,
+    /// A single-shot receive is in flight (handshake), not a multishot one.
+    pub receiving_once: bool,
     /// Bytes of messages to send before the next block.
     pub out: Vec<u8>,
     /// A send is in flight: at most one, and it is in order.

@@ -10,7 +10,7 @@ use seedring_proto::{peer::session::Event as Said, wire::Violation};
 
 use super::{Key, Stage};
 use crate::{
-    contract::DialOutcome,
+    contract::{DialOutcome, Event},
     shard::Shard,
     torrent::{TorrentId, View},
 };
@@ -18,7 +18,7 @@ use crate::{
 impl<I: Io> Shard<I> {
     pub(crate) fn received(&mut self, key: Key, result: io::Result<Received>) {
         let Some(connection) = self.connections.get(key) else { return };
-        let single = matches!(connection.stage, Stage::Greeting(_));
+        let single = std::mem::replace(&mut connection.receiving_once, false);
         let ended = single || !matches!(&result, Ok(bytes) if !bytes.is_empty());
         if ended {
             self.operation_ended(key);
@@ -69,6 +69,10 @@ impl<I: Io> Shard<I> {
     pub(crate) fn violated(&mut self, key: Key, violation: &Violation) {
         if violation.is_fault() {
             self.stats.violations += 1;
+        }
+        if let Some(connection) = self.connections.get(key) {
+            let address = connection.address;
+            self.tell(Event::PeerFault { address, why: violation.to_string() });
         }
         self.close(key, Shutdown::Reset);
     }

@@ -104,8 +104,8 @@ behaviours! {
     BitfieldTooLong AT_ONCE,
     /// A bitfield with all spare bits set.
     BitfieldSpareBits None,
-    /// Two bitfields.
-    BitfieldTwice AT_ONCE,
+    /// Two bitfields, which real clients send (aria2): no fault.
+    BitfieldTwice None,
     /// A `have` of a piece that there is not.
     HaveNoSuchPiece AT_ONCE,
     /// Fast extension messages without having agreed on them.

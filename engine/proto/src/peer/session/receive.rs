@@ -101,19 +101,14 @@ impl State {
                     events.push(Event::Have(piece));
                 }
             }
-            Message::Bitfield(field) => {
-                self.first_pieces()?;
-                self.pieces.insert_bitfield(field)?;
-            }
+            // Also later, and again: aria2 sends one of these in place of many haves. Pieces are
+            // only ever added.
+            Message::Bitfield(field) => self.pieces.insert_bitfield(field)?,
             Message::HaveAll => {
                 self.require_fast(id::HAVE_ALL)?;
-                self.first_pieces()?;
                 self.pieces.insert_all();
             }
-            Message::HaveNone => {
-                self.require_fast(id::HAVE_NONE)?;
-                self.first_pieces()?;
-            }
+            Message::HaveNone => self.require_fast(id::HAVE_NONE)?,
             // Advice and answers for a downloader; an upload-only session asks for nothing.
             Message::Suggest(_) => self.require_fast(id::SUGGEST)?,
             Message::AllowedFast(_) => self.require_fast(id::ALLOWED_FAST)?,
@@ -195,13 +190,6 @@ impl State {
     fn set_interested(&mut self, interested: bool, now: Duration) {
         self.peer_interested = interested;
         self.clock.interest(interested, self.am_choking, now);
-    }
-
-    fn first_pieces(&mut self) -> Result<(), Violation> {
-        if std::mem::replace(&mut self.bitfield_seen, true) {
-            return Err(Violation::BitfieldAgain);
-        }
-        Ok(())
     }
 
     fn require_fast(&self, id: u8) -> Result<(), Violation> {

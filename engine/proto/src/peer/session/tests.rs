@@ -320,6 +320,24 @@ fn a_complete_peer_is_noticed_however_it_says_so() {
     }
 }
 
+/// aria2 says so in place of many haves.
+#[test]
+fn a_later_bitfield_adds_pieces_and_takes_none() {
+    let mut side = Side::new(FAST, |_| {});
+    let said = [
+        Message::HaveNone,
+        Message::Have(PieceIndex(0)),
+        Message::Bitfield(&[0b0110_0000]),
+        Message::Bitfield(&[0b0000_0001]),
+        Message::HaveNone,
+    ];
+    side.hear(&said).expect("valid");
+    assert_eq!(side.session.peer(T0).pieces_have, 4);
+    assert_eq!(side.events, []);
+    side.hear(&[Message::HaveAll]).expect("valid");
+    assert_eq!(side.events, [Event::PeerComplete]);
+}
+
 #[test]
 fn the_extension_handshake_is_kept() {
     let mut side = Side::new(Reserved::OURS, |_| {});

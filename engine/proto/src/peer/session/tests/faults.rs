@@ -61,8 +61,6 @@ fn messages_of_extensions_that_were_not_negotiated() {
 
 #[test]
 fn pieces_said_wrongly() {
-    let again = [Message::HaveAll, Message::Bitfield(&[0])];
-    assert_eq!(fault(FAST, &again), Violation::BitfieldAgain);
     let length = Violation::FrameTooLong { id: 5, length: 3, max: 2 };
     assert_eq!(fault(FAST, &[Message::Bitfield(&[0, 0])]), length);
     let short = Violation::BitfieldLength { got: 0, expected: 1 };
