@@ -6,6 +6,7 @@
 use std::{collections::hash_map::Entry, sync::Arc, time::Duration};
 
 use seedring_platform::op::{Io, Shutdown};
+use seedring_proto::units::PieceIndex;
 
 use crate::{
     connections::{Key, Stage, ZeroCopy},
@@ -18,6 +19,8 @@ use crate::{
 
 /// A torrent without connections gives its contents back after this time.
 const COLD_AFTER: Duration = Duration::from_secs(60);
+/// What is queued to peers may drain for so long after a stop; then they are reset.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 /// Lines in one peer report.
 const PEERS_MAX: usize = 2_000;
 
@@ -51,6 +54,7 @@ impl<I: Io> Shard<I> {
             Command::Verify { torrent, first, count, offer } => {
                 self.verify(torrent, first, count, offer);
             }
+            Command::Have { torrent, piece } => self.tell_have(torrent, piece),
             Command::Slots(slots) => self.choking.slots = slots,
             Command::Report => {
                 let stats = self.report();
@@ -99,6 +103,17 @@ impl<I: Io> Shard<I> {
                 self.place(key, id);
             }
             self.verify.ready = true;
+        }
+    }
+
+    /// A piece came to be offered after peers had been told what there is.
+    fn tell_have(&mut self, id: TorrentId, piece: PieceIndex) {
+        for key in self.keys_of(id) {
+            let Some(connection) = self.connections.get(key) else { continue };
+            if let Stage::Open(open) = &mut connection.stage {
+                open.session.have(piece, &mut connection.out);
+                self.enqueue(key);
+            }
         }
     }
 
@@ -178,6 +193,7 @@ impl<I: Io> Shard<I> {
     /// Everything closes; `drain` sees to the end of it.
     fn stop(&mut self) {
         self.stopping = true;
+        self.stop_by = self.io.now() + STOP_GRACE;
         for listener in 0..self.listeners.len() as u32 {
             self.io.cancel(Target::Listener(listener).token());
         }
@@ -201,6 +217,14 @@ impl<I: Io> Shard<I> {
         self.storage.clear(&mut self.news);
         self.news.clear();
         self.parts.clear();
+        if self.io.now() >= self.stop_by {
+            // A peer that does not read keeps zero-copy pages pinned: reset it.
+            for key in self.connections.keys() {
+                if let Some(connection) = self.connections.get(key) {
+                    self.io.shutdown(&connection.socket, Shutdown::Reset);
+                }
+            }
+        }
         if self.io.in_flight() > 0 || !self.connections.is_empty() {
             return false;
         }

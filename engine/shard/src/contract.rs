@@ -37,6 +37,8 @@ pub enum Command {
     /// Hash pieces `first .. first + count` and set or clear their bits. `offer`: good pieces
     /// become offered too.
     Verify { torrent: TorrentId, first: PieceIndex, count: u32, offer: bool },
+    /// Tell the torrent's peers here that a piece is offered now.
+    Have { torrent: TorrentId, piece: PieceIndex },
     /// Unchoke slots this shard may use among all its torrents; `u32::MAX`: unlimited.
     Slots(u32),
     /// Send `Event::Stats`.
@@ -62,6 +64,12 @@ pub enum Event {
         bytes: u64,
         done: bool,
     },
+    /// A piece came to be offered while peers are connected: control passes it on to all shards
+    /// (`Command::Have`).
+    Offered {
+        torrent: TorrentId,
+        piece: PieceIndex,
+    },
     /// A piece did not match its hash; its bits were cleared.
     PieceFailed {
         torrent: TorrentId,
@@ -82,7 +90,10 @@ pub enum Event {
     /// Accepting stopped for a while (descriptor limit, memory).
     AcceptFailed(io::Error),
     /// A peer broke the protocol and was disconnected; for debug logs.
-    PeerFault { address: SocketAddr, why: String },
+    PeerFault {
+        address: SocketAddr,
+        why: String,
+    },
     Stats(Box<Stats>),
     Peers {
         torrent: TorrentId,

@@ -111,6 +111,7 @@ pub struct Shard<I: Io> {
     pub(crate) outbox: VecDeque<Event>,
     pub(crate) chores_at: Duration,
     pub(crate) stopping: bool,
+    pub(crate) stop_by: Duration,
     pub(crate) stopped: bool,
     completions: Vec<Completion>,
 }
@@ -145,6 +146,7 @@ impl<I: Io> Shard<I> {
             outbox: VecDeque::new(),
             chores_at: Duration::ZERO,
             stopping: false,
+            stop_by: Duration::ZERO,
             stopped: false,
             completions: Vec::with_capacity(COMPLETIONS_MAX),
         };

@@ -161,12 +161,33 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Connections held back by a limit get their turn again, in the order in which they came.
+    /// The first in the queue whose limits are open gets its turn; what it leaves is the next
+    /// one's. Waking all of them would let the first take everything, each time.
     pub(crate) fn wake_throttled(&mut self, now: Duration) {
-        if !self.throttled.is_empty() && now >= self.throttled_until {
-            let held = std::mem::take(&mut self.throttled);
-            self.let_go(held);
+        if self.throttled.is_empty() || now < self.throttled_until {
+            return;
         }
+        let mut next = Duration::MAX;
+        for at in 0..self.throttled.len() {
+            let key = self.throttled[at];
+            match self.held_until(key, now) {
+                Some(until) => next = next.min(until),
+                None => {
+                    self.throttled.remove(at);
+                    self.throttled_until = now;
+                    return self.let_go(VecDeque::from([key]));
+                }
+            }
+        }
+        self.throttled_until = next;
+    }
+
+    /// When the limits of a connection are open again; `None`: now, or it is gone.
+    fn held_until(&mut self, key: Key, now: Duration) -> Option<Duration> {
+        let open = self.connections.get(key)?.open()?;
+        let local = self.torrents.get(&open.torrent)?;
+        let meters = [&self.options.globals.upload, &local.shared.upload];
+        meters.into_iter().filter(|m| !m.is_open(now)).map(|m| m.ready_at()).max()
     }
 
     /// Memory came home: those who found none try again.

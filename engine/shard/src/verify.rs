@@ -10,6 +10,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     path::PathBuf,
+    sync::atomic::Ordering,
 };
 
 use seedring_platform::{hash::PieceHasher, memory::Class, op::Io};
@@ -245,6 +246,8 @@ impl<I: Io> Shard<I> {
         let window = (AHEAD_BYTES / self.verify.active.len().max(1) as u64).max(CHUNK);
         let to = (from + window).min(end);
         let mut at = job.ahead_to.max(from);
+        // Not `self.parts`: those are still to be hashed.
+        let mut parts = Vec::new();
         while at < to {
             let length = (to - at).min(CHUNK) as u32;
             let gathered = self.storage.gather(
@@ -255,9 +258,9 @@ impl<I: Io> Shard<I> {
                 (at, length),
                 || Class::K256,
                 Waiter::Verify,
-                &mut self.parts,
+                &mut parts,
             );
-            self.parts.clear();
+            parts.clear();
             if matches!(gathered, Gather::NoMemory | Gather::Failed) {
                 return;
             }
@@ -273,10 +276,10 @@ impl<I: Io> Shard<I> {
             let pieces = &local.shared.pieces;
             // Verified before offered: whoever sees the offer may rely on the hash.
             pieces.set_verified(piece, good);
-            if !good {
-                pieces.set_offered(piece, false);
-            } else if job.offer {
-                pieces.set_offered(piece, true);
+            let offered = good && (job.offer || pieces.is_offered(piece));
+            let news = pieces.set_offered(piece, offered) && offered;
+            if news && local.shared.connections.load(Ordering::Relaxed) > 0 {
+                self.tell(Event::Offered { torrent: job.torrent, piece });
             }
         }
         if !good {

@@ -37,6 +37,9 @@ impl Engine {
             Event::Verified { torrent, pieces, failed, done, .. } => {
                 self.verified(torrent, pieces, failed, done).await;
             }
+            Event::Offered { torrent, piece } => {
+                self.shards.send_all(|| Command::Have { torrent, piece });
+            }
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
             Event::Trouble { torrent, path, trouble } => {
                 self.trouble(torrent, &path.display().to_string(), trouble);

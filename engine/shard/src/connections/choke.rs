@@ -44,8 +44,8 @@ fn slots(n: u32) -> Slots {
 impl<I: Io> Shard<I> {
     /// A peer wants something: it is unchoked at once while slots are free.
     pub(crate) fn became_interested(&mut self, key: Key) {
-        self.stats.interested += 1;
         let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        self.stats.interested += u32::from(!std::mem::replace(&mut open.counted, true));
         let torrent = open.torrent;
         let Some(local) = self.torrents.get(&torrent) else { return };
         let torrent_slots = local.shared.slots.load(Ordering::Relaxed);
@@ -55,8 +55,8 @@ impl<I: Io> Shard<I> {
     }
 
     pub(crate) fn lost_interest(&mut self, key: Key) {
-        self.stats.interested -= 1;
         let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        self.stats.interested -= u32::from(std::mem::take(&mut open.counted));
         let torrent = open.torrent;
         // Where slots are bounded, one that nobody uses goes to somebody else.
         let bounded = |local: &Local| local.shared.slots.load(Ordering::Relaxed) != u32::MAX;

@@ -79,6 +79,13 @@ pub struct Open {
     /// Block bytes of the batch in flight.
     pub payload_in_flight: u32,
     pub sent_at: Duration,
+    /// Where the batch last handed to the kernel lies: what tells it from older ones that are
+    /// still to be released.
+    pub batch_at: usize,
+    /// The batch whose tail the socket did not take; sent on when it is released.
+    pub partial_at: Option<usize>,
+    /// Counted as interested.
+    pub counted: bool,
     pub batch_blocks: u32,
     /// When the requests in the queue came.
     pub asked: Asked,

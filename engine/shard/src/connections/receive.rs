@@ -96,7 +96,7 @@ impl<I: Io> Shard<I> {
         match stage {
             Stage::Open(mut open) => {
                 self.stats.connections -= 1;
-                if open.session.peer_interested() {
+                if open.counted {
                     self.stats.interested -= 1;
                 }
                 if !open.session.am_choking() {

@@ -74,6 +74,8 @@ impl<I: Io> Shard<I> {
         let mut zero_copy = false;
         if let Stage::Open(open) = &mut connection.stage {
             open.sent_at = now;
+            open.batch_at = std::ptr::from_ref(&*batch).addr();
+            open.in_flight_bytes = batch.len_bytes() as u32;
             zero_copy = matches!(open.zero_copy, ZeroCopy::On { .. })
                 && batch.len_bytes() >= ZERO_COPY_BYTES_MIN;
         }
@@ -143,6 +145,7 @@ impl<I: Io> Shard<I> {
                     self.stats.sent_bytes += n as u64;
                     if let Stage::Open(open) = &mut connection.stage {
                         open.in_flight_bytes -= n as u32;
+                        open.partial_at = Some(open.batch_at);
                     }
                 }
             }
@@ -168,7 +171,8 @@ impl<I: Io> Shard<I> {
                     self.choking.routes.was_copied(ip, now);
                 }
             }
-            if connection.sending && connection.operations > 0 && open.is_partial(&batch) {
+            if open.partial_at == Some(std::ptr::from_ref(&*batch).addr()) {
+                open.partial_at = None;
                 let rest = open.in_flight_bytes as usize;
                 batch.advance(batch.len_bytes() - rest);
                 connection.operations -= 1;
@@ -224,13 +228,6 @@ impl<I: Io> Shard<I> {
         {
             self.connections.remove(key);
         }
-    }
-}
-
-impl Open {
-    /// Whether this batch is the one whose tail was not taken by the socket.
-    fn is_partial(&self, batch: &SendBatch) -> bool {
-        self.in_flight_bytes > 0 && (self.in_flight_bytes as usize) < batch.len_bytes()
     }
 }
 

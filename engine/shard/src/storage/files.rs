@@ -48,6 +48,8 @@ pub(super) struct Entry {
     pub used_at: Duration,
     pub looked_at: Duration,
     pub looking: bool,
+    /// Reads that wait for it or are in the kernel: it stays open for them.
+    pub reads: u32,
 }
 
 /// The table. At most `open_max` descriptors.
@@ -96,6 +98,7 @@ impl Files {
             used_at: Duration::ZERO,
             looked_at: Duration::ZERO,
             looking: false,
+            reads: 0,
         };
         self.insert(entry)
     }
@@ -159,6 +162,7 @@ impl Files {
             identity: None,
             stamp: None,
             looking: false,
+            reads: 0,
             ..old
         });
     }
@@ -183,7 +187,7 @@ impl Files {
         let mut open: Vec<(Duration, FileId)> = self
             .entries
             .iter()
-            .filter(|(_, entry)| matches!(entry.state, State::Open(_)))
+            .filter(|(_, entry)| matches!(entry.state, State::Open(_)) && entry.reads == 0)
             .map(|(id, entry)| (entry.used_at, *id))
             .collect();
         open.sort_unstable();

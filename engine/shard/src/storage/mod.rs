@@ -227,10 +227,17 @@ impl Storage {
         let (lease, class) = self.lease_at(io.pool(), at, length, class)?;
         let offset = at / class.bytes() as u64 * class.bytes() as u64;
         let chunk = self.cache.begin(file, offset, class);
+        self.count_read(file, 1);
         self.wanted.push_back(Wanted { entry: chunk, file, offset, class, lease });
         self.open(io, file, contents, index);
         self.submit_wanted(io);
         Some(chunk)
+    }
+
+    fn count_read(&mut self, file: FileId, change: i32) {
+        if let Some(entry) = self.files.get(file) {
+            entry.reads = entry.reads.saturating_add_signed(change);
+        }
     }
 
     /// A chunk of the class asked for, or of a smaller one: where the file ends earlier, or where
@@ -391,6 +398,7 @@ impl Storage {
         let reading = self.reads[slot as usize].take().expect("invariant: one completion a read");
         self.free_reads.push(slot);
         let Reading { entry, file, offset, expected } = reading;
+        self.count_read(file, -1);
         stats.reads += 1;
         let current = self.files.get(file).map(|entry| (entry.length_bytes, entry.identity));
         match (result, current) {
@@ -451,6 +459,7 @@ impl Storage {
         for _ in 0..self.wanted.len() {
             let Some(wanted) = self.wanted.pop_front() else { return };
             if wanted.file == id {
+                self.count_read(id, -1);
                 self.fail_chunk(wanted.entry, news);
             } else {
                 self.wanted.push_back(wanted);

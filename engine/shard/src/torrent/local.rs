@@ -4,7 +4,7 @@
 //! Never: what other shards do. Flow: connections enter at placement and leave at close.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -23,7 +23,8 @@ pub struct Local {
     /// Kept while there are connections or verification here; then given back.
     pub contents: Option<Arc<Contents>>,
     /// Handshaken connections by the peer's id: a second one of the same peer is refused.
-    pub peers: HashMap<PeerId, Key>,
+    /// Ordered, so that what is done to all of them is done in the same order in each run.
+    pub peers: BTreeMap<PeerId, Key>,
     /// Connections whose handshake named this torrent while it was cold.
     pub waiting: Vec<Key>,
     /// `Event::Activate` went out.
@@ -39,7 +40,7 @@ impl Local {
         Local {
             shared,
             contents: None,
-            peers: HashMap::new(),
+            peers: BTreeMap::new(),
             waiting: Vec::new(),
             asked: false,
             jobs: 0,
