@@ -450,7 +450,7 @@ impl Storage {
         } else {
             self.files.fail(id, now);
         }
-        self.cache.drop_file(id);
+        self.cache.drop_files(&[id]);
         self.fail_wanted(id, news);
         news.push(News::Trouble { torrent, file, trouble, range });
     }
@@ -469,9 +469,10 @@ impl Storage {
 
     /// Forgets a torrent's files and chunks (it goes cold or leaves).
     pub fn drop_torrent(&mut self, torrent: TorrentId, news: &mut Vec<News>) {
-        for id in self.files.drop_torrent(torrent) {
-            self.cache.drop_file(id);
-            self.fail_wanted(id, news);
+        let files = self.files.drop_torrent(torrent);
+        self.cache.drop_files(&files);
+        if !self.wanted.is_empty() {
+            files.into_iter().for_each(|id| self.fail_wanted(id, news));
         }
     }
 
