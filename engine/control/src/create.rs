@@ -21,6 +21,7 @@ use seedring_proto::bencode::Encoder;
 use seedring_proto::limits::{DIRECTORY_DEPTH_MAX, PIECES_MAX};
 use seedring_proto::metainfo::{self, Metainfo};
 use seedring_proto::units::FileIndex;
+use seedring_shard::torrent::Stamp;
 
 pub use hash::Progress;
 
@@ -57,6 +58,15 @@ pub struct ContentFile {
     pub executable: bool,
     /// Compared again after hashing.
     pub(crate) identity: Identity,
+}
+
+impl ContentFile {
+    /// What the state store keeps of it.
+    pub(crate) fn stamp(&self) -> Stamp {
+        let (seconds, nanoseconds) = self.identity.modified;
+        let modified_ns = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+        Stamp { size_bytes: self.identity.length, modified_ns }
+    }
 }
 
 /// What changes when a file does.

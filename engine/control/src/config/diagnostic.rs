@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use seedring_proto::tracker::redact::redact;
 use serde::Serialize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,10 +60,10 @@ impl fmt::Display for Diagnostic {
         if !self.key.is_empty() && !self.message.contains(&format!("\"{}\"", self.key)) {
             write!(f, "{}: ", self.key)?;
         }
-        f.write_str(&self.message)?;
+        f.write_str(&without_secrets(&self.message))?;
         let margin = if self.line == 0 { 2 } else { self.line.to_string().len().max(4) };
         if let Some(excerpt) = &self.excerpt {
-            let (shown, before) = crop(excerpt, self.column as usize);
+            let (shown, before) = crop(&without_secrets(excerpt), self.column as usize);
             let rest = shown.chars().count().saturating_sub(before).max(1);
             let carets = "^".repeat((self.width as usize).clamp(1, rest));
             write!(f, "\n{:>margin$} | {shown}", self.line)?;
@@ -73,6 +74,27 @@ impl fmt::Display for Diagnostic {
         }
         Ok(())
     }
+}
+
+/// The same text, as long, with the passkeys of tracker addresses masked: findings are logged at
+/// a reload.
+fn without_secrets(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ',' | ']' | '}');
+    for word in text.split_inclusive(ends) {
+        let (url, end) = match word.char_indices().next_back() {
+            Some((at, last)) if ends(last) => word.split_at(at),
+            _ => (word, ""),
+        };
+        let masked = if url.contains("://") { redact(url) } else { url.to_string() };
+        out.push_str(&masked);
+        if masked != url {
+            let short = url.chars().count().saturating_sub(masked.chars().count());
+            out.extend(std::iter::repeat_n('*', short));
+        }
+        out.push_str(end);
+    }
+    out
 }
 
 /// The part of a line around a column, and how many characters of it lie before that column.

@@ -76,7 +76,7 @@ pub enum Source {
 }
 
 /// Content for which the engine makes the torrent itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Folder {
     /// A folder, or a single file.
     pub path: PathBuf,

@@ -2,14 +2,11 @@
 //!
 //! Owns: the reaction to each event. Never: data-plane work. Flow: mailbox -> here -> state, log, commands.
 
-use std::time::Instant;
+use std::path::Path;
 
-use seedring_shard::{
-    Command, Event, Trouble,
-    torrent::{Phase, TorrentId},
-};
+use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
 
-use super::{Engine, LOOK_EVERY, torrents::State};
+use super::{Engine, torrents::State};
 use crate::trackers;
 
 /// Events taken before the loop looks at other things again.
@@ -26,14 +23,7 @@ impl Engine {
     async fn shard_event(&mut self, shard: usize, event: Event) {
         match event {
             Event::Activate(id) => self.activate(id),
-            Event::Idle(id) => {
-                // Other shards keep what they hold; whoever needs it again asks.
-                if let Some(torrent) = self.torrents.get(id)
-                    && !matches!(torrent.state, State::Verifying { .. })
-                {
-                    torrent.shared.contents.store(None);
-                }
-            }
+            Event::Idle(id) => self.went_idle(id),
             Event::Verified { torrent, pieces, failed, done, .. } => {
                 self.verified(torrent, pieces, failed, done).await;
             }
@@ -42,7 +32,7 @@ impl Engine {
             }
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
             Event::Trouble { torrent, path, trouble } => {
-                self.trouble(torrent, &path.display().to_string(), trouble);
+                self.trouble(torrent, &path, trouble);
             }
             Event::Dialed { torrent, address, outcome } => {
                 self.peers.dialed(torrent, address, outcome);
@@ -53,7 +43,7 @@ impl Engine {
             ),
             Event::PeerFault { address, why } => tracing::debug!("{address} disconnected: {why}"),
             Event::Stats(stats) => self.stats[shard] = Some(*stats),
-            Event::Peers { torrent, peers } => self.peers_reported(torrent, peers),
+            Event::Peers { torrent, peers } => self.peers_reported(torrent, shard, &peers),
             Event::Stopped(stats) => self.stats[shard] = Some(*stats),
         }
     }
@@ -67,52 +57,35 @@ impl Engine {
         }
     }
 
-    async fn verified(&mut self, id: TorrentId, pieces: u32, failed: u32, part_done: bool) {
-        let Some(torrent) = self.torrents.get_mut(id) else { return };
-        let State::Verifying { done, failed: so_far, of } = &mut torrent.state else { return };
-        *done += pieces;
-        *so_far += failed;
-        let (of, failed) = (*of, *so_far);
-        if part_done {
-            torrent.verifying = torrent.verifying.saturating_sub(1);
-        }
-        if torrent.verifying > 0 {
-            return;
-        }
-        let good = torrent.shared.pieces.verified_count();
-        if failed > 0 {
-            let note = format!("{} of {of} pieces do not match the torrent", of - good.min(of));
-            tracing::error!("{}: {note}; the others are seeded", torrent.name);
-            torrent.note = Some(note);
-        } else {
-            tracing::info!("{}: all {of} pieces verified", torrent.name);
-        }
-        if good == 0 {
-            let why = format!("{}: no piece matches the torrent", torrent.place.content.display());
-            return self.park(id, why);
-        }
-        self.seed(id).await;
-    }
-
     fn piece_failed(&mut self, id: TorrentId, piece: u32) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
-        if matches!(torrent.state, State::Verifying { .. }) {
-            return; // summed up when verification is done
+        if !matches!(torrent.state, State::Seeding | State::Partial) {
+            return; // summed up when verification is done; or parked
         }
         let note = format!("piece {piece} does not match the torrent; it is not served");
-        tracing::error!("{}: {note}", torrent.name);
+        let line = format!("{}: {note}", torrent.name);
         torrent.note = Some(note);
         torrent.state = State::Partial;
-        if torrent.shared.pieces.offered_count() == 0 {
-            self.park(id, "no piece matches the torrent".into());
+        torrent.touch();
+        let none_left = torrent.shared.pieces.offered_count() == 0;
+        self.muffled.warn(&line);
+        if none_left {
+            self.give_up(id);
         }
     }
 
     /// A file can't be served as it is.
-    fn trouble(&mut self, id: TorrentId, path: &str, trouble: Trouble) {
+    fn trouble(&mut self, id: TorrentId, file: &Path, trouble: Trouble) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
+        if matches!(torrent.state, State::Waiting(_)) {
+            return; // said by another shard, or before it was parked
+        }
+        let path = file.display();
         match trouble {
-            Trouble::Io(error) => self.park(id, format!("{path}: {error}")),
+            Trouble::Io(error) => {
+                torrent.troubles += 1;
+                self.park(id, format!("{path}: {error}"));
+            }
             Trouble::Short { expected_bytes, found_bytes } => self.park(
                 id,
                 format!("{path} has {found_bytes} bytes, the torrent says {expected_bytes}"),
@@ -121,22 +94,23 @@ impl Engine {
                 let note =
                     format!("{path} changed; its pieces are hashed again before they go out");
                 if torrent.note.as_ref() != Some(&note) {
-                    tracing::warn!("{}: {note}", torrent.name);
+                    let line = format!("{}: {note}", torrent.name);
+                    self.muffled.warn(&line);
                 }
                 torrent.note = Some(note);
-                torrent.touch();
-                if torrent.shared.phase() == Phase::Active {
-                    // New stamps for the store and for the next opening of the file.
-                    self.looking.insert(id, Instant::now() + LOOK_EVERY);
-                }
+                self.doubt(id, file);
+                self.verify_later(id);
             }
         }
     }
 
     pub(super) fn tracker_event(&mut self, event: trackers::Event) {
         match event {
-            trackers::Event::Peers { info_hash, peers, .. } => {
+            trackers::Event::Peers { info_hash, peers, replace } => {
                 let Some(id) = self.id_of(&info_hash) else { return };
+                if replace {
+                    self.peers.forget(id);
+                }
                 self.peers.learn(id, &peers, &self.shards.listening);
                 self.dial_due(id);
             }

@@ -5,31 +5,46 @@
 //! Flow: configuration -> prepare -> admit -> shards; shard and tracker events -> state -> store, status.
 
 mod admit;
+mod announce;
+mod content;
 mod events;
+mod look;
+mod muffled;
 mod peers;
+mod pending;
 mod prepare;
 mod reload;
 mod shards;
+mod signals;
 mod start;
 pub mod status;
 mod stop;
 pub mod torrents;
+mod verify;
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::HashMap,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use seedring_proto::units::InfoHash;
-use seedring_shard::{Globals, stats::Stats, torrent::TorrentId};
+use seedring_shard::{
+    Globals,
+    stats::Stats,
+    torrent::{Contents, TorrentId},
+};
 use tokio::sync::{Notify, mpsc};
 
 pub use self::start::run;
 use self::{
+    content::Looked,
+    muffled::Muffled,
     peers::PeerBooks,
-    prepare::{Condition, Known, Prepared},
+    pending::Pending,
+    prepare::{Known, Prepared, Progress},
     shards::Shards,
+    signals::{Signal, Signals},
     torrents::Torrents,
 };
 use crate::{
@@ -44,17 +59,18 @@ use crate::{
 const SAVE_EVERY: Duration = Duration::from_secs(5);
 /// How often content that is away is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Preparations at once: one a core is enough to hash folders, and .torrent files are parsed in
-/// batches.
-const PREPARING_MAX: usize = 2;
-const PREPARE_BATCH: usize = 64;
+/// How often unchoke slots follow the shards' interested peers.
+const SHARE_SLOTS_EVERY: Duration = Duration::from_secs(10);
+/// Progress of one preparation is told at most so often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// What blocking work brings back.
 pub(crate) enum Note {
     Prepared(Vec<Result<Prepared, (Wanted, prepare::Error)>>),
-    Contents(TorrentId, Result<Arc<seedring_shard::torrent::Contents>, String>),
-    Looked(TorrentId, Condition, Vec<u8>),
-    Progress(prepare::Progress),
+    Contents(TorrentId, Result<Arc<Contents>, String>),
+    Looked(Vec<Looked>),
+    Progress(Progress),
+    Loaded(Result<(Config, Vec<Wanted>), String>),
 }
 
 pub(crate) struct Engine {
@@ -68,34 +84,42 @@ pub(crate) struct Engine {
     embedded: Option<Embedded>,
     catalogue: Arc<status::Pages>,
     peers: PeerBooks,
-    /// Wanted torrents that are not prepared yet.
-    queue: VecDeque<Wanted>,
-    preparing: usize,
-    /// Wanted torrents that could not be prepared: why, and when to try again.
-    failed: Vec<(Wanted, String, Instant)>,
+    pending: Pending,
+    /// Content to look at, and when.
     looking: HashMap<TorrentId, Instant>,
+    /// Torrents to verify again, and when.
+    rehash: HashMap<TorrentId, Instant>,
     notes: (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
     stats: Vec<Option<Stats>>,
     peer_requests: HashMap<TorrentId, Vec<status::PeerRequest>>,
-    made_progress: Option<prepare::Progress>,
+    /// Folders being hashed, by name.
+    made_progress: HashMap<String, Progress>,
     began: Instant,
     all_ready_after: Option<Duration>,
+    /// Said since the start or the last reload.
+    told_ready: bool,
+    reloading: bool,
+    reload_again: bool,
     saved_at: Instant,
+    shared_slots_at: Instant,
+    muffled: Muffled,
     display: status::Display,
 }
 
 impl Engine {
     /// Starts as many preparations as may run.
     fn prepare_next(&mut self) {
-        while self.preparing < PREPARING_MAX && !self.queue.is_empty() {
-            let count = PREPARE_BATCH.min(self.queue.len());
-            let batch: Vec<Wanted> = self.queue.drain(..count).collect();
+        while let Some(batch) = self.pending.next_batch() {
             let (known, notes) = (self.known.clone(), self.notes.0.clone());
-            self.preparing += 1;
             tokio::task::spawn_blocking(move || {
-                let tell = notes.clone();
+                let (tell, told) = (notes.clone(), Mutex::new(None::<Instant>));
                 let progress = move |progress| {
-                    let _ = tell.send(Note::Progress(progress));
+                    // Several threads hash one folder; whoever finds the lock taken has nothing new.
+                    let Ok(mut told) = told.try_lock() else { return };
+                    if told.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {
+                        *told = Some(Instant::now());
+                        let _ = tell.send(Note::Progress(progress));
+                    }
                 };
                 let results = batch.into_iter().map(|wanted| {
                     let again = wanted.clone();
@@ -111,26 +135,24 @@ impl Engine {
     /// The loop. Ends at a signal, or when a shard has died.
     async fn turn(
         &mut self,
+        signals: &mut Signals,
         notify: &Notify,
         heard: &mut mpsc::Receiver<trackers::Event>,
         requests: &mut mpsc::Receiver<status::Request>,
     ) -> anyhow::Result<()> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => self.reload().await,
+                signal = signals.next() => match signal {
+                    Signal::Stop => return Ok(()),
+                    Signal::Reload => self.reload(),
+                },
                 () = notify.notified() => self.shard_events().await,
                 Some(note) = self.notes.1.recv() => self.note(note).await,
                 Some(event) = heard.recv() => self.tracker_event(event),
-                Some(request) = requests.recv() => self.answer(request).await,
-                _ = second.tick() => self.second().await?,
+                Some(request) = requests.recv() => self.answer(request),
+                _ = second.tick() => self.second()?,
             }
             self.shards.flush();
         }
@@ -139,25 +161,41 @@ impl Engine {
     async fn note(&mut self, note: Note) {
         match note {
             Note::Prepared(results) => {
-                self.preparing -= 1;
+                self.pending.batch_done();
                 self.admit_all(results).await;
                 self.prepare_next();
             }
             Note::Contents(id, result) => self.contents_loaded(id, result),
-            Note::Looked(id, condition, verified) => self.looked(id, condition, &verified).await,
-            Note::Progress(progress) => self.made_progress = Some(progress),
+            Note::Looked(batch) => {
+                for looked in batch {
+                    self.looked(looked).await;
+                }
+            }
+            Note::Progress(progress) => {
+                self.made_progress.insert(progress.name.clone(), progress);
+            }
+            Note::Loaded(result) => self.loaded(result).await,
         }
     }
 
     /// Once a second: look after what waits, save, report.
-    async fn second(&mut self) -> anyhow::Result<()> {
-        anyhow::ensure!(!self.shards.any_ended(), "a shard has ended; see the log above");
+    fn second(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.shards.any_ended(),
+            "a shard has ended, which is a defect of seedring; its last words are in the log above"
+        );
+        self.muffled.second();
         self.look_again();
-        self.try_failed_again();
+        self.verify_due();
+        self.pending.retry(Instant::now());
+        self.prepare_next();
         self.dial_again();
         self.shards.send_all(|| seedring_shard::Command::Report);
         if self.saved_at.elapsed() >= SAVE_EVERY {
             self.save_changes();
+        }
+        if self.shared_slots_at.elapsed() >= SHARE_SLOTS_EVERY {
+            self.share_slots();
         }
         self.show_display();
         Ok(())
@@ -180,5 +218,19 @@ impl Engine {
     /// The shard that torrent-wide commands go to.
     fn home(&self, hash: &InfoHash) -> usize {
         seedring_shard::torrent::Shared::home(hash, self.shards.len())
+    }
+
+    /// Says once that everything wanted has been dealt with: after the start, and after a reload.
+    fn tell_when_ready(&mut self) {
+        let verifying =
+            |t: &torrents::Torrent| matches!(t.state, torrents::State::Verifying { .. });
+        if self.told_ready || !self.pending.is_idle() || self.torrents.iter().any(verifying) {
+            return;
+        }
+        self.told_ready = true;
+        let took = self.began.elapsed();
+        let first = self.all_ready_after.is_none();
+        self.all_ready_after.get_or_insert(took);
+        self.announce_ready(first.then_some(took));
     }
 }

@@ -22,50 +22,70 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
 
 #[derive(Default)]
 pub struct PeerBooks {
-    books: HashMap<TorrentId, HashMap<SocketAddr, Entry>>,
+    books: HashMap<TorrentId, Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    entries: HashMap<SocketAddr, Entry>,
+    /// Nothing is due before this time; `None`: look.
+    next: Option<Instant>,
 }
 
 struct Entry {
     failures: u32,
-    /// `None`: being dialled, or connected.
+    /// `None`: being dialled, connected, or ourselves.
     again: Option<Instant>,
 }
 
 impl PeerBooks {
-    /// Notes addresses; those that are our own, can't be dialled, or find the book full are left.
+    /// Notes addresses; those that are our own or can't be dialled are left. In a full book new
+    /// ones take the places of those that failed most.
     pub fn learn(&mut self, id: TorrentId, peers: &[SocketAddr], own: &[SocketAddr]) {
         let book = self.books.entry(id).or_default();
         for peer in peers {
             let ip = peer.ip();
             let useless = peer.port() == 0 || ip.is_unspecified() || ip.is_multicast();
-            if useless || own.contains(peer) || book.len() >= BOOK_MAX {
+            if useless || own.contains(peer) || book.entries.contains_key(peer) {
+                continue;
+            }
+            if book.entries.len() >= BOOK_MAX && !book.drop_worst() {
                 continue;
             }
             let entry = Entry { failures: 0, again: Some(Instant::now()) };
-            book.entry(*peer).or_insert(entry);
+            book.entries.insert(*peer, entry);
+            book.next = None;
         }
     }
 
     /// Addresses whose time has come.
     fn due(&mut self, id: TorrentId, now: Instant) -> Vec<SocketAddr> {
         let Some(book) = self.books.get_mut(&id) else { return Vec::new() };
-        let due = book.iter_mut().filter(|(_, entry)| entry.again.is_some_and(|at| at <= now));
-        let due = due.take(DIALS_MAX).map(|(address, entry)| {
-            entry.again = None;
-            *address
-        });
-        due.collect()
+        if book.next.is_some_and(|next| next > now) {
+            return Vec::new();
+        }
+        let due = book.entries.iter_mut();
+        let due = due.filter(|(_, entry)| entry.again.is_some_and(|at| at <= now));
+        let due: Vec<SocketAddr> = due
+            .take(DIALS_MAX)
+            .map(|(address, entry)| {
+                entry.again = None;
+                *address
+            })
+            .collect();
+        let next = book.entries.values().filter_map(|entry| entry.again).min();
+        book.next = Some(next.unwrap_or(now + BACKOFF_MAX));
+        due
     }
 
     pub fn dialed(&mut self, id: TorrentId, address: SocketAddr, outcome: DialOutcome) {
         let Some(book) = self.books.get_mut(&id) else { return };
-        let Some(entry) = book.get_mut(&address) else { return };
+        let Some(entry) = book.entries.get_mut(&address) else { return };
         let now = Instant::now();
         match outcome {
             DialOutcome::Connected => entry.failures = 0,
-            DialOutcome::Oneself => {
-                book.remove(&address);
-            }
+            // Kept, so that a tracker that names it again does not get it dialled again.
+            DialOutcome::Oneself => {}
             DialOutcome::Seed => entry.again = Some(now + BACKOFF_MAX),
             DialOutcome::Refused | DialOutcome::Closed => {
                 let backoff = FIRST_BACKOFF * 2u32.saturating_pow(entry.failures.min(10));
@@ -73,10 +93,29 @@ impl PeerBooks {
                 entry.again = Some(now + backoff.min(BACKOFF_MAX));
             }
         }
+        book.next = None;
+    }
+
+    /// The torrent goes on under another number; whoever was connected is dialled again.
+    pub fn renumber(&mut self, old: TorrentId, new: TorrentId) {
+        let Some(mut book) = self.books.remove(&old) else { return };
+        let again = Instant::now() + FIRST_BACKOFF;
+        book.entries.values_mut().for_each(|entry| entry.again = entry.again.or(Some(again)));
+        book.next = None;
+        self.books.insert(new, book);
     }
 
     pub fn forget(&mut self, id: TorrentId) {
         self.books.remove(&id);
+    }
+}
+
+impl Book {
+    /// `false`: nobody in it has failed.
+    fn drop_worst(&mut self) -> bool {
+        let resting = self.entries.iter().filter(|(_, e)| e.failures > 0 && e.again.is_some());
+        let worst = resting.max_by_key(|(_, e)| e.failures).map(|(address, _)| *address);
+        worst.is_some_and(|address| self.entries.remove(&address).is_some())
     }
 }
 
@@ -122,6 +161,7 @@ mod tests {
         assert!(books.due(ID, Instant::now() + Duration::from_secs(59)).is_empty());
         assert_eq!(books.due(ID, Instant::now() + Duration::from_secs(61)).len(), 1);
         books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Oneself);
+        books.learn(ID, &peers, &own);
         assert!(books.due(ID, Instant::now() + Duration::from_secs(9_999)).is_empty());
     }
 
@@ -131,6 +171,12 @@ mod tests {
         let peers: Vec<SocketAddr> =
             (1..1_000u16).map(|port| SocketAddr::from(([10, 0, 0, 9], port))).collect();
         books.learn(ID, &peers, &[]);
-        assert_eq!(books.books[&ID].len(), BOOK_MAX);
+        assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
+        let failed = books.due(ID, Instant::now())[0];
+        books.dialed(ID, failed, DialOutcome::Refused);
+        books.learn(ID, &[address("10.0.0.7:7")], &[]);
+        assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
+        assert!(!books.books[&ID].entries.contains_key(&failed), "the place of one that failed");
+        assert!(books.books[&ID].entries.contains_key(&address("10.0.0.7:7")));
     }
 }

@@ -1,26 +1,25 @@
 //! From what the configuration asks for to a torrent that can be served. Blocking; runs beside the engine.
 //!
-//! Owns: reading .torrent files, making torrents from folders, comparing content with what is known.
+//! Owns: reading .torrent files, making torrents from folders, pairing both with what is known of them.
 //! Never: the registry, shards. Flow: `Wanted` -> `prepare` -> `Prepared` -> the engine admits it.
 
 use std::{
     collections::HashMap,
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use seedring_proto::{
-    layout::Layout,
-    metainfo::Metainfo,
-    units::{InfoHash, PieceIndex},
-};
+use seedring_proto::{metainfo::Metainfo, units::InfoHash};
 use seedring_shard::torrent::{Contents, Stamp};
 use sha1::{Digest, Sha1};
 
+use super::look::{Condition, all_pieces, contents_of, look, still_verified};
 use crate::{
-    config::model::Folder,
+    config::model::{Folder, Verify},
     create,
     plan::{Origin, Wanted},
     state::{MadeTorrent, Record},
@@ -41,8 +40,13 @@ pub struct Prepared {
     pub tiers: Vec<Vec<String>>,
     pub place: Place,
     pub condition: Condition,
-    /// Pieces verified earlier whose files are still the same, BEP 3 bit order.
+    /// Pieces verified earlier whose files are still the same, BEP 3 bit order. Where the content
+    /// is away: all that were verified.
     pub verified: Vec<u8>,
+    /// What `verified` goes with: the files as they are, or as they were before they went away.
+    pub stamps: Box<[Option<Stamp>]>,
+    /// The store has exactly this.
+    pub stored: bool,
     pub uploaded_bytes: u64,
     pub added_at: Option<i64>,
     /// Made just now: remember it.
@@ -60,17 +64,6 @@ pub struct Place {
     pub single_file: bool,
 }
 
-/// What the content looked like.
-#[derive(Clone, Debug)]
-pub enum Condition {
-    /// Every file is there with its size.
-    Present { base: PathBuf, stamps: Box<[Option<Stamp>]> },
-    /// A file or folder is not there, or can't be looked at.
-    Missing(String),
-    /// A file has another size than the torrent says.
-    Differs(String),
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{path}: {error}")]
@@ -81,12 +74,69 @@ pub enum Error {
     Create(#[from] create::Error),
 }
 
-/// What the store knows, as far as preparing needs it. Shared by the preparing threads.
+impl Error {
+    /// The engine is stopping; nothing is wrong.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Error::Create(create::Error::Cancelled))
+    }
+}
+
+/// What the store knows of torrents that are not in the registry, as far as preparing needs it.
+/// Locked for a look-up or an insertion at a time, never while something is read.
 pub struct Known {
     pub state_dir: PathBuf,
-    pub records: HashMap<InfoHash, Record>,
-    pub made: HashMap<PathBuf, Vec<MadeTorrent>>,
     pub direct_io: bool,
+    /// Set at shutdown: hashing ends.
+    pub cancelled: AtomicBool,
+    records: Mutex<HashMap<InfoHash, Record>>,
+    made: Mutex<HashMap<PathBuf, Vec<MadeTorrent>>>,
+}
+
+impl Known {
+    pub fn new(
+        state_dir: PathBuf,
+        direct_io: bool,
+        records: HashMap<InfoHash, Record>,
+        made: HashMap<PathBuf, Vec<MadeTorrent>>,
+    ) -> Known {
+        Known {
+            state_dir,
+            direct_io,
+            cancelled: AtomicBool::new(false),
+            records: Mutex::new(records),
+            made: Mutex::new(made),
+        }
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn records(&self) -> MutexGuard<'_, HashMap<InfoHash, Record>> {
+        self.records.lock().expect("invariant: no panic while held")
+    }
+
+    fn made(&self) -> MutexGuard<'_, HashMap<PathBuf, Vec<MadeTorrent>>> {
+        self.made.lock().expect("invariant: no panic while held")
+    }
+
+    /// A torrent left the registry: what is known of it, should it come back.
+    pub fn keep(&self, hash: InfoHash, record: Record) {
+        self.records().insert(hash, record);
+    }
+
+    /// A torrent entered the registry, which knows it from now on.
+    pub fn drop_record(&self, hash: &InfoHash) {
+        self.records().remove(hash);
+    }
+
+    pub fn remember_made(&self, path: PathBuf, made: MadeTorrent) {
+        self.made().entry(path).or_default().push(made);
+    }
+
+    fn made_of(&self, path: &Path) -> Vec<MadeTorrent> {
+        self.made().get(path).cloned().unwrap_or_default()
+    }
 }
 
 /// How far the making of a torrent is.
@@ -103,10 +153,16 @@ pub fn prepare(
     known: &Known,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Prepared, Error> {
+    if known.is_cancelled() {
+        return Err(create::Error::Cancelled.into());
+    }
     match wanted.origin.clone() {
         Origin::File { torrent, content } => {
             let metainfo = read_torrent(&torrent)?;
-            Ok(finish(wanted, known, metainfo, torrent, &content, None))
+            let content = content.join(&metainfo.info.name);
+            let single_file = metainfo.info.single_file;
+            let place = Place { torrent_file: torrent, content, single_file };
+            Ok(finish(wanted, known, &metainfo, place))
         }
         Origin::Folder(folder) => from_folder(wanted, &folder, known, progress),
     }
@@ -124,44 +180,38 @@ pub fn read_torrent(path: &Path) -> Result<Metainfo, Error> {
         .map_err(|error| Error::Torrent { path: path.to_owned(), why: error.to_string() })
 }
 
-fn finish(
-    wanted: Wanted,
-    known: &Known,
-    metainfo: Metainfo,
-    torrent_file: PathBuf,
-    content_root: &Path,
-    made: Option<MadeTorrent>,
-) -> Prepared {
-    let content = match &wanted.origin {
-        Origin::File { .. } => content_root.join(&metainfo.info.name),
-        Origin::Folder(_) => content_root.to_owned(),
-    };
-    let place = Place { torrent_file, content, single_file: metainfo.info.single_file };
-    let condition = look(&metainfo.info.layout, &place);
-    let record = known.records.get(&metainfo.info_hash);
-    let fresh = made.is_some();
-    let verified = match (&condition, record) {
-        (Condition::Present { .. }, _) if fresh => all_pieces(&metainfo.info.layout),
+fn finish(wanted: Wanted, known: &Known, metainfo: &Metainfo, place: Place) -> Prepared {
+    let layout = &metainfo.info.layout;
+    let condition = look(layout, &place);
+    let record = known.records().get(&metainfo.info_hash).cloned();
+    let (verified, stamps) = match (&condition, &record) {
         (Condition::Present { stamps, .. }, Some(record)) => {
-            still_verified(&metainfo.info.layout, record, stamps)
+            (still_verified(layout, record, stamps), stamps.clone())
         }
-        _ => Vec::new(),
+        (Condition::Present { stamps, .. }, None) => (Vec::new(), stamps.clone()),
+        // Nothing is known to be wrong with it: what was verified waits with the torrent.
+        (_, Some(record)) => (record.verified.clone(), record.stamps.clone().into()),
+        (_, None) => (Vec::new(), Box::default()),
     };
-    let contents = contents_of(&metainfo, &place, &condition, known.direct_io);
-    let needs_hashing = wanted.verify == crate::config::model::Verify::Full && !fresh;
+    let stored =
+        record.as_ref().is_some_and(|r| r.verified == verified && r.stamps[..] == stamps[..]);
+    let needs_hashing = wanted.verify == Verify::Full && verified != all_pieces(layout);
+    let contents = contents_of(metainfo, &place, &condition, known.direct_io);
     Prepared {
         info_hash: metainfo.info_hash,
         name: metainfo.info.name.clone(),
-        total_bytes: metainfo.info.layout.total_bytes,
-        piece_count: metainfo.info.layout.piece_count(),
+        total_bytes: layout.total_bytes,
+        piece_count: layout.piece_count(),
         private: metainfo.info.private,
         tiers: metainfo.announce.clone(),
         place,
         condition,
         verified,
-        uploaded_bytes: record.map_or(0, |r| r.uploaded_bytes),
+        stamps,
+        stored,
+        uploaded_bytes: record.as_ref().map_or(0, |r| r.uploaded_bytes),
         added_at: record.map(|r| r.added_at),
-        made,
+        made: None,
         contents: contents.filter(|_| needs_hashing).map(Arc::new),
         wanted,
     }
@@ -174,25 +224,66 @@ fn from_folder(
     known: &Known,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Prepared, Error> {
-    let made_before = known.made.get(&folder.path).map_or(&[][..], Vec::as_slice);
+    let made_before = known.made_of(&folder.path);
     let stored = |hash: &InfoHash| known.state_dir.join("torrents").join(format!("{hash}.torrent"));
+    let known_torrent = |made: &MadeTorrent| {
+        let path = stored(&made.info_hash);
+        let metainfo = read_torrent(&path)?;
+        let content = folder.path.clone();
+        let single_file = metainfo.info.single_file;
+        Ok::<_, Error>((metainfo, Place { torrent_file: path, content, single_file }))
+    };
+    let options = digest_of(folder);
     let content = match create::scan(&folder.path) {
         Ok(content) => content,
-        // The content is away: what was made of it is known and waits for it.
+        // The content is away: what was made of it last is known and waits for it.
         Err(error) => {
-            let Some(made) = made_before.last() else { return Err(error.into()) };
-            let path = stored(&made.info_hash);
-            let metainfo = read_torrent(&path)?;
-            return Ok(finish(wanted, known, metainfo, path, &folder.path, None));
+            let last = made_before.iter().rev().find(|made| made.options == options);
+            let (metainfo, place) = last.ok_or(Error::Create(error)).and_then(known_torrent)?;
+            return Ok(finish(wanted, known, &metainfo, place));
         }
     };
     let manifest = manifest_of(folder, &content);
-    if let Some(made) = made_before.iter().find(|made| made.manifest == manifest) {
-        let path = stored(&made.info_hash);
-        if let Ok(metainfo) = read_torrent(&path) {
-            return Ok(finish(wanted, known, metainfo, path, &folder.path, None));
-        }
+    if let Some(made) = made_before.iter().find(|made| made.manifest == manifest)
+        && let Ok((metainfo, place)) = known_torrent(made)
+    {
+        return Ok(finish(wanted, known, &metainfo, place));
     }
+    let result = make(folder, &content, known, progress)?;
+    let metainfo = result.metainfo;
+    let path = stored(&metainfo.info_hash);
+    write_whole(&path, &result.torrent)
+        .map_err(|error| Error::Read { path: path.clone(), error })?;
+    let place = Place {
+        torrent_file: path,
+        content: folder.path.clone(),
+        single_file: metainfo.info.single_file,
+    };
+    let mut prepared = finish(wanted, known, &metainfo, place);
+    // Every byte was just hashed; that holds for the files as they were scanned, and only while
+    // they still are.
+    if let Condition::Present { stamps, .. } = &prepared.condition {
+        let hashed = |(file, stamp): (&create::ContentFile, &Option<Stamp>)| {
+            file.length == 0 || *stamp == Some(file.stamp())
+        };
+        if stamps.len() != content.files.len() || !content.files.iter().zip(stamps).all(hashed) {
+            return Err(create::Error::Changed(folder.path.clone()).into());
+        }
+        prepared.verified = all_pieces(&metainfo.info.layout);
+        prepared.contents = None;
+        prepared.stored = false;
+    }
+    let info_hash = metainfo.info_hash;
+    prepared.made = Some(MadeTorrent { manifest, options, info_hash });
+    Ok(prepared)
+}
+
+fn make(
+    folder: &Folder,
+    content: &create::Content,
+    known: &Known,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<create::Made, Error> {
     let options = create::Options {
         name: Some(folder.name.clone()),
         piece_bytes: folder.piece_length,
@@ -202,17 +293,17 @@ fn from_folder(
         web_seeds: folder.web_seeds.clone(),
         ..create::Options::default()
     };
-    let (name, total_bytes) = (folder.name.clone(), content.total_bytes);
+    let (name, total_bytes) = (&folder.name, content.total_bytes);
     let tell = |done_bytes| {
         progress(Progress { name: name.clone(), done_bytes, total_bytes });
-        true
+        !known.is_cancelled()
     };
-    let result = create::make(&content, &options, &tell)?;
-    let path = stored(&result.metainfo.info_hash);
-    write_whole(&path, &result.torrent)
-        .map_err(|error| Error::Read { path: path.clone(), error })?;
-    let made = MadeTorrent { manifest, info_hash: result.metainfo.info_hash };
-    Ok(finish(wanted, known, result.metainfo, path, &folder.path, Some(made)))
+    Ok(create::make(content, &options, &tell)?)
+}
+
+/// A digest of what the user says about a folder.
+fn digest_of(folder: &Folder) -> [u8; 20] {
+    Sha1::digest(format!("{folder:?}")).into()
 }
 
 /// A digest of everything that a made torrent depends on: options, paths, sizes, times.
@@ -239,153 +330,5 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match path.parent() {
         Some(folder) => fs::File::open(folder)?.sync_all(),
         None => Ok(()),
-    }
-}
-
-/// Looks at every file that the torrent names.
-pub fn look(layout: &Layout, place: &Place) -> Condition {
-    let base = match fs::canonicalize(&place.content) {
-        Ok(base) => base,
-        Err(error) => {
-            return Condition::Missing(format!("{}: {error}", place.content.display()));
-        }
-    };
-    let mut stamps = Vec::with_capacity(layout.files.len());
-    for file in &*layout.files {
-        if file.padding || file.attributes.symlink {
-            stamps.push(None);
-            continue;
-        }
-        let path = if place.single_file { base.clone() } else { base.join(&*file.path) };
-        match fs::symlink_metadata(&path) {
-            Err(error) => return Condition::Missing(format!("{}: {error}", path.display())),
-            Ok(found) if !found.is_file() => {
-                return Condition::Differs(format!("{} is not a regular file", path.display()));
-            }
-            Ok(found) if found.len() != file.length => {
-                return Condition::Differs(format!(
-                    "{} has {} bytes, the torrent says {}",
-                    path.display(),
-                    found.len(),
-                    file.length
-                ));
-            }
-            Ok(found) => stamps.push(Some(stamp_of(&found))),
-        }
-    }
-    Condition::Present { base, stamps: stamps.into() }
-}
-
-fn stamp_of(found: &fs::Metadata) -> Stamp {
-    let modified_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
-    Stamp { size_bytes: found.len(), modified_ns }
-}
-
-fn all_pieces(layout: &Layout) -> Vec<u8> {
-    let count = layout.piece_count();
-    let mut bits = vec![0xff; count.div_ceil(8) as usize];
-    if let Some(last) = bits.last_mut()
-        && !count.is_multiple_of(8)
-    {
-        *last = 0xff << (8 - count % 8);
-    }
-    bits
-}
-
-/// Bits of pieces that were verified, less those of files that are not what they were then.
-pub fn still_verified(layout: &Layout, record: &Record, now: &[Option<Stamp>]) -> Vec<u8> {
-    if record.stamps.len() != now.len() {
-        return Vec::new();
-    }
-    let mut bits = record.verified.clone();
-    bits.resize(layout.piece_count().div_ceil(8) as usize, 0);
-    let piece_bytes = u64::from(layout.piece_bytes);
-    for ((file, then), now) in layout.files.iter().zip(&record.stamps).zip(now) {
-        if then == now || file.length == 0 {
-            continue;
-        }
-        let last = (file.offset + file.length - 1) / piece_bytes;
-        for piece in file.offset / piece_bytes..=last {
-            bits[piece as usize / 8] &= !(0x80 >> (piece % 8));
-        }
-    }
-    bits
-}
-
-/// Whether a piece's bit is set in BEP 3 order.
-pub fn has_bit(bits: &[u8], piece: PieceIndex) -> bool {
-    bits.get(piece.0 as usize / 8).is_some_and(|byte| byte & (0x80 >> (piece.0 % 8)) != 0)
-}
-
-/// What shards need to serve; `None`: the content is not there.
-pub fn contents_of(
-    metainfo: &Metainfo,
-    place: &Place,
-    condition: &Condition,
-    direct_io: bool,
-) -> Option<Contents> {
-    let Condition::Present { base, stamps } = condition else { return None };
-    Some(Contents {
-        layout: metainfo.info.layout.clone(),
-        piece_hashes: metainfo.info.piece_hashes.clone(),
-        raw_info: metainfo.raw_info.clone(),
-        private: metainfo.info.private,
-        base: base.clone(),
-        base_is_file: place.single_file,
-        stamps: stamps.clone(),
-        direct_io,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use seedring_proto::layout::NewFile;
-
-    use super::*;
-
-    fn layout(lengths: &[u64]) -> Layout {
-        let file = |(n, length): (usize, &u64)| NewFile {
-            path: format!("f{n}").into(),
-            length: *length,
-            ..NewFile::default()
-        };
-        Layout::new(10, lengths.iter().enumerate().map(file).collect()).unwrap()
-    }
-
-    #[test]
-    fn a_changed_file_takes_its_pieces_and_no_others() {
-        let layout = layout(&[25, 5, 40]);
-        let stamp = |n| Some(Stamp { size_bytes: n, modified_ns: 1 });
-        let record = Record {
-            verified: all_pieces(&layout),
-            stamps: vec![stamp(25), stamp(5), stamp(40)],
-            ..Record::default()
-        };
-        assert_eq!(record.verified, [0b1111_1110]);
-        let mut now = record.stamps.clone();
-        assert_eq!(still_verified(&layout, &record, &now), [0b1111_1110]);
-        now[1] = Some(Stamp { size_bytes: 5, modified_ns: 2 });
-        assert_eq!(still_verified(&layout, &record, &now), [0b1101_1110]);
-        now.pop();
-        assert_eq!(still_verified(&layout, &record, &now), [] as [u8; 0]);
-    }
-
-    #[test]
-    fn content_is_looked_at_file_by_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Place {
-            torrent_file: PathBuf::new(),
-            content: dir.path().to_owned(),
-            single_file: false,
-        };
-        let layout = layout(&[3, 2]);
-        assert!(matches!(look(&layout, &place), Condition::Missing(m) if m.contains("f0")));
-        fs::write(dir.path().join("f0"), "abc").unwrap();
-        fs::write(dir.path().join("f1"), "a").unwrap();
-        let Condition::Differs(why) = look(&layout, &place) else { panic!("one byte is missing") };
-        assert!(why.contains("f1") && why.contains("1 bytes") && why.contains('2'), "{why}");
-        fs::write(dir.path().join("f1"), "ab").unwrap();
-        let Condition::Present { stamps, .. } = look(&layout, &place) else { panic!("all there") };
-        assert_eq!(stamps[1].unwrap().size_bytes, 2);
     }
 }

@@ -3,9 +3,9 @@
 //! Owns: the change from one configuration to the next. Never: touches what did not change.
 //! Flow: load -> reconcile -> guard -> add, remove, change.
 
-use std::{collections::HashMap, sync::atomic::Ordering};
+use std::{collections::HashMap, path::Path, sync::atomic::Ordering, time::Instant};
 
-use super::Engine;
+use super::{Engine, Note, torrents::State};
 use crate::{
     config::model::{Config, Source, TorrentSource},
     plan::{Origin, Plan, Wanted, reconcile, removals_max},
@@ -40,41 +40,52 @@ pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
     Ok(wanted)
 }
 
+fn load(path: &Path) -> Result<(Config, Vec<Wanted>), String> {
+    let loaded = Config::load(path, &|name| std::env::var(name).ok())
+        .map_err(|errors| errors.iter().map(|e| format!("{e}\n")).collect::<String>())?;
+    loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let wanted = wanted_of(&loaded.config)?;
+    Ok((loaded.config, wanted))
+}
+
 impl Engine {
-    /// Reads the file again. What is wrong with it changes nothing.
-    pub(super) async fn reload(&mut self) {
+    /// Reads the file again, beside the loop. Another SIGHUP meanwhile reads it once more.
+    pub(super) fn reload(&mut self) {
         let Some(path) = self.config.file.clone() else {
-            tracing::warn!("SIGHUP: there is no configuration file to read again");
-            return;
+            return tracing::warn!("SIGHUP: there is no configuration file to read again");
         };
-        let loaded = tokio::task::spawn_blocking(move || {
-            let loaded = Config::load(&path, &|name| std::env::var(name).ok())
-                .map_err(|errors| errors.iter().map(|e| format!("{e}\n")).collect::<String>())?;
-            let wanted = wanted_of(&loaded.config)?;
-            Ok::<_, String>((loaded.config, wanted))
+        if self.reloading {
+            self.reload_again = true;
+            return;
+        }
+        self.reloading = true;
+        let notes = self.notes.0.clone();
+        tokio::task::spawn_blocking(move || {
+            let _ = notes.send(Note::Loaded(load(&path)));
         });
-        let (config, wanted) = match loaded.await {
-            Ok(Ok(loaded)) => loaded,
-            Ok(Err(why)) => {
-                tracing::error!("reload refused, nothing was changed:\n{why}");
-                return;
-            }
-            Err(error) => {
-                tracing::error!("reload failed, nothing was changed: {error}");
-                return;
-            }
+    }
+
+    /// What is wrong with the new configuration changes nothing.
+    pub(super) async fn loaded(&mut self, result: Result<(Config, Vec<Wanted>), String>) {
+        self.reloading = false;
+        if std::mem::take(&mut self.reload_again) {
+            return self.reload();
+        }
+        let (config, wanted) = match result {
+            Ok(loaded) => loaded,
+            Err(why) => return tracing::error!("reload refused, nothing was changed:\n{why}"),
         };
         let known: HashMap<_, _> =
             self.torrents.iter().map(|t| (t.info_hash(), t.wanted.clone())).collect();
         let plan = reconcile(&wanted, &known);
-        if plan.remove.len() > removals_max(known.len()) {
+        let most = removals_max(known.len());
+        if plan.lost > most {
             tracing::error!(
                 "reload refused, nothing was changed: it would remove {} of {} torrents, and more \
-                 than {} at once looks like a mistake (an unmounted folder, an empty pattern). \
+                 than {most} at once looks like a mistake (an unmounted folder, an empty pattern). \
                  Restart to do it all the same",
-                plan.remove.len(),
+                plan.lost,
                 known.len(),
-                removals_max(known.len())
             );
             return;
         }
@@ -91,15 +102,23 @@ impl Engine {
             ("io", old.io != new.io),
             ("memory.cache", old.memory != new.memory),
             ("state_dir", old.state_dir != new.state_dir),
+            ("control_socket", old.control_socket != new.control_socket),
             ("tracker", old.tracker != new.tracker),
+            ("tracker_client", old.tracker_client != new.tracker_client),
+            ("announce", old.announce != new.announce),
+            ("pin", old.pin != new.pin),
+            ("zero_copy", old.zero_copy != new.zero_copy),
+            ("direct_io", old.direct_io != new.direct_io),
+            ("log", old.log != new.log),
         ];
         for (key, _) in fixed.iter().filter(|(_, differs)| *differs) {
             tracing::warn!("{key} changed; it takes effect at the next start");
         }
     }
 
+    /// Removals come first: a torrent that moves from one entry to another is then no duplicate.
     async fn carry_out(&mut self, config: Config, plan: Plan) {
-        let (add, remove, change) = (plan.add.len(), plan.remove.len(), plan.change.len());
+        let (remove, change) = (plan.remove.len(), plan.change.len());
         self.config.limits = config.limits;
         self.config.timeouts = config.timeouts;
         self.config.torrents = config.torrents;
@@ -118,11 +137,20 @@ impl Engine {
                 self.announce_anew(id).await;
             }
         }
-        let ids: Vec<_> = self.torrents.iter().map(|t| t.shared.id).collect();
-        ids.into_iter().for_each(|id| self.apply_limits(id));
-        self.queue.extend(plan.add);
-        self.prepare_next();
+        let now = Instant::now();
+        let ids: Vec<_> =
+            self.torrents.iter().map(|t| (t.shared.id, t.state == State::Partial)).collect();
+        for (id, partial) in ids {
+            self.apply_limits(id);
+            if partial {
+                // The user may have put the missing pieces right.
+                self.looking.insert(id, now);
+            }
+        }
+        let add = self.pending.replace(plan.add);
+        self.told_ready = false;
         tracing::info!("reloaded: {add} added, {remove} removed, {change} changed");
+        self.prepare_next();
     }
 
     /// Limits that all shards read.
@@ -138,6 +166,7 @@ impl Engine {
     /// Unchoke slots over the shards: each as many as it has interested peers of all, at least
     /// one; unlimited stays unlimited.
     pub(super) fn share_slots(&mut self) {
+        self.shared_slots_at = Instant::now();
         let shards = self.shards.len();
         let Some(slots) = self.config.limits.upload_slots.0 else {
             return self.shards.send_all(|| seedring_shard::Command::Slots(u32::MAX));

@@ -4,7 +4,7 @@
 //! Never: anything after the start. Flow: limits -> store -> shards -> trackers -> torrents -> loop -> stop.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -22,10 +22,13 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     Engine,
+    muffled::Muffled,
     peers::PeerBooks,
+    pending::Pending,
     prepare::Known,
     reload::wanted_of,
     shards::{Setup, Shards},
+    signals::Signals,
     status::{Display, Pages},
     torrents::Torrents,
 };
@@ -53,13 +56,21 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .max_blocking_threads(8)
         .build()
         .context("starting the control runtime")?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
+        let mut signals = Signals::register().context("registering for signals")?;
         let notify = Arc::new(Notify::new());
         let (mut engine, mut heard, mut requests) = start(config, &notify).await?;
-        let result = engine.turn(&notify, &mut heard, &mut requests).await;
-        let stopped = engine.stop(&notify).await;
-        result.and(stopped)
-    })
+        let result = engine.turn(&mut signals, &notify, &mut heard, &mut requests).await;
+        // Whoever asks now is told that the engine is stopping.
+        drop((heard, requests));
+        tokio::select! {
+            stopped = engine.stop(&notify) => result.and(stopped),
+            () = signals.stop() => Err(anyhow!("asked twice to stop: left without goodbye to trackers")),
+        }
+    });
+    // Work on a file system that does not answer must not hold the end up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
 }
 
 async fn start(
@@ -96,19 +107,14 @@ async fn start(
     let options = tracker_options(&config, peer_id, announced_port, loaded.tracker_key);
     let (trackers, heard, _) = Trackers::start(options, Arc::new(torrents.totals_source()))?;
     let catalogue = Arc::new(Pages::default());
-    let embedded =
-        embedded(&config, &catalogue, peer_id, &shards.listening, announced_port).await?;
+    let embedded = embedded(&config, &catalogue, peer_id, &shards.listening).await?;
     catalogue
         .set_url(&config, embedded.as_ref().and_then(|tracker| tracker.listens().first().copied()));
 
     let requests = control_socket::listen(&config.control_socket).await?;
     let shard_count = shards.len();
-    let known = Known {
-        state_dir: config.state_dir.clone(),
-        records: loaded.torrents,
-        made: loaded.made,
-        direct_io: config.direct_io != Switch::Off,
-    };
+    let direct_io = config.direct_io != Switch::Off;
+    let known = Known::new(config.state_dir.clone(), direct_io, loaded.torrents, loaded.made);
     let mut engine = Engine {
         display: Display::new(),
         globals,
@@ -120,17 +126,21 @@ async fn start(
         embedded,
         catalogue,
         peers: PeerBooks::default(),
-        queue: VecDeque::from(wanted),
-        preparing: 0,
-        failed: Vec::new(),
+        pending: Pending::new(wanted),
         looking: HashMap::new(),
+        rehash: HashMap::new(),
         notes: mpsc::unbounded_channel(),
         stats: (0..shard_count).map(|_| None).collect(),
         peer_requests: HashMap::new(),
-        made_progress: None,
+        made_progress: HashMap::new(),
         began,
         all_ready_after: None,
+        told_ready: false,
+        reloading: false,
+        reload_again: false,
         saved_at: Instant::now(),
+        shared_slots_at: Instant::now(),
+        muffled: Muffled::default(),
         config,
     };
     engine.apply_globals();
@@ -212,7 +222,6 @@ async fn embedded(
     catalogue: &Arc<Pages>,
     peer_id: PeerId,
     listening: &[SocketAddr],
-    announced_port: u16,
 ) -> anyhow::Result<Option<Embedded>> {
     let Some(tracker) = &config.tracker else { return Ok(None) };
     let mut options = EmbeddedOptions::default();
@@ -228,7 +237,8 @@ async fn embedded(
     let own = |address: &SocketAddr| {
         let (v4, v6) = (announced.ipv4.map(Into::into), announced.ipv6.map(Into::into));
         let ip = if address.is_ipv4() { v4 } else { v6 };
-        SocketAddr::new(ip.unwrap_or(address.ip()), announced_port)
+        let port = announced.port.unwrap_or(address.port());
+        SocketAddr::new(ip.unwrap_or(address.ip()), port)
     };
     embedded.set_own(OwnPeer { peer_id, listens: listening.iter().map(own).collect() });
     Ok(Some(embedded))

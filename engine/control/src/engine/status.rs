@@ -136,6 +136,9 @@ pub struct PeerLine {
     pub zero_copy: bool,
 }
 
+/// Peer reports that wait for one `show`, a shard.
+const PEER_REPORTS: usize = 4;
+
 /// What the control socket asks; the answer is a JSON document.
 pub enum Request {
     List(oneshot::Sender<Result<String, String>>),
@@ -145,11 +148,11 @@ pub enum Request {
 
 /// A `show` that waits for the shards' peers.
 pub(crate) struct PeerRequest {
-    pub parts: mpsc::Sender<Vec<PeerReport>>,
+    pub parts: mpsc::Sender<(usize, Vec<PeerReport>)>,
 }
 
 impl Engine {
-    pub(super) async fn answer(&mut self, request: Request) {
+    pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::List(answer) => {
                 let report = serde_json::to_string(&self.report());
@@ -168,9 +171,9 @@ impl Engine {
         let stats = self.stats.iter().flatten();
         let mut torrents: Vec<TorrentReport> = self.torrents.iter().map(torrent_report).collect();
         torrents.sort_by(|a, b| a.name.cmp(&b.name).then(a.info_hash.cmp(&b.info_hash)));
-        let failed = self.failed.iter().map(|(wanted, why, _)| FailedReport {
+        let failed = self.pending.failures().map(|(wanted, why)| FailedReport {
             source: wanted.origin.path().display().to_string(),
-            why: why.clone(),
+            why: why.to_owned(),
         });
         EngineReport {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -179,7 +182,7 @@ impl Engine {
             connections: stats.clone().map(|s| s.connections).sum(),
             uploaded_bytes: stats.clone().map(|s| s.uploaded_bytes).sum(),
             failed: failed.collect(),
-            preparing: self.queue.len() + self.preparing,
+            preparing: self.pending.len(),
             ready_after_ms: self.all_ready_after.map(|after| after.as_millis() as u64),
             shards: stats.map(shard_report).collect(),
             torrents,
@@ -214,7 +217,8 @@ impl Engine {
             ..TorrentDetail::default()
         };
         let shards = self.shards.len();
-        let (parts, mut reports) = mpsc::channel(shards);
+        // Answers to others who ask at the same time come here too.
+        let (parts, mut reports) = mpsc::channel(shards * PEER_REPORTS);
         self.peer_requests.entry(id).or_default().push(PeerRequest { parts });
         self.shards.send_all(|| Command::Peers(id));
         let trackers = self.trackers.clone();
@@ -222,24 +226,24 @@ impl Engine {
         tokio::spawn(async move {
             let status = trackers.status(hash).await.unwrap_or_default();
             detail.trackers = status.trackers.into_iter().map(tracker_report).collect();
-            for shard in 0..shards {
+            let mut heard = std::collections::HashSet::new();
+            while heard.len() < shards {
                 let next = tokio::time::timeout(ANSWER_WITHIN, reports.recv()).await;
-                let Ok(Some(peers)) = next else { break };
-                detail.peers.extend(peers.into_iter().map(|peer| peer_line(shard, peer)));
+                let Ok(Some((shard, peers))) = next else { break };
+                if heard.insert(shard) {
+                    detail.peers.extend(peers.into_iter().map(|peer| peer_line(shard, peer)));
+                }
             }
             let report = serde_json::to_string(&detail).map_err(|error| error.to_string());
             let _ = answer.send(report);
         });
     }
 
-    /// A shard's peers of a torrent, for whoever waits. Requests that got an answer of every shard
-    /// (or were given up) go.
-    pub(super) fn peers_reported(&mut self, id: TorrentId, peers: Vec<PeerReport>) {
+    /// A shard's peers of a torrent, for whoever waits. Requests that have their answer (or gave
+    /// up) go.
+    pub(super) fn peers_reported(&mut self, id: TorrentId, shard: usize, peers: &[PeerReport]) {
         let Some(waiting) = self.peer_requests.get_mut(&id) else { return };
-        for request in waiting.iter() {
-            let _ = request.parts.try_send(peers.clone());
-        }
-        waiting.retain(|request| !request.parts.is_closed() && request.parts.capacity() > 0);
+        waiting.retain(|request| request.parts.try_send((shard, peers.to_vec())).is_ok());
         if waiting.is_empty() {
             self.peer_requests.remove(&id);
         }

@@ -3,7 +3,10 @@
 //! Owns: the order of it: shards first (so that totals are final), then `stopped`, then the store.
 //! Never: waits longer than the configured deadline. Flow: signal -> stop -> exit.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use seedring_shard::Command;
 use tokio::sync::Notify;
@@ -13,8 +16,11 @@ use super::Engine;
 impl Engine {
     pub(super) async fn stop(mut self, notify: &Notify) -> anyhow::Result<()> {
         let deadline = Instant::now() + self.config.timeouts.shutdown.0;
-        tracing::info!("stopping: closing connections");
         self.display.close();
+        tracing::info!("stopping: closing connections");
+        // Hashing of folders ends at its next window; what is known now is safe, come what may.
+        self.known.cancelled.store(true, Ordering::Relaxed);
+        self.save_changes();
         self.shards.send_all(|| Command::Stop);
         while !self.shards.all_ended() && Instant::now() < deadline {
             self.shards.flush();

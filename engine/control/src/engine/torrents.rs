@@ -11,8 +11,14 @@ use std::{
 use seedring_proto::{tracker::announce::Totals, units::InfoHash};
 use seedring_shard::torrent::{Phase, Shared, Stamp, TorrentId};
 
-use super::prepare::Place;
-use crate::{plan::Wanted, state::Record};
+use super::{
+    look::Condition,
+    prepare::{Place, Prepared},
+};
+use crate::{config::model::Verify, plan::Wanted, state::Record};
+
+/// Equal to no (uploaded bytes, verified pieces).
+const NEVER_SAVED: (u64, u32) = (u64::MAX, 0);
 
 /// What a torrent is doing, as the user sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +44,7 @@ pub struct Torrent {
     pub private: bool,
     pub tiers: Vec<Vec<String>>,
     pub place: Place,
+    /// What the files were when the pieces that are verified were read.
     pub stamps: Box<[Option<Stamp>]>,
     pub state: State,
     pub announced: bool,
@@ -48,33 +55,69 @@ pub struct Torrent {
     pub note: Option<String>,
     /// Verification parts under way (one a shard).
     pub verifying: u32,
+    /// Verification begins when the contents are loaded.
+    pub awaits_contents: bool,
+    /// Every piece was hashed and none matches: as long as the files stay as they are, hashing
+    /// them again is no use.
+    pub hopeless: bool,
+    /// Times in a row that its files could not be read although they are there.
+    pub troubles: u32,
+    /// Trackers were told of it, and are told when it goes.
+    pub on_trackers: bool,
+    /// What was verified before it was trusted: trust is not remembered as verification.
+    proven: Option<Box<[u8]>>,
     saved: (u64, u32),
 }
 
 impl Torrent {
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(shared: Arc<Shared>, prepared: super::prepare::Prepared, added_at: i64) -> Torrent {
-        let stamps = match &prepared.condition {
-            super::prepare::Condition::Present { stamps, .. } => stamps.clone(),
-            _ => Box::default(),
+    pub fn new(shared: Arc<Shared>, prepared: Prepared, added_at: i64) -> Torrent {
+        let saved = match prepared.stored {
+            true => (prepared.uploaded_bytes, shared.pieces.verified_count()),
+            false => NEVER_SAVED,
         };
+        let state = match prepared.condition {
+            Condition::Present { .. } => State::Seeding,
+            Condition::Missing(why) | Condition::Differs(why) => State::Waiting(why),
+        };
+        let trusted = prepared.wanted.verify == Verify::Trust;
         Torrent {
             uploaded_before: prepared.uploaded_bytes,
-            saved: (u64::MAX, 0),
             shared,
             name: prepared.name,
             total_bytes: prepared.total_bytes,
             private: prepared.private,
             tiers: prepared.tiers,
             place: prepared.place,
-            stamps,
-            state: State::Seeding,
+            stamps: prepared.stamps,
+            state,
             announced: false,
             added_at,
             note: None,
             verifying: 0,
+            awaits_contents: false,
+            hopeless: false,
+            troubles: 0,
+            on_trackers: false,
+            proven: trusted.then(|| prepared.verified.into()),
+            saved,
             wanted: prepared.wanted,
         }
+    }
+
+    /// The same torrent from new content: old descriptors, chunks and pending hashes belong to
+    /// the number before, and can't touch what is known from here on.
+    pub fn taken_up(&mut self, shared: Arc<Shared>, stamps: Box<[Option<Stamp>]>, bits: Vec<u8>) {
+        if self.proven.is_some() {
+            self.proven = Some(bits.into());
+        }
+        self.shared = shared;
+        self.stamps = stamps;
+        self.state = State::Seeding;
+        self.note = None;
+        self.verifying = 0;
+        self.awaits_contents = false;
+        self.hopeless = false;
+        self.touch();
     }
 
     pub fn info_hash(&self) -> InfoHash {
@@ -96,18 +139,30 @@ impl Torrent {
             return None;
         }
         self.saved = now;
-        Some(Record {
+        Some(self.record())
+    }
+
+    /// What is known of it. Only what was hashed counts as verified.
+    pub fn record(&self) -> Record {
+        Record {
             name: self.name.clone(),
-            uploaded_bytes: now.0,
-            verified: self.shared.pieces.verified_bitfield(),
+            uploaded_bytes: self.uploaded_bytes(),
+            verified: self.verified(),
             stamps: self.stamps.to_vec(),
             added_at: self.added_at,
-        })
+        }
+    }
+
+    pub fn verified(&self) -> Vec<u8> {
+        match &self.proven {
+            Some(bits) => bits.to_vec(),
+            None => self.shared.pieces.verified_bitfield(),
+        }
     }
 
     /// Makes the next `record_if_changed` return one.
     pub fn touch(&mut self) {
-        self.saved = (u64::MAX, 0);
+        self.saved = NEVER_SAVED;
     }
 }
 
@@ -133,6 +188,15 @@ impl Torrents {
         self.totals.write().expect("invariant: no panic while held").insert(hash, row);
         self.by_hash.insert(hash, id);
         self.by_id.insert(id, torrent);
+    }
+
+    /// From here on trackers hear what is uploaded from now on (`started` anew).
+    pub fn reset_totals(&mut self, id: TorrentId) {
+        let Some(torrent) = self.by_id.get_mut(&id) else { return };
+        torrent.uploaded_before = torrent.uploaded_bytes();
+        let row = (torrent.shared.clone(), torrent.uploaded_before, torrent.total_bytes);
+        let hash = torrent.info_hash();
+        self.totals.write().expect("invariant: no panic while held").insert(hash, row);
     }
 
     pub fn remove(&mut self, id: TorrentId) -> Option<Torrent> {
@@ -189,7 +253,8 @@ impl Torrents {
 }
 
 pub fn totals_of(shared: &Shared, uploaded_before: u64, total_bytes: u64) -> Totals {
-    let uploaded = shared.uploaded_bytes.load(Ordering::Relaxed) - uploaded_before;
+    let uploaded = shared.uploaded_bytes.load(Ordering::Relaxed);
+    let uploaded = uploaded.saturating_sub(uploaded_before);
     let pieces = u64::from(shared.pieces.piece_count()).max(1);
     let missing = pieces.saturating_sub(u64::from(shared.pieces.offered_count()));
     Totals {

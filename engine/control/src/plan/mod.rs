@@ -24,7 +24,7 @@ pub struct Wanted {
 }
 
 /// Where a torrent comes from: what makes two entries the same torrent over a reload.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A .torrent file, and the folder that holds its content.
     File { torrent: PathBuf, content: PathBuf },
@@ -49,6 +49,8 @@ pub struct Plan {
     pub remove: Vec<InfoHash>,
     /// Limits or trackers differ; content does not.
     pub change: Vec<(InfoHash, Wanted)>,
+    /// Of `remove`, those whose path is not wanted any more in any form.
+    pub lost: usize,
 }
 
 impl Plan {
@@ -60,29 +62,29 @@ impl Plan {
 /// The difference between what is wanted and what is known. `known`: each torrent with the
 /// `Wanted` it was added for.
 pub fn reconcile(wanted: &[Wanted], known: &HashMap<InfoHash, Wanted>) -> Plan {
-    let by_origin: HashMap<_, _> = known.iter().map(|(h, w)| (key(&w.origin), (h, w))).collect();
+    let by_origin: HashMap<_, _> = known.iter().map(|(h, w)| (&w.origin, (h, w))).collect();
     let mut plan = Plan::default();
     let mut kept = HashSet::new();
     for item in wanted {
-        match by_origin.get(&key(&item.origin)) {
-            Some((hash, known)) if known.origin == item.origin => {
-                kept.insert(**hash);
+        match by_origin.get(&item.origin) {
+            Some((hash, known)) if known.verify == item.verify => {
+                let fresh = kept.insert(**hash);
                 let same = known.trackers == item.trackers && known.limits == item.limits;
-                if !same {
+                // Listed twice: the first entry counts.
+                if fresh && !same {
                     plan.change.push((**hash, item.clone()));
                 }
             }
-            // The same path with other options (piece length, content folder): another torrent.
+            // Other options (piece length, content folder, verification): taken up anew.
             _ => plan.add.push(item.clone()),
         }
     }
-    plan.remove = known.keys().filter(|hash| !kept.contains(*hash)).copied().collect();
+    let paths: HashSet<&PathBuf> = wanted.iter().map(|item| item.origin.path()).collect();
+    let gone = known.iter().filter(|(hash, _)| !kept.contains(*hash));
+    plan.lost = gone.clone().filter(|(_, wanted)| !paths.contains(wanted.origin.path())).count();
+    plan.remove = gone.map(|(hash, _)| *hash).collect();
     plan.remove.sort_unstable();
     plan
-}
-
-fn key(origin: &Origin) -> (&PathBuf, bool) {
-    (origin.path(), matches!(origin, Origin::Folder(_)))
 }
 
 /// A reload that would remove more than this many of `known` torrents is refused: an unmounted
@@ -133,6 +135,7 @@ mod tests {
         assert_eq!(plan.add, [wanted("c")]);
         assert_eq!(plan.remove, [InfoHash([0; 20])]);
         assert_eq!(plan.change, [(InfoHash([1; 20]), changed)]);
+        assert_eq!(plan.lost, 1);
     }
 
     #[test]
@@ -140,7 +143,38 @@ mod tests {
         let mut moved = wanted("a");
         moved.origin = Origin::File { torrent: "a".into(), content: "/mnt".into() };
         let plan = reconcile(std::slice::from_ref(&moved), &known(&["a"]));
-        assert_eq!((plan.add.len(), plan.remove.len()), (1, 1));
+        assert_eq!((plan.add.len(), plan.remove.len(), plan.lost), (1, 1, 0));
+    }
+
+    #[test]
+    fn another_verification_takes_a_torrent_up_anew() {
+        let mut trusted = wanted("a");
+        trusted.verify = Verify::Trust;
+        let plan = reconcile(&[trusted.clone(), wanted("b")], &known(&["a", "b", "c"]));
+        assert_eq!((plan.add, plan.remove.len(), plan.lost), (vec![trusted], 2, 1));
+    }
+
+    #[test]
+    fn two_torrents_of_one_folder_are_two() {
+        let folder = |name: &str| {
+            let mut item = wanted("");
+            item.origin = Origin::Folder(Folder {
+                path: "/srv/f".into(),
+                name: name.into(),
+                piece_length: None,
+                private: false,
+                source: None,
+                comment: None,
+                web_seeds: Vec::new(),
+            });
+            item
+        };
+        let both = [folder("one"), folder("two")];
+        let known = HashMap::from([
+            (InfoHash([1; 20]), both[0].clone()),
+            (InfoHash([2; 20]), both[1].clone()),
+        ]);
+        assert!(reconcile(&both, &known).is_empty());
     }
 
     #[test]

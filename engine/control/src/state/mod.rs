@@ -36,6 +36,8 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MadeTorrent {
     pub manifest: [u8; 20],
+    /// Digest of the options alone: which torrent waits for the folder while its content is away.
+    pub options: [u8; 20],
     pub info_hash: InfoHash,
 }
 
@@ -43,6 +45,7 @@ pub struct MadeTorrent {
 #[derive(Debug, Default)]
 pub struct Loaded {
     pub torrents: HashMap<InfoHash, Record>,
+    /// In the order in which they were made.
     pub made: HashMap<PathBuf, Vec<MadeTorrent>>,
     /// Told to trackers so that they know us when our address changes; kept for good.
     pub tracker_key: u32,

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::Error;
 
 /// `PRAGMA user_version` of a database that is up to date.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 const FIRST: &str = "
 CREATE TABLE torrents (
@@ -32,6 +32,12 @@ CREATE TABLE identity (
 );
 ";
 
+/// Which torrent a folder's options gave, and the order in which torrents were made.
+const SECOND: &str = "
+ALTER TABLE made ADD COLUMN options BLOB NOT NULL DEFAULT x'';
+ALTER TABLE made ADD COLUMN made_at INTEGER NOT NULL DEFAULT 0;
+";
+
 /// Brings the schema up to date, or says why it can't be.
 pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
     let fail = |source| Error::Database { path: path.to_owned(), source };
@@ -40,11 +46,14 @@ pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
     if found > VERSION {
         return Err(Error::Newer { path: path.to_owned(), found, known: VERSION });
     }
-    if found < 1 {
-        let change = database.transaction().map_err(fail)?;
-        change.execute_batch(FIRST).map_err(fail)?;
-        change.pragma_update(None, "user_version", 1).map_err(fail)?;
-        change.commit().map_err(fail)?;
+    // Each step is a transaction of its own: an interrupted one leaves the version before it.
+    for (version, step) in [(1, FIRST), (2, SECOND)] {
+        if found < version {
+            let change = database.transaction().map_err(fail)?;
+            change.execute_batch(step).map_err(fail)?;
+            change.pragma_update(None, "user_version", version).map_err(fail)?;
+            change.commit().map_err(fail)?;
+        }
     }
     Ok(())
 }

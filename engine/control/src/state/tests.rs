@@ -19,19 +19,20 @@ fn record(uploaded_bytes: u64) -> Record {
 #[test]
 fn what_was_flushed_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let (hash, made) =
-        (InfoHash([7; 20]), MadeTorrent { manifest: [1; 20], info_hash: InfoHash([2; 20]) });
+    let hash = InfoHash([7; 20]);
+    let made =
+        |n| MadeTorrent { manifest: [n; 20], options: [3; 20], info_hash: InfoHash([2; 20]) };
     let key = {
         let (store, loaded) = Store::open(dir.path()).unwrap();
         assert!(loaded.torrents.is_empty());
         (0..100).for_each(|n| store.save(hash, record(n)));
-        store.made("/srv/ä".into(), made.clone());
+        [9, 1, 5].into_iter().for_each(|n| store.made("/srv/ä".into(), made(n)));
         store.flush().unwrap();
         loaded.tracker_key
     };
     let (_store, loaded) = Store::open(dir.path()).unwrap();
     assert_eq!(loaded.torrents[&hash], record(99));
-    assert_eq!(loaded.made[Path::new("/srv/ä")], [made]);
+    assert_eq!(loaded.made[Path::new("/srv/ä")], [made(9), made(1), made(5)]);
     assert_eq!(loaded.tracker_key, key);
 }
 
@@ -77,4 +78,39 @@ fn stamps_survive_encoding_and_garbage_is_refused() {
     assert_eq!(encode::parse_stamps(&encode::stamps(&stamps)), Some(stamps));
     assert_eq!(encode::parse_stamps(&[0; 16]), None);
     assert_eq!(encode::parse_stamps(&[9; 17]), None);
+}
+
+#[test]
+fn a_database_of_the_first_schema_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    store.save(InfoHash([4; 20]), record(11));
+    store.made(
+        "/srv".into(),
+        MadeTorrent { manifest: [1; 20], options: [2; 20], info_hash: InfoHash([3; 20]) },
+    );
+    drop(store);
+    let database = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
+    let back = "ALTER TABLE made DROP COLUMN options; ALTER TABLE made DROP COLUMN made_at;
+                PRAGMA user_version = 1;";
+    database.execute_batch(back).unwrap();
+    drop(database);
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.torrents[&InfoHash([4; 20])], record(11));
+    assert_eq!(loaded.made[Path::new("/srv")][0].options, [0; 20], "equal to no folder's options");
+}
+
+#[test]
+fn of_a_folder_that_keeps_changing_the_newest_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    for n in 0..100 {
+        let made =
+            MadeTorrent { manifest: [n; 20], options: [0; 20], info_hash: InfoHash([n; 20]) };
+        store.made("/srv".into(), made);
+    }
+    drop(store);
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    let made = &loaded.made[Path::new("/srv")];
+    assert_eq!((made.len(), made.last().unwrap().manifest), (32, [99; 20]));
 }

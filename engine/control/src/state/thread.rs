@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -20,6 +20,11 @@ use super::{BATCH, Error, Loaded, MadeTorrent, Record, encode, schema};
 
 /// Messages that wait; a sender that finds it full waits for the disk.
 const QUEUE_MAX: usize = 16_384;
+
+/// Torrents remembered of one folder as it changes; the oldest go.
+const MADE_MAX: i64 = 32;
+/// A batch that could not be written (a full disk) is tried again after this time.
+const RETRY: Duration = Duration::from_secs(5);
 
 enum Message {
     Save(InfoHash, Box<Record>),
@@ -162,11 +167,18 @@ fn load(database: &Connection) -> rusqlite::Result<Loaded> {
         };
         loaded.torrents.insert(InfoHash(row.get(0)?), record);
     }
-    let mut rows = database.prepare("SELECT path, manifest, info_hash FROM made")?;
+    let mut rows =
+        database.prepare("SELECT path, manifest, info_hash, options FROM made ORDER BY made_at")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let path: Vec<u8> = row.get(0)?;
-        let made = MadeTorrent { manifest: row.get(1)?, info_hash: InfoHash(row.get(2)?) };
+        let options: Vec<u8> = row.get(3)?;
+        let made = MadeTorrent {
+            manifest: row.get(1)?,
+            info_hash: InfoHash(row.get(2)?),
+            // Rows of the first schema have none: they equal no folder's options.
+            options: options.try_into().unwrap_or_default(),
+        };
         let path = PathBuf::from(OsStr::from_bytes(&path));
         loaded.made.entry(path).or_default().push(made);
     }
@@ -190,13 +202,26 @@ struct Batch {
     made: Vec<(PathBuf, MadeTorrent)>,
 }
 
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.made.is_empty()
+    }
+}
+
 fn run(mut database: Connection, path: &Path, messages: &Receiver<Message>) {
     let mut batch = Batch::default();
     let mut stop = false;
     while !stop {
         let mut flushes = Vec::new();
-        let Ok(first) = messages.recv() else { return };
-        let mut next = Some(first);
+        let first = match batch.is_empty() {
+            true => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => messages.recv_timeout(RETRY),
+        };
+        let mut next = match first {
+            Ok(first) => Some(first),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let until = Instant::now() + BATCH;
         while let Some(message) = next.take() {
             match message {
@@ -236,7 +261,7 @@ fn run(mut database: Connection, path: &Path, messages: &Receiver<Message>) {
 }
 
 fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
-    if batch.records.is_empty() && batch.made.is_empty() {
+    if batch.is_empty() {
         return Ok(());
     }
     let change = database.transaction()?;
@@ -257,11 +282,18 @@ fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
             ])?;
         }
         let mut made = change.prepare_cached(
-            "INSERT OR REPLACE INTO made (path, manifest, info_hash) VALUES (?1, ?2, ?3)",
+            "INSERT OR REPLACE INTO made (path, manifest, info_hash, options, made_at)
+             VALUES (?1, ?2, ?3, ?4, (SELECT coalesce(max(made_at), 0) + 1 FROM made))",
+        )?;
+        let mut prune = change.prepare_cached(
+            "DELETE FROM made WHERE path = ?1 AND made_at NOT IN
+             (SELECT made_at FROM made WHERE path = ?1 ORDER BY made_at DESC LIMIT ?2)",
         )?;
         for (path, torrent) in &batch.made {
             let path = path.as_os_str().as_bytes();
-            made.execute(params![path, &torrent.manifest[..], &torrent.info_hash.0[..]])?;
+            let MadeTorrent { manifest, options, info_hash } = torrent;
+            made.execute(params![path, &manifest[..], &info_hash.0[..], &options[..]])?;
+            prune.execute(params![path, MADE_MAX])?;
         }
     }
     change.commit()

@@ -231,7 +231,8 @@ impl Task {
     }
 
     fn emit(&mut self, event: Event) {
-        if self.events.try_send(event).is_err() {
+        // Closed: the engine is stopping and listens no more.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(event) {
             self.events_dropped += 1;
             if self.events_dropped.is_power_of_two() {
                 tracing::warn!(

@@ -3,7 +3,7 @@
 //! Owns: the status lines and their place on the terminal. Never: numbers of its own beside rates.
 //! Flow: once a second, engine's reports -> lines.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -12,33 +12,46 @@ use super::super::{Engine, torrents::State};
 /// Shards that get a line of their own.
 const SHARD_LINES_MAX: usize = 16;
 
+/// Without a terminal, progress is logged this often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Weight of the newest second in the rate from which the remaining time is reckoned.
+const SMOOTHING: f64 = 0.3;
+
 pub struct Display {
     bars: Option<Bars>,
     uploaded: Vec<u64>,
     hashed: u64,
+    /// Bytes hashed a second, smoothed.
+    speed: f64,
     at: Instant,
+    logged_at: Instant,
 }
 
 struct Bars {
     all: MultiProgress,
     total: ProgressBar,
-    work: ProgressBar,
+    work: Option<ProgressBar>,
     shards: Vec<ProgressBar>,
+}
+
+/// What is being hashed now.
+struct Work {
+    what: String,
+    done: u64,
+    of: u64,
 }
 
 impl Display {
     pub fn new() -> Display {
         let all = crate::logs::terminal();
         let bars = all.map(|all| {
-            all.set_draw_target(ProgressDrawTarget::stderr_with_hz(2));
-            let plain = ProgressStyle::with_template("{msg}").expect("invariant: constant");
-            let bar = ProgressStyle::with_template("{prefix} [{bar:30}] {percent}% {msg}")
-                .expect("invariant: constant");
-            let total = all.add(ProgressBar::new_spinner().with_style(plain));
-            let work = all.add(ProgressBar::new(0).with_style(bar));
-            Bars { all, total, work, shards: Vec::new() }
+            all.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
+            let total = all.add(plain());
+            Bars { all, total, work: None, shards: Vec::new() }
         });
-        Display { bars, uploaded: Vec::new(), hashed: 0, at: Instant::now() }
+        let now = Instant::now();
+        let (uploaded, hashed, speed) = (Vec::new(), 0, 0.0);
+        Display { bars, uploaded, hashed, speed, at: now, logged_at: now }
     }
 
     pub fn close(&mut self) {
@@ -46,6 +59,46 @@ impl Display {
             let _ = bars.all.clear();
         }
     }
+
+    fn show_work(&mut self, work: Option<Work>) {
+        let Some(Work { what, done, of }) = work else {
+            if let Some(bars) = &mut self.bars
+                && let Some(bar) = bars.work.take()
+            {
+                bar.finish_and_clear();
+                bars.all.remove(&bar);
+            }
+            return;
+        };
+        let left = if self.speed < 1.0 {
+            String::from("?")
+        } else {
+            duration((of - done) as f64 / self.speed)
+        };
+        let speed = rate(self.speed);
+        let Some(bars) = &mut self.bars else {
+            if self.logged_at.elapsed() >= LOG_EVERY {
+                self.logged_at = Instant::now();
+                let percent = u128::from(done) * 100 / u128::from(of);
+                tracing::info!("{what}: {percent} % of {} MiB, {speed}, {left} left", of >> 20);
+            }
+            return;
+        };
+        let bar = bars.work.get_or_insert_with(|| {
+            let style = "{prefix} [{bar:30}] {percent}% {msg}";
+            let style = ProgressStyle::with_template(style).expect("invariant: constant");
+            bars.all.insert_after(&bars.total, ProgressBar::new(of).with_style(style))
+        });
+        bar.set_length(of);
+        bar.set_position(done);
+        bar.set_prefix(what);
+        bar.set_message(format!("{speed}, {left} left"));
+    }
+}
+
+fn plain() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg}").expect("invariant: constant");
+    ProgressBar::new_spinner().with_style(style)
 }
 
 impl Engine {
@@ -55,8 +108,13 @@ impl Engine {
         let uploaded: Vec<u64> =
             self.stats.iter().map(|s| s.as_ref().map_or(0, |s| s.uploaded_bytes)).collect();
         let before = std::mem::replace(&mut self.display.uploaded, uploaded.clone());
-        let hashed: u64 = self.stats.iter().flatten().map(|s| s.hashed_bytes).sum();
-        let hashed_before = std::mem::replace(&mut self.display.hashed, hashed);
+        let made: u64 = self.made_progress.values().map(|progress| progress.done_bytes).sum();
+        let hashed = self.stats.iter().flatten().map(|s| s.hashed_bytes).sum::<u64>() + made;
+        let newly = hashed.saturating_sub(std::mem::replace(&mut self.display.hashed, hashed));
+        self.display.speed += (newly as f64 / elapsed - self.display.speed)
+            * if self.display.speed == 0.0 { 1.0 } else { SMOOTHING };
+        let work = self.work();
+        self.display.show_work(work);
         let Some(bars) = &mut self.display.bars else { return };
         let rate = |now: u64, then: u64| rate((now.saturating_sub(then)) as f64 / elapsed);
         let connections: u32 = self.stats.iter().flatten().map(|s| s.connections).sum();
@@ -66,45 +124,46 @@ impl Engine {
             rate(uploaded.iter().sum(), before.iter().sum())
         ));
         while bars.shards.len() < uploaded.len().min(SHARD_LINES_MAX) {
-            let plain = ProgressStyle::with_template("{msg}").expect("invariant: constant");
-            bars.shards.push(bars.all.add(ProgressBar::new_spinner().with_style(plain)));
+            bars.shards.push(bars.all.add(plain()));
         }
         for ((n, bar), stats) in bars.shards.iter().enumerate().zip(&self.stats) {
             let Some(stats) = stats else { continue };
             bar.set_message(format!(
-                "  shard {n}: {} peers, up {}, cache {}/{} MiB, p99 {} ms",
+                "  shard {n}: {} peers, up {}, cache {}/{} MiB, p99 {:.1} ms",
                 stats.connections,
                 rate(uploaded[n], before.get(n).copied().unwrap_or(0)),
                 stats.cache_bytes >> 20,
                 stats.cache_cap_bytes >> 20,
-                stats.service_us.value_at_quantile(0.99) / 1_000,
+                stats.service_us.value_at_quantile(0.99) as f64 / 1_000.0,
             ));
         }
-        let (mut done, mut of) = (0u64, 0u64);
-        let mut what = String::from("verifying");
+    }
+
+    fn work(&self) -> Option<Work> {
+        let mut work = Work { what: String::from("verifying"), done: 0, of: 0 };
         for torrent in self.torrents.iter() {
-            if let State::Verifying { done: pieces, of: all, .. } = &torrent.state {
-                done += torrent.total_bytes * u64::from(*pieces) / u64::from(*all).max(1);
-                of += torrent.total_bytes;
+            if let State::Verifying { done, of, .. } = &torrent.state {
+                let share = u128::from(torrent.total_bytes) * u128::from(*done);
+                work.done += (share / u128::from((*of).max(1))) as u64;
+                work.of += torrent.total_bytes;
             }
         }
-        if let Some(progress) = &self.made_progress {
-            done += progress.done_bytes;
-            of += progress.total_bytes;
-            what = format!("hashing {}", progress.name);
+        for progress in self.made_progress.values() {
+            work.done += progress.done_bytes;
+            work.of += progress.total_bytes;
+            work.what = format!("hashing {}", progress.name);
         }
-        if of == 0 {
-            bars.work.set_prefix("");
-            bars.work.set_length(0);
-            bars.work.finish_and_clear();
-            return;
-        }
-        bars.work.set_length(of);
-        bars.work.set_position(done);
-        bars.work.set_prefix(what);
-        let speed = hashed.saturating_sub(hashed_before) as f64 / elapsed;
-        let eta = if speed > 0.0 { (of - done.min(of)) as f64 / speed } else { 0.0 };
-        bars.work.set_message(format!("{} ETA {:.0} s", rate(hashed, hashed_before), eta));
+        (work.of > 0).then_some(work)
+    }
+}
+
+/// `1 h 4 min`, `4 min 10 s`, `10 s`.
+fn duration(seconds: f64) -> String {
+    let seconds = seconds.ceil() as u64;
+    match (seconds / 3_600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, min, s) => format!("{min} min {s} s"),
+        (h, min, _) => format!("{h} h {min} min"),
     }
 }
 
@@ -124,5 +183,8 @@ mod tests {
     fn rates_read_well() {
         assert_eq!(super::rate(512.0), "512.0 B/s");
         assert_eq!(super::rate(1.5 * 1_048_576.0), "1.5 MiB/s");
+        assert_eq!(super::duration(9.2), "10 s");
+        assert_eq!(super::duration(250.0), "4 min 10 s");
+        assert_eq!(super::duration(3_840.0), "1 h 4 min");
     }
 }

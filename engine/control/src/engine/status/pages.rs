@@ -83,13 +83,21 @@ impl Pages {
         let mut rows = self.rows.write().expect("invariant: no panic while held");
         let hash = torrent.info_hash();
         let tiers = match &torrent.wanted.trackers {
-            Trackers::Keep => Tiers::Keep(torrent.tiers.clone()),
+            Trackers::Keep => {
+                let tiers = torrent
+                    .tiers
+                    .iter()
+                    .map(|tier| tier.iter().filter(|url| !has_secret(url)).cloned().collect());
+                Tiers::Keep(tiers.filter(|tier: &Vec<String>| !tier.is_empty()).collect())
+            }
             Trackers::Tiers(tiers) => {
                 let url = |tracker: &TrackerRef| match tracker {
                     TrackerRef::Embedded => None,
                     TrackerRef::Url(url) => Some(url.clone()),
                 };
-                Tiers::Own(tiers.iter().map(|tier| tier.iter().map(url).collect()).collect())
+                let public = |tracker: &&TrackerRef| !matches!(tracker, TrackerRef::Url(url) if has_secret(url));
+                let tiers = tiers.iter().map(|tier| tier.iter().filter(public).map(url).collect());
+                Tiers::Own(tiers.collect())
             }
         };
         // Two torrents of one name: the second is listed under its hash.
@@ -150,6 +158,12 @@ impl Catalogue for Pages {
         let metainfo = crate::engine::prepare::read_torrent(&path).ok()?;
         Some(with_trackers(&metainfo, &tiers))
     }
+}
+
+/// Whether an announce address identifies its user: such a one is for the tracker alone, and goes
+/// neither into magnet links nor into .torrent files that we give away.
+fn has_secret(url: &str) -> bool {
+    seedring_proto::tracker::redact::redact(url) != url
 }
 
 /// A name as a path segment of a URL (RFC 3986 unreserved characters stay).

@@ -11,17 +11,17 @@ use super::super::{Engine, torrents::State};
 const LINKS_MAX: usize = 10;
 
 impl Engine {
-    pub(in crate::engine) fn announce_ready(&self, took: Duration) {
+    pub(in crate::engine) fn announce_ready(&self, after_start: Option<Duration>) {
         let count = |matching: fn(&State) -> bool| {
             self.torrents.iter().filter(|torrent| matching(&torrent.state)).count()
         };
         let seeding = count(|state| matches!(state, State::Seeding | State::Partial));
         let waiting = count(|state| matches!(state, State::Waiting(_)));
-        tracing::info!(
-            "{seeding} torrents seeding, {waiting} waiting for content, {} failed, {:.1} s after start",
-            self.failed.len(),
-            took.as_secs_f64()
-        );
+        let failed = self.pending.failures().len();
+        let counts =
+            format!("{seeding} torrents seeding, {waiting} waiting for content, {failed} failed");
+        let Some(took) = after_start else { return tracing::info!("{counts}") };
+        tracing::info!("{counts}, {:.1} s after start", took.as_secs_f64());
         let mut torrents: Vec<_> =
             self.torrents.iter().filter(|torrent| torrent.is_active()).collect();
         if torrents.len() > LINKS_MAX {
