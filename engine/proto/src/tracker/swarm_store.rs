@@ -200,7 +200,7 @@ impl SwarmStore {
         let wanted = query.numwant.map_or(self.options.numwant_default, |n| n as usize);
         let wanted =
             if query.event == Event::Stopped { 0 } else { wanted.min(self.options.numwant_max) };
-        let seeds = query.left_bytes == 0;
+        let seeds = swarm.has_completed(query, address);
         let mut chosen = Vec::new();
         let useful = swarm.own_seeds.is_some_and(|own_seeds| !(own_seeds && seeds));
         if let Some(own) = self.own.as_ref().filter(|_| useful && !is_own && wanted > 0) {
@@ -320,6 +320,14 @@ impl Swarm {
         }
     }
 
+    /// Known to have the content: it said that it completed here. That nothing is left is not
+    /// enough: aria2 says so while it has a magnet link and no metadata yet (1.36), and would be
+    /// left without peers.
+    fn has_completed(&self, query: &AnnounceQuery, address: SocketAddr) -> bool {
+        let known = self.by_address.get(&address).is_some_and(|&at| self.peers[at].completed);
+        query.left_bytes == 0 && (known || query.event == Event::Completed)
+    }
+
     fn leave(&mut self, address: SocketAddr) -> bool {
         let Some(&at) = self.by_address.get(&address) else { return false };
         self.remove(at);
@@ -334,7 +342,8 @@ impl Swarm {
         }
     }
 
-    /// Up to `room` others at random (reservoir sampling); seeds are not given seeds.
+    /// Up to `room` others at random (reservoir sampling); who completed is not given
+    /// seeds.
     fn sample(
         &self,
         asking: SocketAddr,

@@ -48,7 +48,7 @@ fn a_closed_tracker_serves_what_it_was_told() {
 }
 
 #[test]
-fn others_are_offered_never_oneself_nor_seeds_to_seeds() {
+fn others_are_offered_never_oneself_nor_seeds_to_who_completed() {
     let mut store = store();
     let a = ends("192.0.2.1:5", "192.0.2.9:6969");
     let b = ends("[2001:db8::1]:5", "[2001:db8::9]:6969");
@@ -57,15 +57,17 @@ fn others_are_offered_never_oneself_nor_seeds_to_seeds() {
     assert_eq!(peers(&mut store, 0, &query(2, 1002, 9, ""), &b), [seed]);
     let leech: SocketAddr = "[2001:db8::1]:1002".parse().unwrap();
     assert_eq!(peers(&mut store, 1, &query(1, 1001, 0, ""), &a), [leech]);
-    assert_eq!(peers(&mut store, 1, &query(3, 1003, 0, "&compact=0"), &a), [leech]);
+    // Nothing left may also mean: not even the metadata yet.
+    assert_eq!(peers(&mut store, 1, &query(3, 1003, 0, "&compact=0"), &a), [seed, leech]);
     let counts = Counts { seeders: 2, leechers: 1, downloaded: 0 };
     assert_eq!(store.counts(&HASH), Some(counts));
     // It completes once, however often it says so, then it leaves.
     for _ in 0..2 {
-        peers(&mut store, 2, &query(2, 1002, 0, "&event=completed"), &b);
+        assert_eq!(peers(&mut store, 2, &query(2, 1002, 0, "&event=completed"), &b), []);
     }
     let counts = Counts { seeders: 3, leechers: 0, downloaded: 1 };
     assert_eq!(store.counts(&HASH), Some(counts));
+    assert_eq!(peers(&mut store, 2, &query(2, 1002, 0, ""), &b), []);
     assert_eq!(peers(&mut store, 2, &query(2, 1002, 0, "&event=stopped"), &b), []);
     assert_eq!(store.peers(), 2);
 }
@@ -146,8 +148,10 @@ fn our_own_peer_appears_as_the_client_reached_us() {
     );
     // A far client that claims Host: 127.0.0.1 is not sent to itself.
     assert_eq!(seen("10.0.0.5:5", "10.0.0.1:6969", Some("127.0.0.1"), 1), ["10.0.0.1:6881"]);
-    // Seeds have no use for a seed.
-    assert_eq!(seen("10.0.0.5:5", "10.0.0.1:6969", None, 0), Vec::<String>::new());
+    // Who completed has no use for a seed; who only says that nothing is left may have.
+    assert_eq!(seen("10.0.0.5:5", "10.0.0.1:6969", None, 0), ["10.0.0.1:6881"]);
+    let done = query(1, 7, 0, "&event=completed");
+    assert_eq!(peers(&mut store, 0, &done, &ends("10.0.0.5:5", "10.0.0.1:6969")), []);
     let own = query(9, 6881, 0, "&event=started");
     let before = store.peers();
     assert!(
