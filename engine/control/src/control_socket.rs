@@ -75,8 +75,8 @@ pub async fn listen(path: &Path) -> anyhow::Result<mpsc::Receiver<Request>> {
     Ok(received)
 }
 
-/// The mode is on the socket before it has a name: Linux takes it over, less the umask, at the bind.
-/// So nobody else can connect at any moment.
+/// The mode is on the socket before it has a name: Linux takes it over, less the umask, at the
+/// bind. So nobody else can connect at any moment.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     use socket2::{Domain, SockAddr, Socket, Type};
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;

@@ -3,9 +3,10 @@
 //! Flow: `seedring create` and the engine's folder sources call `scan`, then `make`.
 //!
 //! What goes in: regular files, empty and hidden ones too, sorted by the bytes of their path's
-//! components. Left out and listed: symbolic links (the engine opens content without following them,
-//! so that nothing outside of the folder is ever served), sockets and devices, and what desktops leave
-//! behind. Empty folders have no place in the format. An executable file is marked so (BEP 47).
+//! components. Left out and listed: symbolic links (the engine opens content without following
+//! them, so that nothing outside of the folder is ever served), sockets and devices, and what
+//! desktops leave behind. Empty folders have no place in the format. An executable file is marked
+//! so (BEP 47).
 
 mod hash;
 #[cfg(test)]
@@ -169,8 +170,8 @@ pub fn scan(path: &Path) -> Result<Content, Error> {
     Ok(content)
 }
 
-/// Hashes the content and makes the .torrent. `progress` is called from several threads with the bytes
-/// hashed so far; where it answers `false`, the work stops with [`Error::Cancelled`].
+/// Hashes the content and makes the .torrent. `progress` is called from several threads with the
+/// bytes hashed so far; where it answers `false`, the work stops with [`Error::Cancelled`].
 pub fn make(content: &Content, options: &Options, progress: Progress<'_>) -> Result<Made, Error> {
     let name = options.name.clone().or_else(|| content.name.clone());
     let name = name.ok_or_else(|| Error::NoName(content.path.clone()))?;

@@ -52,7 +52,8 @@ pub(super) fn schema() -> ExitCode {
     print::json(&reference::schema())
 }
 
-/// What `${VAR}` in a configuration file is looked up in. A value that is not UTF-8 counts as unset.
+/// What `${VAR}` in a configuration file is looked up in. A value that is not UTF-8 counts as
+/// unset.
 pub(super) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }

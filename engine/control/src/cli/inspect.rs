@@ -59,7 +59,8 @@ fn torrent(path: &str) -> Result<Report, String> {
     Ok((torrent_text(&metainfo), torrent_json(&metainfo)))
 }
 
-/// At most a byte more than a torrent may have, so that a wrong argument (a film) is not read whole.
+/// At most a byte more than a torrent may have, so that a wrong argument (a film) is not read
+/// whole.
 fn read(path: &str) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let bound = TORRENT_BYTES_MAX as u64 + 1;

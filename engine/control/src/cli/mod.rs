@@ -2,8 +2,8 @@
 //! Never: does the work; each command calls the library.
 //! Flow: `main` -> `Cli` -> one module a command.
 //!
-//! Exit codes: 0 done (or usable, or all well); 1 failed, with the reason on stderr; 2 the command line
-//! itself is wrong.
+//! Exit codes: 0 done (or usable, or all well); 1 failed, with the reason on stderr; 2 the command
+//! line itself is wrong.
 
 mod check;
 mod create;

@@ -1,6 +1,7 @@
 //! Owns: one finding about a configuration file and how it is printed.
 //! Never: decides what is wrong.
-//! Flow: `tree`, `read`, `ranges` and `resolve` collect them; the command line and reload print them.
+//! Flow: `tree`, `read`, `ranges` and `resolve` collect them; the command line and reload print
+//! them.
 
 use std::fmt;
 

@@ -20,8 +20,8 @@ use super::units::{ByteSize, CountLimit, Period, Rate};
 
 /// The configuration of seedring.
 ///
-/// Values may hold `${VAR}` and `${VAR:-default}`, taken from the environment; `$${` stands for `${`.
-/// Relative paths are resolved against the working directory of the command, or `base_dir`.
+/// Values may hold `${VAR}` and `${VAR:-default}`, taken from the environment; `$${` stands for
+/// `${`. Relative paths are resolved against the working directory of the command, or `base_dir`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(title = "seedring")]
@@ -43,7 +43,8 @@ pub struct ConfigFile {
     pub pin: Switch,
     /// The way to the kernel: auto and uring use io_uring; epoll takes over where it is forbidden.
     pub io: IoBackend,
-    /// Sending without copying. auto: off on loopback, on elsewhere as long as the kernel keeps to it.
+    /// Sending without copying. auto: off on loopback, on elsewhere as long as the kernel keeps to
+    /// it.
     pub zero_copy: Switch,
     /// Reading content past the page cache, into the engine's own. auto: where the file system can.
     pub direct_io: Switch,
@@ -127,12 +128,13 @@ pub struct TorrentEntry {
     pub content: Option<String>,
     /// With folder: the torrent's name. Left out: the folder's.
     pub name: Option<String>,
-    /// keep (those in the file; for files the default), a list of URLs, each a tier of its own, or a
-    /// list of tiers, each a list. `embedded` stands for the engine's own tracker, which is the default
-    /// for folders where there is one.
+    /// keep (those in the file; for files the default), a list of URLs, each a tier of its own, or
+    /// a list of tiers, each a list. `embedded` stands for the engine's own tracker, which is the
+    /// default for folders where there is one.
     pub trackers: Option<TrackersField>,
-    /// What is hashed before it is uploaded: full (all of it), quick (sizes, then each piece before its
-    /// first upload) or trust. Left out: full for folders, whose pieces are hashed anyway, quick for files.
+    /// What is hashed before it is uploaded: full (all of it), quick (sizes, then each piece before
+    /// its first upload) or trust. Left out: full for folders, whose pieces are hashed anyway,
+    /// quick for files.
     pub verify: Option<Verify>,
     /// With folder: a power of two. Left out: chosen from the size.
     #[schemars(extend("x-least" = "16KiB", "x-most" = "64MiB"))]

@@ -1,6 +1,7 @@
 //! Owns: the steps from a file, or from a command line, to a valid configuration.
 //! Never: a check of its own.
-//! Flow: text -> `tree` -> `ranges` -> `read` -> `resolve`; all findings come back at once, in order.
+//! Flow: text -> `tree` -> `ranges` -> `read` -> `resolve`; all findings come back at once, in
+//! order.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ pub struct Loaded {
 }
 
 impl Config {
-    /// Reads, checks and resolves a file. The errors are all there are, with the warnings among them.
+    /// Reads, checks and resolves a file. The errors are all there are, with the warnings among
+    /// them.
     pub fn load(
         path: &Path,
         environment: &dyn Fn(&str) -> Option<String>,

@@ -127,8 +127,8 @@ pub struct TorrentLimits {
 impl Files {
     /// The .torrent files there are now, sorted within each pattern, each once.
     ///
-    /// A plain path is returned whether it exists or not, so that its absence is reported by whoever
-    /// opens it; a glob returns what it matches, which may be nothing.
+    /// A plain path is returned whether it exists or not, so that its absence is reported by
+    /// whoever opens it; a glob returns what it matches, which may be nothing.
     pub fn expand(&self) -> Result<Vec<PathBuf>, glob::GlobError> {
         let mut seen = std::collections::HashSet::new();
         let mut found = Vec::new();

@@ -1,9 +1,10 @@
 //! Owns: turning nodes into typed values so that one wrong value does not hide the next.
 //! Never: YAML text, ranges, relations between keys.
-//! Flow: `tree::Node` -> serde -> the shapes in `file`; what fails is reported, left out and read again.
+//! Flow: `tree::Node` -> serde -> the shapes in `file`; what fails is reported, left out and read
+//! again.
 //!
-//! serde stops at the first error. Here the failing entry is set aside and the section read once more
-//! without it, until it reads; sections are small (a torrent is one), so this costs nothing.
+//! serde stops at the first error. Here the failing entry is set aside and the section read once
+//! more without it, until it reads; sections are small (a torrent is one), so this costs nothing.
 
 use std::cell::RefCell;
 use std::collections::HashSet;

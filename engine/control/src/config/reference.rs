@@ -1,6 +1,8 @@
-//! Owns: the JSON schema and the commented reference file, made from the docs of `file` and `sections`.
+//! Owns: the JSON schema and the commented reference file, made from the docs of `file` and
+//! `sections`.
 //! Never: a doc, default or range of its own.
-//! Flow: `seedring schema` and `seedring reference` print them; a test holds the committed ones to them.
+//! Flow: `seedring schema` and `seedring reference` print them; a test holds the committed ones to
+//! them.
 
 use std::fmt::Write;
 
@@ -16,8 +18,8 @@ pub fn schema() -> Json {
 /// Text wraps here.
 const WIDTH: usize = 96;
 
-/// A YAML file with every key, its doc, range and default. Everything stands commented out except the
-/// sections' names, so that it is a valid configuration as it is.
+/// A YAML file with every key, its doc, range and default. Everything stands commented out except
+/// the sections' names, so that it is a valid configuration as it is.
 pub fn reference() -> String {
     let schema = schema();
     let mut out = String::new();

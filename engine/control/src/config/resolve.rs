@@ -408,7 +408,8 @@ fn overlaps(at: &SocketAddr, others: &[SocketAddr]) -> bool {
     })
 }
 
-/// Joins without asking the file system. `.` goes; `..` stays, for `a` in `a/../b` may be a symlink.
+/// Joins without asking the file system. `.` goes; `..` stays, for `a` in `a/../b` may be a
+/// symlink.
 pub(super) fn absolute(base: &Path, text: &str) -> PathBuf {
     let mut path = PathBuf::new();
     for component in base.join(text).components() {

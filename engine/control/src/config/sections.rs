@@ -1,4 +1,5 @@
-//! Owns: the sections that the file and the engine share as they are: doc, default and range of each.
+//! Owns: the sections that the file and the engine share as they are: doc, default and range of
+//! each.
 //! Never: paths and torrents, which need resolving; reading YAML.
 //! Flow: `tree` deserialises them, the schema documents them, the engine reads them.
 

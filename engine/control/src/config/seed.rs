@@ -87,7 +87,8 @@ impl Config {
     }
 }
 
-/// `$XDG_STATE_HOME/seedring`, as the directory standard has it; else beside the user's other state.
+/// `$XDG_STATE_HOME/seedring`, as the directory standard has it; else beside the user's other
+/// state.
 fn default_state_dir(working_dir: &Path, file: &ConfigFile) -> PathBuf {
     let home = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     if let Some(state) = home("XDG_STATE_HOME") {

@@ -1,4 +1,5 @@
-//! The loader as a user meets it: what is accepted, what each mistake says, and that it never panics.
+//! The loader as a user meets it: what is accepted, what each mistake says, and that it never
+//! panics.
 
 use std::path::{Path, PathBuf};
 

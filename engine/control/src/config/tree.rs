@@ -78,8 +78,8 @@ impl Node {
     }
 }
 
-/// Reads one document. A key that stands twice is an error beside the tree, so that it does not hide
-/// the others.
+/// Reads one document. A key that stands twice is an error beside the tree, so that it does not
+/// hide the others.
 pub(super) fn parse(text: &str) -> (Option<Node>, Vec<SyntaxError>) {
     let mut errors = Vec::new();
     let mut parsed = parse_with(text, DuplicateKeyPolicy::Error);
@@ -121,7 +121,8 @@ fn syntax_error(error: &Error) -> SyntaxError {
     let error = error.without_snippet();
     let place = error.location().map(place_of).unwrap_or_default();
     let message = error.to_string();
-    // The position is printed once, by the diagnostic; the library's own options are not the user's.
+    // The position is printed once, by the diagnostic; the library's own options are not the
+    // user's.
     let message = message.split(" at line ").next().unwrap_or(&message);
     let message = message.split(", set DuplicateKeyPolicy").next().unwrap_or(message).to_string();
     let help = match error {
@@ -249,7 +250,8 @@ fn written(text: &str, location: Location) -> Option<String> {
     one_token.then(|| scalar.to_string())
 }
 
-/// Replaces `${VAR}` and `${VAR:-default}` in every value; `$${` stands for `${`. Keys stay as they are.
+/// Replaces `${VAR}` and `${VAR:-default}` in every value; `$${` stands for `${`. Keys stay as they
+/// are.
 pub(super) fn interpolate(
     node: &mut Node,
     lookup: &dyn Fn(&str) -> Option<String>,

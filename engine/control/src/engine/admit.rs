@@ -1,7 +1,8 @@
 //! Prepared torrents into the registry and to the shards, and out again.
 //!
 //! Owns: admission, the way from admitted to seeding, removal, limits of each torrent.
-//! Never: reads files, hashes. Flow: Note::Prepared -> admit -> (verify) -> seeding -> announce -> remove.
+//! Never: reads files, hashes. Flow: Note::Prepared -> admit -> (verify) -> seeding -> announce ->
+//! remove.
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -4,9 +4,10 @@
 //! Never: clears what is known of content that is merely away (D5), hashes.
 //! Flow: trouble -> park -> looked at every few seconds -> taken up under a new number -> begin.
 //!
-//! A torrent whose content was away or changed gets a new number and a new piece map. Whatever shards still
-//! hold of the old one (descriptors, chunks, half-done hashes) can then not set a bit for files that
-//! are others by now. Parked, it holds no descriptor, so that a file system can be unmounted.
+//! A torrent whose content was away or changed gets a new number and a new piece map. Whatever
+//! shards still hold of the old one (descriptors, chunks, half-done hashes) can then not set a bit
+//! for files that are others by now. Parked, it holds no descriptor, so that a file system can be
+//! unmounted.
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -1,6 +1,7 @@
 //! What shards and trackers tell.
 //!
-//! Owns: the reaction to each event. Never: data-plane work. Flow: mailbox -> here -> state, log, commands.
+//! Owns: the reaction to each event. Never: data-plane work. Flow: mailbox -> here -> state, log,
+//! commands.
 
 use std::path::Path;
 

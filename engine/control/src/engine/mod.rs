@@ -2,7 +2,8 @@
 //!
 //! Owns: every control-side part and the order in which they start and stop.
 //! Never: data-plane work; blocking work goes to `spawn_blocking` and comes back as a `Note`.
-//! Flow: configuration -> prepare -> admit -> shards; shard and tracker events -> state -> store, status.
+//! Flow: configuration -> prepare -> admit -> shards; shard and tracker events -> state -> store,
+//! status.
 
 mod admit;
 mod announce;
@@ -114,7 +115,8 @@ impl Engine {
             tokio::task::spawn_blocking(move || {
                 let (tell, told) = (notes.clone(), Mutex::new(None::<Instant>));
                 let progress = move |progress| {
-                    // Several threads hash one folder; whoever finds the lock taken has nothing new.
+                    // Several threads hash one folder; whoever finds the lock taken has nothing
+                    // new.
                     let Ok(mut told) = told.try_lock() else { return };
                     if told.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {
                         *told = Some(Instant::now());

@@ -1,6 +1,8 @@
-//! From what the configuration asks for to a torrent that can be served. Blocking; runs beside the engine.
+//! From what the configuration asks for to a torrent that can be served. Blocking; runs beside the
+//! engine.
 //!
-//! Owns: reading .torrent files, making torrents from folders, pairing both with what is known of them.
+//! Owns: reading .torrent files, making torrents from folders, pairing both with what is known of
+//! them.
 //! Never: the registry, shards. Flow: `Wanted` -> `prepare` -> `Prepared` -> the engine admits it.
 
 use std::{

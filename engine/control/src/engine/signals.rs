@@ -1,7 +1,7 @@
 //! Signals, from the first moment on.
 //!
-//! Owns: which signal means what. Never: acts. Flow: registered before anything else is started, so that
-//! a reload that comes during the start waits instead of ending the process.
+//! Owns: which signal means what. Never: acts. Flow: registered before anything else is started, so
+//! that a reload that comes during the start waits instead of ending the process.
 
 use std::io;
 

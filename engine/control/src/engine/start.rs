@@ -1,7 +1,8 @@
 //! From a configuration to a running engine.
 //!
 //! Owns: the order of the start, what is checked before anything listens, what the user is told.
-//! Never: anything after the start. Flow: limits -> store -> shards -> trackers -> torrents -> loop -> stop.
+//! Never: anything after the start. Flow: limits -> store -> shards -> trackers -> torrents -> loop
+//! -> stop.
 
 use std::{
     collections::HashMap,

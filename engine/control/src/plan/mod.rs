@@ -1,7 +1,8 @@
 //! What should be against what is: pure, so that a plan can be looked at before it is carried out.
 //!
 //! Owns: `Wanted` (a torrent as the configuration asks for it), `reconcile`.
-//! Never: files, sockets, time. Flow: configuration -> wanted -> reconcile(wanted, known) -> actions.
+//! Never: files, sockets, time. Flow: configuration -> wanted -> reconcile(wanted, known) ->
+//! actions.
 
 use std::{
     collections::{HashMap, HashSet},

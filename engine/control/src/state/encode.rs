@@ -1,6 +1,7 @@
 //! File stamps as bytes.
 //!
-//! Owns: 17 bytes a file: a flag, size (u64 LE), modification time in ns (i64 LE). Never: what they mean.
+//! Owns: 17 bytes a file: a flag, size (u64 LE), modification time in ns (i64 LE). Never: what they
+//! mean.
 //! Flow: store thread writes, `load` reads.
 
 use seedring_shard::torrent::Stamp;

@@ -1,10 +1,11 @@
 //! The state store: what must outlive the process, in SQLite.
 //!
 //! Owns: the database file, its schema and versions, one writing thread, batched transactions.
-//! Never: decisions; it keeps what it is told. Flow: engine -> `Store` (queue) -> thread -> disk; `load` at start.
+//! Never: decisions; it keeps what it is told. Flow: engine -> `Store` (queue) -> thread -> disk;
+//! `load` at start.
 //!
-//! Write-ahead log, `synchronous = FULL`: a flush that returned is on disk. Records of one torrent that come
-//! faster than the disk takes them are merged; the newest one wins.
+//! Write-ahead log, `synchronous = FULL`: a flush that returned is on disk. Records of one torrent
+//! that come faster than the disk takes them are merged; the newest one wins.
 
 mod encode;
 mod schema;
@@ -32,7 +33,8 @@ pub struct Record {
     pub added_at: i64,
 }
 
-/// A folder whose torrent was made: valid while `manifest` (paths, sizes, times, options) is the same.
+/// A folder whose torrent was made: valid while `manifest` (paths, sizes, times, options) is the
+/// same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MadeTorrent {
     pub manifest: [u8; 20],

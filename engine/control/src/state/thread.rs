@@ -1,7 +1,8 @@
 //! The one thread that writes to the database.
 //!
 //! Owns: the connection, the queue, the merging of records. Never: blocks its callers for the disk.
-//! Flow: `save` queues; the thread gathers for a moment, writes one transaction, syncs; `flush` waits.
+//! Flow: `save` queues; the thread gathers for a moment, writes one transaction, syncs; `flush`
+//! waits.
 
 use std::{
     collections::HashMap,
