@@ -1,5 +1,6 @@
 //! Owns: `seedring-bench compare`: its options, and the one place where a preset is chosen.
-//! Never: measures (the load does, as a process of its own). Flow: own namespace -> preset -> report.
+//! Never: measures (the load does, as a process of its own). Flow: own namespace -> preset ->
+//! report.
 
 mod cold;
 mod many;

@@ -1,5 +1,6 @@
 //! Owns: the command line of `seedring-bench`.
-//! Never: measures anything itself; knows the engine's insides (targets are processes like any other).
+//! Never: measures anything itself; knows the engine's insides (targets are processes like any
+//! other).
 //! Flow: parse -> one subcommand -> a report on stdout, progress and complaints on stderr.
 #![forbid(unsafe_code)]
 

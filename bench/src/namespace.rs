@@ -1,5 +1,6 @@
 //! Owns: the network namespace that comparisons run in: loopback alone, many addresses, cubic.
-//! Never: touches the host's network or its settings. Flow: run_inside -> (again) prepare -> preset.
+//! Never: touches the host's network or its settings. Flow: run_inside -> (again) prepare ->
+//! preset.
 //!
 //! Congestion control is set by route, because a namespace may only choose among the algorithms
 //! that the host allows everyone, and a host may run bbr, which without fq costs a timer a segment.

@@ -1,4 +1,5 @@
-//! Owns: what the load needs of a .torrent: info-hash, lengths, piece hashes, and its blocks by number.
+//! Owns: what the load needs of a .torrent: info-hash, lengths, piece hashes, and its blocks by
+//! number.
 //! Never: looks at file names or trackers. Flow: read once, shared by all workers, read-only.
 
 use std::{fs, path::Path};

@@ -1,6 +1,7 @@
 //! Owns: content that the cache cannot hold: disk reads of many leeches together, and the speed of
 //! one beside a plain O_DIRECT read of the same file.
-//! Never: counts a run whose content was in the page cache. Flow: plain read, one leech, fifty -> report.
+//! Never: counts a run whose content was in the page cache. Flow: plain read, one leech, fifty ->
+//! report.
 
 use std::{
     fs::{File, OpenOptions},

@@ -1,5 +1,6 @@
 //! Owns: the seeding comparison: targets x connections x rounds, interleaved, and its table.
-//! Never: lets one target's round follow its own. Flow: round -> each target fresh -> each K -> report.
+//! Never: lets one target's round follow its own. Flow: round -> each target fresh -> each K ->
+//! report.
 
 use std::{
     path::Path,

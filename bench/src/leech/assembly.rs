@@ -1,5 +1,6 @@
 //! Owns: pieces being put together by a connection that verifies, and their hashing.
-//! Never: holds more pieces than there are requests outstanding. Flow: inbound fills, `arrived` hashes.
+//! Never: holds more pieces than there are requests outstanding. Flow: inbound fills, `arrived`
+//! hashes.
 
 use std::collections::HashMap;
 

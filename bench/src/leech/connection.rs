@@ -1,4 +1,5 @@
-//! Owns: one connection to the target: its socket, what it has asked for, what it still has to send.
+//! Owns: one connection to the target: its socket, what it has asked for, what it still has to
+//! send.
 //! Never: reads blocks (inbound does), waits, knows of other connections.
 //! Flow: worker event -> `on_writable` / inbound's `on_readable` -> `refill` -> requests out.
 
@@ -40,7 +41,8 @@ pub struct Context<'a> {
     pub torrent: &'a Torrent,
     pub grid: Grid,
     pub tally: &'a mut Tally,
-    /// Never written by the kernel (MSG_TRUNC), only its length counts; small messages go elsewhere.
+    /// Never written by the kernel (MSG_TRUNC), only its length counts; small messages go
+    /// elsewhere.
     pub discard: &'a mut [u8],
     pub now: Instant,
     pub measuring: bool,

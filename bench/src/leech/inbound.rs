@@ -1,5 +1,6 @@
 //! Owns: taking a connection's bytes in: heads read, payload dropped in the kernel or put in place.
-//! Never: copies payload that is only discarded. Flow: worker event -> `on_readable` -> tally, refill.
+//! Never: copies payload that is only discarded. Flow: worker event -> `on_readable` -> tally,
+//! refill.
 //!
 //! Payload is dropped with `recv(MSG_TRUNC)`, which on TCP frees the bytes without copying them.
 //! While blocks come in the order asked for, the heads between outstanding blocks are dropped too

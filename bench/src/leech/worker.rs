@@ -1,5 +1,6 @@
 //! Owns: one thread of the load: its connections, its epoll, its share of the open-loop schedule.
-//! Never: reads the target's figures, prints. Flow: measure spawns it -> events -> tally at the end.
+//! Never: reads the target's figures, prints. Flow: measure spawns it -> events -> tally at the
+//! end.
 
 use std::{
     io,

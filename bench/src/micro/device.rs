@@ -1,6 +1,7 @@
 //! Owns: established TCP connections whose frames leave through a device that drops them, and the
 //! acknowledgements that their peer would have sent.
-//! Never: copies or reads what is sent. Flow: `Device::open` -> streams to send on; the sender calls
+//! Never: copies or reads what is sent. Flow: `Device::open` -> streams to send on; the sender
+//! calls
 //! `acknowledge` for what the socket took.
 //!
 //! Over loopback and veth every zero-copy send is copied, because the receiver would hold the

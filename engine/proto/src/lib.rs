@@ -1,7 +1,8 @@
 #![forbid(unsafe_code)]
 //! BitTorrent as pure machines: bytes and time in, actions out.
 //!
-//! Owns: every format and every decision of the protocol. Never: clock, socket, file, thread, async, unsafe.
+//! Owns: every format and every decision of the protocol. Never: clock, socket, file, thread,
+//! async, unsafe.
 //! Flow: shard and control feed it bytes and time; it answers with values.
 
 pub mod bencode;

@@ -1,8 +1,8 @@
 //! The whole contract between control and a shard: `Command` in, `Event` out, `Globals` shared.
 //!
 //! Owns: these types. Never: how either side does its part.
-//! Flow: control -> mailbox -> shard tick; shard -> mailbox -> control. Events are hints: the truth is in
-//! the piece maps and counters, and a lost event makes control read them again.
+//! Flow: control -> mailbox -> shard tick; shard -> mailbox -> control. Events are hints: the truth
+//! is in the piece maps and counters, and a lost event makes control read them again.
 
 use std::{
     io,

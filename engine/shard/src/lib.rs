@@ -1,8 +1,10 @@
 #![forbid(unsafe_code)]
 //! The data plane: one shard a core.
 //!
-//! Owns: connections, the block cache, uploads, verification; everything between the ring and the session.
-//! Never: an async runtime, a lock, a blocking call, a clock of its own (time comes from `trait Io`).
+//! Owns: connections, the block cache, uploads, verification; everything between the ring and the
+//! session.
+//! Never: an async runtime, a lock, a blocking call, a clock of its own (time comes from `trait
+//! Io`).
 //! Flow: `Shard::run` ticks: reap, dispatch, mailbox, timers, verification, sends, wait.
 
 pub mod commands;

@@ -1,7 +1,8 @@
 //! Rate limits that shards share: one atomic word a limit, no lock, no refill thread.
 //!
 //! Owns: the generic cell rate algorithm (ITU-T I.371) over an atomic theoretical arrival time.
-//! Never: connections, queues. Flow: upload asks `take` before it fills a batch, and sleeps until `ready_at`.
+//! Never: connections, queues. Flow: upload asks `take` before it fills a batch, and sleeps until
+//! `ready_at`.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

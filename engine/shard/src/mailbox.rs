@@ -3,9 +3,9 @@
 //! Owns: the pairing of a queue with a waker. Never: what is in the messages.
 //! Flow: control -> shard (`Command`), shard -> control (`Event`), shard -> shard (`Handover`).
 //!
-//! Order of a send: push, then wake (the waker writes only when the other sleeps). Order of a sleep: arm,
-//! look at the queues once more, sleep. So a message is either seen by that look or wakes the sleeper;
-//! platform's model of the wake-up checks it.
+//! Order of a send: push, then wake (the waker writes only when the other sleeps). Order of a
+//! sleep: arm, look at the queues once more, sleep. So a message is either seen by that look or
+//! wakes the sleeper; platform's model of the wake-up checks it.
 
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
 

@@ -1,14 +1,14 @@
 //! A hasher for small integer keys of our own making.
 //!
-//! Owns: the mixing. Never: keys that peers choose freely (info-hashes keep the standard hasher, which
-//! resists crafted collisions). Flow: maps of the hot path name it.
+//! Owns: the mixing. Never: keys that peers choose freely (info-hashes keep the standard hasher,
+//! which resists crafted collisions). Flow: maps of the hot path name it.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
 pub type Hashed = BuildHasherDefault<Mix>;
 
-/// One multiplication and a fold (Fibonacci hashing) a word: about 1 ns against 15 ns of SipHash, five
-/// times a served block. Iteration order is the same in each run, which the simulator needs.
+/// One multiplication and a fold (Fibonacci hashing) a word: about 1 ns against 15 ns of SipHash,
+/// five times a served block. Iteration order is the same in each run, which the simulator needs.
 #[derive(Default, Clone, Copy)]
 pub struct Mix(u64);
 

@@ -1,7 +1,8 @@
 //! What a shard counts.
 //!
 //! Owns: plain counters of one shard (no atomics: one writer) and the block service time histogram.
-//! Never: rates (the reader takes differences). Flow: everything counts; `Command::Report` copies out.
+//! Never: rates (the reader takes differences). Flow: everything counts; `Command::Report` copies
+//! out.
 
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 //! Owns: one heap of (deadline, key). Never: a clock, what a deadline means.
 //! Flow: connections set a deadline; the tick pops what is due and asks the owner what to do.
 //!
-//! An entry is a reminder, not a truth: the owner checks its own deadline when reminded and sets the
-//! next one. So moving a deadline further away costs nothing.
+//! An entry is a reminder, not a truth: the owner checks its own deadline when reminded and sets
+//! the next one. So moving a deadline further away costs nothing.
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 

@@ -1,10 +1,12 @@
 //! Serving requests: from a connection's queue to a batch of blocks.
 //!
 //! Owns: which of a connection's requests go into its next send.
-//! Never: how bytes get into memory (storage), who is unchoked (choke). Flow: pump -> gather -> send.
+//! Never: how bytes get into memory (storage), who is unchoked (choke). Flow: pump -> gather ->
+//! send.
 //!
-//! A batch takes what is ready among the first requests, in their order, and never waits for more. Reads
-//! are only of what was asked for, rounded to the chunk that a sequential reader will ask for next.
+//! A batch takes what is ready among the first requests, in their order, and never waits for more.
+//! Reads are only of what was asked for, rounded to the chunk that a sequential reader will ask for
+//! next.
 
 use std::{collections::VecDeque, time::Duration};
 

@@ -1,11 +1,13 @@
-//! Hashing content that is on disk: whole torrents on command, single pieces before their first upload.
+//! Hashing content that is on disk: whole torrents on command, single pieces before their first
+//! upload.
 //!
 //! Owns: verification jobs, their order, who waits for a piece.
-//! Never: reading (storage), what follows from a bad file (control). Flow: Command::Verify or a request
-//! for an unverified piece -> gather -> hash -> piece map -> event, waiting connections.
+//! Never: reading (storage), what follows from a bad file (control). Flow: Command::Verify or a
+//! request for an unverified piece -> gather -> hash -> piece map -> event, waiting connections.
 //!
-//! At most 256 KiB are hashed a tick, so that uploads go on beside it. Bytes pass through the block cache:
-//! a piece that a peer asked for is read once, and a scan of everything leaves the cache as it was.
+//! At most 256 KiB are hashed a tick, so that uploads go on beside it. Bytes pass through the block
+//! cache: a piece that a peer asked for is read once, and a scan of everything leaves the cache as
+//! it was.
 
 use std::{
     collections::{HashMap, VecDeque},

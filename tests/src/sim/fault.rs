@@ -1,7 +1,7 @@
 //! What can go wrong, how often, and how often it did.
 //!
-//! Owns: the kinds of fault, their chances, the count of hits. Never: decides what a fault does (the
-//! world does). Flow: `Faults::strikes` is asked at each point where a fault is possible.
+//! Owns: the kinds of fault, their chances, the count of hits. Never: decides what a fault does
+//! (the world does). Flow: `Faults::strikes` is asked at each point where a fault is possible.
 
 use super::rng::Rng;
 

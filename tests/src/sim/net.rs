@@ -1,7 +1,8 @@
 //! The virtual network: listeners, connections, what closes and breaks them.
 //!
 //! Owns: sockets and connections of all shards, links, TCP_USER_TIMEOUT. Never: completions (an
-//! operation is only told that it may have something to report). Flow: peers and operations -> pipes
+//! operation is only told that it may have something to report). Flow: peers and operations ->
+//! pipes
 //! -> events -> peers and operations.
 
 use std::{

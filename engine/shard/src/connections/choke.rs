@@ -1,7 +1,8 @@
 //! Who is unchoked.
 //!
 //! Owns: this shard's slots, the calls of proto's choker, and the routes' zero-copy record.
-//! Never: the choice itself (proto's choker decides). Flow: interest and every 10 s -> choker -> sessions.
+//! Never: the choice itself (proto's choker decides). Flow: interest and every 10 s -> choker ->
+//! sessions.
 
 use std::{sync::atomic::Ordering, time::Duration};
 

@@ -1,12 +1,12 @@
 //! The block cache: which chunks of which files are in memory, and which go first.
 //!
 //! Owns: entries (loading or ready), their order of eviction, who waits for a loading one.
-//! Never: I/O, torrents, peers; it holds shares and forgets them. Flow: read fills it, upload and verify
-//! take shares out of it.
+//! Never: I/O, torrents, peers; it holds shares and forgets them. Flow: read fills it, upload and
+//! verify take shares out of it.
 //!
 //! Eviction is S3-FIFO (Yang et al., SOSP 2023): newcomers pass through a small queue and reach the
-//! main one only when a second reader came, so a scan does not flush what many peers read. A pass of one
-//! reader over a chunk counts once (its first 16 KiB), not once a block.
+//! main one only when a second reader came, so a scan does not flush what many peers read. A pass
+//! of one reader over a chunk counts once (its first 16 KiB), not once a block.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 

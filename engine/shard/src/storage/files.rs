@@ -1,10 +1,11 @@
 //! The open files of a shard.
 //!
 //! Owns: which file of which torrent is open, its identity, and since when it is in trouble.
-//! Never: bytes, peers. Flow: `storage` asks for a file; completions of open and identify come back here.
+//! Never: bytes, peers. Flow: `storage` asks for a file; completions of open and identify come back
+//! here.
 //!
-//! A `FileId` stands for one identity of one file: when the file turns out to have changed, it gets a
-//! new id, so that no chunk of the old one is ever found again.
+//! A `FileId` stands for one identity of one file: when the file turns out to have changed, it gets
+//! a new id, so that no chunk of the old one is ever found again.
 
 use std::{
     collections::HashMap, ffi::CString, os::unix::ffi::OsStrExt, path::Path, time::Duration,

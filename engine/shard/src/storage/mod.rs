@@ -1,8 +1,8 @@
 //! Where bytes come from: files, reads and the block cache of one shard.
 //!
 //! Owns: the path from "these bytes of that torrent" to shares of cached chunks.
-//! Never: peers, choking, hashing. Flow: upload and verify `gather`; a miss opens and reads; the completion
-//! fills the cache and names who waited.
+//! Never: peers, choking, hashing. Flow: upload and verify `gather`; a miss opens and reads; the
+//! completion fills the cache and names who waited.
 
 pub mod cache;
 pub mod files;

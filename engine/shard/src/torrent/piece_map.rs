@@ -1,10 +1,11 @@
 //! The lock-free piece map: the one thing about content that shards share.
 //!
 //! Owns: a torrent's `offered` and `verified` bits and their counts.
-//! Never: bytes, hashes, files, decisions. Flow: verify sets bits (Release); any shard reads (Acquire).
+//! Never: bytes, hashes, files, decisions. Flow: verify sets bits (Release); any shard reads
+//! (Acquire).
 //!
-//! `offered`: what peers are told that we have. `verified`: what was hashed, and is therefore safe to
-//! send. A piece may be offered before it is verified (`quick`): then a request hashes it first.
+//! `offered`: what peers are told that we have. `verified`: what was hashed, and is therefore safe
+//! to send. A piece may be offered before it is verified (`quick`): then a request hashes it first.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -1,7 +1,7 @@
 //! Owns: the fuzz target of tracker replies and addresses.
 //! Never: expects that bytes are accepted.
-//! Flow: parse as a reply; what comes out is bounded and fit to dial and to show. As text, an address
-//! that is accepted prints to one that is accepted and the same.
+//! Flow: parse as a reply; what comes out is bounded and fit to dial and to show. As text, an
+//! address that is accepted prints to one that is accepted and the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

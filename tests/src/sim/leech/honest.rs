@@ -1,6 +1,7 @@
 //! Honest leeches: they fetch a torrent, each with habits of its own, and look at every byte.
 //!
-//! Owns: one leech's blocks, requests and habits. Never: a file. Flow: unchoke -> requests -> blocks
+//! Owns: one leech's blocks, requests and habits. Never: a file. Flow: unchoke -> requests ->
+//! blocks
 //! -> compared with the torrent's content -> complete; cut off, it comes again.
 
 use std::{
