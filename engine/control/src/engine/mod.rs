@@ -71,7 +71,7 @@ pub(crate) enum Note {
     Contents(TorrentId, Result<Arc<Contents>, String>),
     Looked(Vec<Looked>),
     Progress(Progress),
-    Loaded(Result<(Config, Vec<Wanted>), String>),
+    Loaded(Box<Result<(Config, Vec<Wanted>), String>>),
 }
 
 pub(crate) struct Engine {
@@ -123,11 +123,12 @@ impl Engine {
                         let _ = tell.send(Note::Progress(progress));
                     }
                 };
-                let results = batch.into_iter().map(|wanted| {
+                let mut results = Vec::with_capacity(batch.len());
+                for wanted in batch {
                     let again = wanted.clone();
-                    prepare::prepare(wanted, &known, &progress).map_err(|error| (again, error))
-                });
-                let results: Vec<_> = results.collect();
+                    let result = prepare::prepare(wanted, &known, &progress);
+                    results.push(result.map_err(|error| (again, error)));
+                }
                 let _ = notes.send(Note::Prepared(results));
             });
         }
@@ -176,7 +177,7 @@ impl Engine {
             Note::Progress(progress) => {
                 self.made_progress.insert(progress.name.clone(), progress);
             }
-            Note::Loaded(result) => self.loaded(result).await,
+            Note::Loaded(result) => self.loaded(*result).await,
         }
     }
 

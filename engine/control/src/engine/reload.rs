@@ -61,7 +61,7 @@ impl Engine {
         self.reloading = true;
         let notes = self.notes.0.clone();
         tokio::task::spawn_blocking(move || {
-            let _ = notes.send(Note::Loaded(load(&path)));
+            let _ = notes.send(Note::Loaded(Box::new(load(&path))));
         });
     }
 

@@ -166,13 +166,16 @@ impl Torrent {
     }
 }
 
+/// The counters, what was uploaded before they count for trackers, and the torrent's bytes.
+type TotalsRow = (Arc<Shared>, u64, u64);
+
 /// The registry.
 #[derive(Default)]
 pub struct Torrents {
     by_id: HashMap<TorrentId, Torrent>,
     by_hash: HashMap<InfoHash, TorrentId>,
     /// What trackers are told, readable from their task.
-    totals: Arc<RwLock<HashMap<InfoHash, (Arc<Shared>, u64, u64)>>>,
+    totals: Arc<RwLock<HashMap<InfoHash, TotalsRow>>>,
     next: u32,
 }
 

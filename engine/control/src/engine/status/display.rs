@@ -42,7 +42,7 @@ struct Work {
 }
 
 impl Display {
-    pub fn new() -> Display {
+    pub(in crate::engine) fn new() -> Display {
         let all = crate::logs::terminal();
         let bars = all.map(|all| {
             all.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
