@@ -2,6 +2,7 @@
 //! Never: asserts what a test is about. Flow: each test has a folder and an engine of its own.
 
 #![allow(dead_code)] // each test file uses a part of it
+#![allow(clippy::unwrap_used)] // clippy takes only the functions with #[test] for tests
 
 use std::{
     fs,
