@@ -24,7 +24,7 @@ use crate::{
     storage::{self, News, Part, Storage},
     timers::Timers,
     token::Target,
-    torrent::{Local, TorrentId},
+    torrent::{Local, Shared, TorrentId},
     verify::Verify,
 };
 
@@ -48,6 +48,8 @@ pub struct Handover {
     pub address: std::net::SocketAddr,
     /// The handshake and whatever came with it.
     pub bytes: Vec<u8>,
+    /// The torrent that it is for; it is in this one's count already.
+    pub torrent: Arc<Shared>,
 }
 
 /// The mailboxes of a shard.

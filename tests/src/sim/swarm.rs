@@ -145,7 +145,7 @@ impl Swarm {
         prepare: impl FnOnce(&Shared),
     ) -> Rc<SimTorrent> {
         torrent.write(&self.world, ROOT);
-        let shared = torrent.shared();
+        let shared = torrent.shared(self.seats.len());
         prepare(&shared);
         let torrent = Rc::new(torrent);
         self.torrents.push((torrent.clone(), shared.clone()));

@@ -146,8 +146,8 @@ impl SimTorrent {
         path.to_str().expect("made of ASCII").trim_start_matches('/').to_owned()
     }
 
-    pub fn shared(&self) -> Arc<Shared> {
-        let shared = Shared::new(self.id, self.info_hash, self.layout.piece_count());
+    pub fn shared(&self, shards: usize) -> Arc<Shared> {
+        let shared = Shared::new(self.id, self.info_hash, self.layout.piece_count()).over(shards);
         shared.set_phase(Phase::Active);
         Arc::new(shared)
     }

@@ -82,7 +82,7 @@ impl Engine {
         }
         self.known.drop_record(&hash);
         let id = self.torrents.next_id();
-        let shared = new_shared(id, &prepared);
+        let shared = new_shared(id, &prepared, self.shards.len());
         if let Some(contents) = &prepared.contents {
             shared.contents.store(Some(contents.clone()));
         }
@@ -167,8 +167,8 @@ impl Engine {
     }
 }
 
-fn new_shared(id: TorrentId, prepared: &Prepared) -> Shared {
-    let shared = Shared::new(id, prepared.info_hash, prepared.piece_count);
+fn new_shared(id: TorrentId, prepared: &Prepared, shards: usize) -> Shared {
+    let shared = Shared::new(id, prepared.info_hash, prepared.piece_count).over(shards);
     shared.uploaded_bytes.store(prepared.uploaded_bytes, Ordering::Relaxed);
     set_verified(&shared, &prepared.verified);
     shared

@@ -61,6 +61,7 @@ impl<I: Io> Shard<I> {
             socket: socket.clone(),
             address,
             dialed: Some(torrent),
+            admitted: None,
             stage: Stage::Connecting,
             operations: 1,
             out: Vec::new(),

@@ -5,7 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -26,8 +26,6 @@ use crate::{
     torrent::{Phase, Shared, TorrentId, View},
 };
 
-/// Above so many connections a torrent is spread: new ones stay on the shard they came to.
-const SPREAD_ABOVE: u32 = 8;
 /// Bytes that may come with a handshake before the torrent is known.
 const GREETING_BYTES_MAX: usize = 64 << 10;
 /// Pieces that a choked peer may ask for (BEP 6), where slots are limited.
@@ -43,7 +41,7 @@ impl<I: Io> Shard<I> {
             self.io.shutdown(&socket, Shutdown::Reset);
             return;
         }
-        self.greet(socket, address, Vec::new());
+        self.greet(socket, address, Vec::new(), None);
     }
 
     pub(crate) fn accept_ended(&mut self, listener: u32) {
@@ -65,13 +63,20 @@ impl<I: Io> Shard<I> {
     }
 
     /// Starts reading the handshake of an admitted connection.
-    fn greet(&mut self, socket: Socket, address: SocketAddr, bytes: Vec<u8>) {
+    fn greet(
+        &mut self,
+        socket: Socket,
+        address: SocketAddr,
+        bytes: Vec<u8>,
+        admitted: Option<Arc<Shared>>,
+    ) {
         let timeout = self.options.globals.handshake_timeout_ms.load(Ordering::Relaxed);
         let deadline = self.io.now() + Duration::from_millis(timeout);
         let key = self.connections.insert(Connection {
             socket,
             address,
             dialed: None,
+            admitted,
             stage: Stage::Greeting(bytes),
             operations: 0,
             out: Vec::new(),
@@ -89,7 +94,8 @@ impl<I: Io> Shard<I> {
     /// A connection from another shard: its torrent is at home here.
     pub(crate) fn taken_over(&mut self, handover: Handover) {
         // The other shard counted it already.
-        self.greet(Socket::from(handover.socket), handover.address, handover.bytes);
+        let Handover { socket, address, bytes, torrent } = handover;
+        self.greet(Socket::from(socket), address, bytes, Some(torrent));
     }
 
     pub(crate) fn receive_once(&mut self, key: Key) {
@@ -130,23 +136,33 @@ impl<I: Io> Shard<I> {
             self.stats.refused += 1;
             return self.close(key, Shutdown::Orderly);
         };
-        let shared = &self.torrents[&id].shared;
-        let open = shared.connections.load(Ordering::Relaxed);
-        let full = open >= shared.connections_max.load(Ordering::Relaxed);
-        if shared.phase() != Phase::Active || full {
+        let shared = self.torrents[&id].shared.clone();
+        if shared.phase() != Phase::Active {
             self.stats.refused += 1;
             return self.close(key, Shutdown::Orderly);
         }
-        let home = Shared::home(&handshake.info_hash, self.links.to_shards.len());
-        if home != self.options.shard && open < SPREAD_ABOVE && self.hand_over(key, home) {
-            return;
+        let connection = self.connections.get(key).expect("invariant: looked up above");
+        if connection.admitted.is_none() {
+            let here = self.options.shard;
+            let Some(shard) = shared.admit(here) else {
+                self.stats.refused += 1;
+                return self.close(key, Shutdown::Orderly);
+            };
+            if shard != here {
+                if self.hand_over(key, shard, shared.clone()) {
+                    return;
+                }
+                shared.moved(shard, here);
+            }
+            let connection = self.connections.get(key).expect("invariant: it stays");
+            connection.admitted = Some(shared);
         }
         self.place(key, id);
     }
 
-    /// Moves a connection with nothing in flight to its torrent's home shard. `false`: it stays.
-    fn hand_over(&mut self, key: Key, home: usize) -> bool {
-        if self.links.to_shards[home].as_ref().is_none_or(|sender| sender.room() == 0) {
+    /// Moves a connection with nothing in flight to another shard. `false`: it stays.
+    fn hand_over(&mut self, key: Key, to: usize, torrent: Arc<Shared>) -> bool {
+        if self.links.to_shards[to].as_ref().is_none_or(|sender| sender.room() == 0) {
             return false;
         }
         let Some(connection) = self.connections.get(key) else { return false };
@@ -162,8 +178,8 @@ impl<I: Io> Shard<I> {
             Ok(socket) => socket,
             Err(_) => unreachable!("invariant: nothing in flight, so no other holder"),
         };
-        let sender = self.links.to_shards[home].as_mut().expect("invariant: checked above");
-        let handover = Handover { socket, address: connection.address, bytes };
+        let sender = self.links.to_shards[to].as_mut().expect("invariant: checked above");
+        let handover = Handover { socket, address: connection.address, bytes, torrent };
         let sent = sender.send(handover);
         assert!(sent.is_ok(), "one producer: the room that was seen is still there");
         self.stats.handed_over += 1;

@@ -12,12 +12,12 @@ pub mod greet;
 pub mod receive;
 pub mod send;
 
-use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use seedring_platform::descriptors::Socket;
 use seedring_proto::{peer::session::Session, units::PeerId};
 
-use crate::torrent::TorrentId;
+use crate::torrent::{Shared, TorrentId};
 
 /// A connection on this shard: index in the low 32 bits, generation in the next 28.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -37,6 +37,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// We connected to it; the torrent that we did it for.
     pub dialed: Option<TorrentId>,
+    /// The torrent in whose count it is, on this shard.
+    pub admitted: Option<Arc<Shared>>,
     pub stage: Stage,
     /// Operations in the kernel's hands (a pending zero-copy notification is one).
     pub operations: u16,

@@ -89,6 +89,9 @@ impl<I: Io> Shard<I> {
         let stage = std::mem::replace(&mut connection.stage, Stage::Closing);
         connection.out = Vec::new();
         let idle = connection.operations == 0;
+        if let Some(torrent) = connection.admitted.take() {
+            torrent.left(self.options.shard);
+        }
         if connecting {
             self.io.cancel(crate::token::Target::Connect(key).token());
         }

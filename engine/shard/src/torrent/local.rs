@@ -3,11 +3,7 @@
 //! Owns: which connections of this shard belong to it, and which wait for its contents.
 //! Never: what other shards do. Flow: connections enter at placement and leave at close.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use seedring_proto::{
     peer::session,
@@ -64,13 +60,10 @@ impl Local {
     pub fn entered(&mut self, peer: PeerId, key: Key) {
         let before = self.peers.insert(peer, key);
         assert!(before.is_none(), "one connection a peer");
-        self.shared.connections.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn left(&mut self, peer: &PeerId) {
-        if self.peers.remove(peer).is_some() {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.peers.remove(peer);
     }
 }
 

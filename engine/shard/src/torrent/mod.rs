@@ -28,6 +28,9 @@ pub use self::{
 };
 use crate::limits::Meter;
 
+/// Above so many connections a torrent is spread over all shards.
+const SPREAD_ABOVE: u32 = 8;
+
 /// A torrent's number in this process; never used again after removal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct TorrentId(pub u32);
@@ -55,8 +58,10 @@ pub struct Shared {
     /// `None`: cold. Loaded by control when a shard asks (`Event::Activate`).
     pub contents: ArcSwapOption<Contents>,
     phase: AtomicU8,
-    /// Open connections on all shards.
+    /// Connections on all shards, from the handshake on.
     pub connections: AtomicU32,
+    /// The same by shard: a torrent with many peers is spread evenly at admission.
+    by_shard: Box<[AtomicU32]>,
     /// Payload bytes sent, all time (from the store, then counted up).
     pub uploaded_bytes: AtomicU64,
     pub upload: Meter,
@@ -66,6 +71,7 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// For one shard; `over` makes it one of several.
     pub fn new(id: TorrentId, info_hash: InfoHash, piece_count: u32) -> Self {
         Shared {
             id,
@@ -74,11 +80,18 @@ impl Shared {
             contents: ArcSwapOption::empty(),
             phase: AtomicU8::new(Phase::Parked as u8),
             connections: AtomicU32::new(0),
+            by_shard: Box::new([AtomicU32::new(0)]),
             uploaded_bytes: AtomicU64::new(0),
             upload: Meter::new(None),
             connections_max: AtomicU32::new(u32::MAX),
             slots: AtomicU32::new(u32::MAX),
         }
+    }
+
+    /// The same, served by this many shards.
+    pub fn over(mut self, shards: usize) -> Self {
+        self.by_shard = (0..shards.max(1)).map(|_| AtomicU32::new(0)).collect();
+        self
     }
 
     /// Partner of the Release in `set_phase`.
@@ -93,6 +106,40 @@ impl Shared {
 
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Counts a connection that came to shard `here`, and says which shard it belongs to: the home
+    /// shard for the first few, so that content is cached once; then the one with the fewest.
+    /// Counted before it moves, so that a burst spreads too. `None`: the torrent has all it may.
+    ///
+    /// Relaxed: counts, nothing is published with them; two that race differ by one.
+    pub fn admit(&self, here: usize) -> Option<usize> {
+        let open = self.connections.fetch_add(1, Ordering::Relaxed);
+        if open >= self.connections_max.load(Ordering::Relaxed) {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let shard = if open < SPREAD_ABOVE {
+            Self::home(&self.info_hash, self.by_shard.len())
+        } else {
+            let counts = self.by_shard.iter().map(|count| count.load(Ordering::Relaxed));
+            let least = counts.enumerate().min_by_key(|(n, count)| (*count, *n != here));
+            least.map_or(here, |(shard, _)| shard)
+        };
+        self.by_shard[shard].fetch_add(1, Ordering::Relaxed);
+        Some(shard)
+    }
+
+    /// A connection counted for one shard stays on another.
+    pub fn moved(&self, from: usize, to: usize) {
+        self.by_shard[from].fetch_sub(1, Ordering::Relaxed);
+        self.by_shard[to].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection counted by `admit` is gone.
+    pub fn left(&self, shard: usize) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.by_shard[shard].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The shard that a torrent's first connections gather on, so that its content is cached once.
@@ -144,5 +191,24 @@ impl Contents {
             return self.base.clone();
         }
         self.base.join(&*self.layout.files[file.0 as usize].path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_peers_gather_at_home_and_a_burst_spreads_evenly() {
+        let shared = Shared::new(TorrentId(1), InfoHash([0; 20]), 1).over(2);
+        let homes: Vec<_> = (0..8).map(|_| shared.admit(1)).collect();
+        assert_eq!(homes, [Some(0); 8]);
+        (0..42).for_each(|n| assert!(shared.admit(n % 2).is_some()));
+        let counts: Vec<u32> = shared.by_shard.iter().map(|c| c.load(Ordering::Relaxed)).collect();
+        assert_eq!(counts, [25, 25]);
+        shared.connections_max.store(50, Ordering::Relaxed);
+        assert_eq!(shared.admit(0), None, "the torrent is full");
+        shared.left(1);
+        assert_eq!(shared.admit(0), Some(1), "the shard with the fewest");
     }
 }
