@@ -70,7 +70,8 @@ pub struct Options {
     #[arg(long, value_name = "MIB_PER_S", conflicts_with = "once")]
     pub open_loop: Option<f64>,
     /// Only open this many connections, keep them idle, and report the target's memory for each.
-    #[arg(long, value_name = "N", conflicts_with_all = ["open_loop", "bytes", "once", "connections"])]
+    #[arg(long, value_name = "N")]
+    #[arg(conflicts_with_all = ["open_loop", "bytes", "once", "connections"])]
     pub idle: Option<usize>,
     /// Addresses to connect from, as ADDRESS/PREFIX; a connection each, in turn. On loopback
     /// 127.64.0.0/12 is the default, because several clients take one connection an address.

@@ -78,8 +78,8 @@ pub fn run(options: &Options) -> Result<Report> {
         let together = fetch(TOGETHER)?;
         let reads_over_size = together.target_read_bytes.unwrap_or(0) as f64 / size;
         eprintln!(
-            "round {round}  plain {plain_mib_per_s:.0} MiB/s, one leech {:.0} MiB/s, {TOGETHER} together \
-             {:.0} MiB/s with reads of {reads_over_size:.2} times the size",
+            "round {round}  plain {plain_mib_per_s:.0} MiB/s, one leech {:.0} MiB/s, \
+             {TOGETHER} together {:.0} MiB/s with reads of {reads_over_size:.2} times the size",
             one.mib_per_s, together.mib_per_s
         );
         running.end()?;

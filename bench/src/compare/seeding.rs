@@ -125,7 +125,8 @@ fn one_round(
         };
         let cost = outcome.target_cpu_seconds_per_gib.context("the target's CPU")?;
         eprintln!(
-            "round {round}  {kind:<30} K={connections:<4} {cost:.3} CPU-s/GiB {:6.0} MiB/s p99 {:.1} ms",
+            "round {round}  {kind:<30} K={connections:<4} {cost:.3} CPU-s/GiB \
+             {:6.0} MiB/s p99 {:.1} ms",
             outcome.mib_per_s, outcome.latency_ms.p99
         );
         runs.push(Run {
@@ -211,7 +212,8 @@ fn main_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
     format!(
         "16 KiB random blocks, 32 outstanding, {:.0} MiB hot, server on core {}, load on core {}, \
          both nice -20; {} rounds, interleaved, each target fresh each round, and \
-         heated by one whole download; {} s measured after {} s warm-up. CPU is user + system time of the target and its children.\n\n{}",
+         heated by one whole download; {} s measured after {} s warm-up. CPU is \
+         user + system time of the target and its children.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
         options.server_core,
         options.load_core,

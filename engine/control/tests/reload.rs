@@ -110,7 +110,8 @@ fn new_trackers_hear_of_a_torrent_and_old_ones_of_its_end() {
     let sent = support::PIECE as u64;
     engine.wait("counted", |r| torrent(r, "file").unwrap().uploaded_bytes == sent);
     let entry = format!(
-        "  - {{ files: \"torrents/*.torrent\", content: content, verify: quick, trackers: [\"{}\"] }}\n",
+        "  - {{ files: \"torrents/*.torrent\", content: content, verify: quick, \
+         trackers: [\"{}\"] }}\n",
         new.url
     );
     site.write_yaml("", &entry);

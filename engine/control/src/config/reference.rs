@@ -24,8 +24,10 @@ pub fn reference() -> String {
     let schema = schema();
     let mut out = String::new();
     out.push_str(
-        "# Every key of the configuration, with its default. Made from the schema by `seedring reference`;\n\
-         # take what you need into a file of your own, and check that with `seedring check-config FILE`.\n\
+        "# Every key of the configuration, with its default. Made from the schema by \
+         `seedring reference`;\n\
+         # take what you need into a file of your own, and check that with \
+         `seedring check-config FILE`.\n\
          # yaml-language-server: $schema=seedring.schema.json\n#\n",
     );
     comment(&mut out, "", text(&schema, "description"));

@@ -233,10 +233,13 @@ proptest! {
         at in 0usize..2000, cut in 0usize..40, insert in "[ \\n:#\\[\\]{}\"'&*!|>$a-z0-9é-]{0,12}",
     ) {
         const GOOD: &str = "\
-state_dir: &x \"${HOME:-/v}\"\nlisten: ['0.0.0.0:1', '[::]:2']\nshards: 2\nmemory: { cache: 64MiB }\n\
+state_dir: &x \"${HOME:-/v}\"\nlisten: ['0.0.0.0:1', '[::]:2']\nshards: 2\n\
+memory: { cache: 64MiB }\n\
 limits:\n  upload: 10Mbit/s\n  connections: 9\ntracker: { listen: ['127.0.0.1:3'], interval: 5m }\n\
-torrents:\n  - folder: a\n    trackers: [embedded, [http://a/, udp://b:1/]]\n    limits: { upload: 1MB/s }\n\
-  - { files: ['*.torrent', b], content: *x, verify: trust }\n  - files: >\n      x y\n    content: |\n      z\n";
+torrents:\n  - folder: a\n    trackers: [embedded, [http://a/, udp://b:1/]]\n\
+\x20   limits: { upload: 1MB/s }\n\
+  - { files: ['*.torrent', b], content: *x, verify: trust }\n\
+\x20 - files: >\n      x y\n    content: |\n      z\n";
         let mut text: Vec<char> = GOOD.chars().collect();
         let at = at % text.len();
         let end = (at + cut).min(text.len());

@@ -121,7 +121,8 @@ impl Engine {
                         tracing::warn!("{tracker}: {warning}");
                     }
                     tracing::debug!(
-                        "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, leechers {:?}",
+                        "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \
+                         leechers {:?}",
                         heard.peers,
                         heard.seeders,
                         heard.leechers

@@ -20,7 +20,10 @@ pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
             Source::Folder(folder) => vec![Origin::Folder(folder.clone())],
             Source::Files(files) => {
                 let found = files.expand().map_err(|error| {
-                    format!("torrents entry at line {line}: {error}; every folder of a pattern must be readable")
+                    format!(
+                        "torrents entry at line {line}: {error}; every folder of a pattern must \
+                         be readable"
+                    )
                 })?;
                 if found.is_empty() {
                     tracing::warn!("line {line}: {} matches nothing", files.patterns.join(", "));

@@ -30,7 +30,7 @@ use super::{
     reload::wanted_of,
     shards::{Setup, Shards},
     signals::Signals,
-    status::{Display, Pages},
+    status::{Display, Pages, Request},
     torrents::Torrents,
 };
 use crate::{
@@ -66,7 +66,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         drop((heard, requests));
         tokio::select! {
             stopped = engine.stop(&notify) => result.and(stopped),
-            () = signals.stop() => Err(anyhow!("asked twice to stop: left without goodbye to trackers")),
+            () = signals.stop() => {
+                Err(anyhow!("asked twice to stop: left without goodbye to trackers"))
+            }
         }
     });
     // Work on a file system that does not answer must not hold the end up.
@@ -77,8 +79,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 async fn start(
     config: Config,
     notify: &Arc<Notify>,
-) -> anyhow::Result<(Engine, mpsc::Receiver<trackers::Event>, mpsc::Receiver<super::status::Request>)>
-{
+) -> anyhow::Result<(Engine, mpsc::Receiver<trackers::Event>, mpsc::Receiver<Request>)> {
     let began = Instant::now();
     if config.io == IoBackend::Epoll {
         return Err(anyhow!(

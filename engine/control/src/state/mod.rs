@@ -61,7 +61,8 @@ pub enum Error {
     Database { path: PathBuf, source: rusqlite::Error },
     #[error(
         "{path} was written by a newer seedring (schema {found}, this one knows {known}); run that \
-         version, or move the file away to start afresh (content is verified again, nothing else is lost)"
+         version, or move the file away to start afresh (content is verified again, nothing \
+         else is lost)"
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("another seedring is running with state_dir {0}; give this one a state_dir of its own")]

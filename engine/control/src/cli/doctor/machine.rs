@@ -76,7 +76,8 @@ fn memlock(limit_bytes: u64) -> Finding {
         bytes => Finding::warning(
             "locked memory",
             format!("limited to {}; registered buffers count against it", size(bytes)),
-            "systemd: LimitMEMLOCK=infinity; shell: ulimit -l unlimited; Docker: --ulimit memlock=-1",
+            "systemd: LimitMEMLOCK=infinity; shell: ulimit -l unlimited; \
+             Docker: --ulimit memlock=-1",
         ),
     }
 }

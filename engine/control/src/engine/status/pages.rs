@@ -95,7 +95,10 @@ impl Pages {
                     TrackerRef::Embedded => None,
                     TrackerRef::Url(url) => Some(url.clone()),
                 };
-                let public = |tracker: &&TrackerRef| !matches!(tracker, TrackerRef::Url(url) if has_secret(url));
+                let public = |tracker: &&TrackerRef| match tracker {
+                    TrackerRef::Embedded => true,
+                    TrackerRef::Url(url) => !has_secret(url),
+                };
                 let tiers = tiers.iter().map(|tier| tier.iter().filter(public).map(url).collect());
                 Tiers::Own(tiers.collect())
             }

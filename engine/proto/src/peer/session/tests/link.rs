@@ -73,7 +73,10 @@ proptest! {
 
     #[test]
     fn random_bytes_never_panic(
-        stream in prop::collection::vec(prop_oneof![3 => Just(0u8), 2 => 0..22u8, 1 => any::<u8>()], 0..300),
+        stream in prop::collection::vec(
+            prop_oneof![3 => Just(0u8), 2 => 0..22u8, 1 => any::<u8>()],
+            0..300,
+        ),
     ) {
         let _ = outcome(Reserved::OURS, &stream, &[]);
     }
