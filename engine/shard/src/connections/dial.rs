@@ -1,7 +1,8 @@
 //! Connections that we begin: a box behind NAT must serve too.
 //!
 //! Owns: the queue of addresses to dial, how many are under way, what is told about each.
-//! Never: when to dial again (control's backoff). Flow: Command::Dial -> connect -> handshake -> greet.
+//! Never: when to dial again (control's backoff). Flow: Command::Dial -> connect -> handshake ->
+//! greet.
 
 use std::{collections::VecDeque, io, net::SocketAddr, time::Duration};
 

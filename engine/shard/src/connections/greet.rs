@@ -1,7 +1,8 @@
 //! From an accepted socket to a handshaken connection on the right shard.
 //!
 //! Owns: the way through Greeting and Waiting to Open, and who is turned away.
-//! Never: messages after the handshake. Flow: accepted -> bytes -> handshake -> placed (here, or handed over).
+//! Never: messages after the handshake. Flow: accepted -> bytes -> handshake -> placed (here, or
+//! handed over).
 
 use std::{
     net::{IpAddr, SocketAddr},

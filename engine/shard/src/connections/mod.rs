@@ -1,10 +1,11 @@
 //! The connections of a shard: who they are and what is in flight for each.
 //!
 //! Owns: the table of connections, their stages, the count of operations in flight of each.
-//! Never: the protocol (proto's session), bytes of content. Flow: accept or dial -> greet -> open -> closing.
+//! Never: the protocol (proto's session), bytes of content. Flow: accept or dial -> greet -> open
+//! -> closing.
 //!
-//! A key carries a generation: a completion for a connection that is gone finds nothing. A connection's
-//! place is free only when its last operation has completed.
+//! A key carries a generation: a completion for a connection that is gone finds nothing. A
+//! connection's place is free only when its last operation has completed.
 
 pub mod choke;
 pub mod dial;
@@ -111,8 +112,8 @@ pub enum ZeroCopy {
     On { copied: u8 },
 }
 
-/// Arrival times of queued requests, a run a receive: requests are served in about the order in which
-/// they came, so the oldest time goes with the next block.
+/// Arrival times of queued requests, a run a receive: requests are served in about the order in
+/// which they came, so the oldest time goes with the next block.
 #[derive(Default, Debug)]
 pub struct Asked {
     runs: VecDeque<(Duration, u32)>,

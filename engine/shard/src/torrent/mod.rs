@@ -1,8 +1,9 @@
 //! A torrent as shards know it.
 //!
-//! Owns: `Shared` (identity, piece map, counters, limits: bits and numbers that every shard and control
-//! may touch), `Contents` (layout and hashes, present while somebody needs them).
-//! Never: connections, sockets, decisions on when to announce. Flow: control makes it, shards read it.
+//! Owns: `Shared` (identity, piece map, counters, limits: bits and numbers that every shard and
+//! control may touch), `Contents` (layout and hashes, present while somebody needs them).
+//! Never: connections, sockets, decisions on when to announce. Flow: control makes it, shards read
+//! it.
 
 mod local;
 mod piece_map;
