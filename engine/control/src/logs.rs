@@ -20,6 +20,18 @@ pub fn terminal() -> Option<MultiProgress> {
     STATUS_AREA.get_or_init(|| io::stderr().is_terminal().then(MultiProgress::new)).clone()
 }
 
+/// Prints for people and pipes, above the status area where there is one.
+pub fn print(text: &str) {
+    // A reader that went away has seen enough.
+    let print = || {
+        let _ = writeln!(io::stdout(), "{text}");
+    };
+    match terminal() {
+        Some(area) => area.suspend(print),
+        None => print(),
+    }
+}
+
 /// Starts logging to standard error. `SEEDRING_LOG` (tracing's filter syntax) overrides the level.
 pub fn init(log: &Log) {
     let level = match log.level {

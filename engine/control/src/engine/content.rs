@@ -145,7 +145,8 @@ impl Engine {
         self.shards.send_all(|| Command::Remove(id));
         let new_id = self.torrents.next_id();
         let old = &torrent.shared;
-        let shared = Shared::new(new_id, old.info_hash, old.pieces.piece_count()).over(self.shards.len());
+        let shared =
+            Shared::new(new_id, old.info_hash, old.pieces.piece_count()).over(self.shards.len());
         shared.uploaded_bytes.store(torrent.uploaded_bytes(), Ordering::Relaxed);
         set_verified(&shared, &verified);
         shared.contents.store(contents);

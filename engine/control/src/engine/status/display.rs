@@ -119,8 +119,8 @@ impl Engine {
         let rate = |now: u64, then: u64| rate((now.saturating_sub(then)) as f64 / elapsed);
         let connections: u32 = self.stats.iter().flatten().map(|s| s.connections).sum();
         bars.total.set_message(format!(
-            "{} torrents, {connections} peers, up {}",
-            self.torrents.len(),
+            "{}, {connections} peers, up {}",
+            super::ready::plural(self.torrents.len()),
             rate(uploaded.iter().sum(), before.iter().sum())
         ));
         while bars.shards.len() < uploaded.len().min(SHARD_LINES_MAX) {

@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
-use super::super::{Engine, torrents::State};
+use super::super::{
+    Engine,
+    torrents::{State, Torrent},
+};
 
 /// Magnet links printed at most.
 const LINKS_MAX: usize = 10;
@@ -19,34 +22,49 @@ impl Engine {
         let waiting = count(|state| matches!(state, State::Waiting(_)));
         let failed = self.pending.failures().len();
         let counts =
-            format!("{seeding} torrents seeding, {waiting} waiting for content, {failed} failed");
+            format!("{} seeding, {waiting} waiting for content, {failed} failed", plural(seeding));
         let Some(took) = after_start else { return tracing::info!("{counts}") };
         tracing::info!("{counts}, {:.1} s after start", took.as_secs_f64());
         let mut torrents: Vec<_> =
             self.torrents.iter().filter(|torrent| torrent.is_active()).collect();
         if torrents.len() > LINKS_MAX {
-            println!("{} torrents; `seedring show TORRENT` prints a magnet link", torrents.len());
-            return;
+            let text = "`seedring show TORRENT` prints a magnet link";
+            return crate::logs::print(&format!("{}; {text}", plural(torrents.len())));
         }
         torrents.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut text = String::new();
         for torrent in torrents {
-            let hash = torrent.info_hash();
-            let Some(magnet) = self.catalogue.magnet(&hash) else { continue };
-            println!(
-                "\nseeding {} ({} bytes)\n  info-hash  {hash}",
-                torrent.name, torrent.total_bytes
-            );
-            println!("  magnet     {magnet}");
-            let url = self.catalogue.torrent_url(&hash);
-            if let Some(url) = &url {
-                println!("  .torrent   {url}");
-            }
-            println!("  file       {}", torrent.place.torrent_file.display());
-            if let Some(url) = url {
-                println!("  fetch it   aria2c --dir=/tmp/fetched --seed-time=0 '{url}'");
-                println!("             or paste the magnet link into any client");
-            }
+            self.describe(torrent, &mut text);
         }
-        println!();
+        if !text.is_empty() {
+            crate::logs::print(&text);
+        }
     }
+
+    fn describe(&self, torrent: &Torrent, text: &mut String) {
+        let hash = torrent.info_hash();
+        let Some(magnet) = self.catalogue.magnet(&hash) else { return };
+        let (name, bytes) = (&torrent.name, torrent.total_bytes);
+        let mut line = |line: String| {
+            text.push_str(&line);
+            text.push('\n');
+        };
+        line(format!("\nseeding {name} ({bytes} bytes)"));
+        line(format!("  info-hash  {hash}"));
+        line(format!("  magnet     {magnet}"));
+        let url = self.catalogue.torrent_url(&hash);
+        if let Some(url) = &url {
+            line(format!("  .torrent   {url}"));
+        }
+        line(format!("  file       {}", torrent.place.torrent_file.display()));
+        if let Some(url) = url {
+            line(format!("  fetch it   aria2c --dir=/tmp/fetched --seed-time=0 '{url}'"));
+            line("             or paste the magnet link into any client".into());
+        }
+    }
+}
+
+/// `1 torrent`, `2 torrents`.
+pub(super) fn plural(torrents: usize) -> String {
+    format!("{torrents} torrent{}", if torrents == 1 { "" } else { "s" })
 }
