@@ -21,6 +21,8 @@ use crate::{
 const COLD_AFTER: Duration = Duration::from_secs(60);
 /// What is queued to peers may drain for so long after a stop; then they are reset.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Torrents that go cold in one second.
+const COOLED_MAX: usize = 64;
 /// Lines in one peer report.
 const PEERS_MAX: usize = 2_000;
 
@@ -55,7 +57,7 @@ impl<I: Io> Shard<I> {
                 self.verify(torrent, first, count, offer);
             }
             Command::Have { torrent, piece } => self.tell_have(torrent, piece),
-            Command::Slots(slots) => self.choking.slots = slots,
+            Command::Slots(slots) => self.set_slots(slots),
             Command::Report => {
                 let stats = self.report();
                 self.tell(Event::Stats(Box::new(stats)));
@@ -83,7 +85,9 @@ impl<I: Io> Shard<I> {
         }
         self.verify.drop_torrent(id);
         self.storage.drop_torrent(id, &mut self.news);
-        if let Some(local) = self.torrents.remove(&id) {
+        if let Some(local) = self.torrents.remove(&id)
+            && self.by_hash.get(&local.shared.info_hash) == Some(&id)
+        {
             self.by_hash.remove(&local.shared.info_hash);
         }
     }
@@ -98,12 +102,13 @@ impl<I: Io> Shard<I> {
             }
             return;
         }
-        if local.contents().is_some() {
+        // Only who needs the contents takes them: a shard without peers of it stays without.
+        if !local.waiting.is_empty() && local.contents().is_some() {
             for key in std::mem::take(&mut local.waiting) {
                 self.place(key, id);
             }
-            self.verify.ready = true;
         }
+        self.verify.ready = true;
     }
 
     /// A piece came to be offered after peers had been told what there is.
@@ -127,7 +132,6 @@ impl<I: Io> Shard<I> {
             }
         }
         self.rechoke(now);
-        self.dial_chores();
         self.storage.close_unused(now);
         // Whoever found no memory or a full queue of pieces to hash is looked at again.
         self.memory_came_home |= !self.starved.is_empty();
@@ -136,13 +140,16 @@ impl<I: Io> Shard<I> {
     }
 
     fn cool_down(&mut self, now: Duration) {
-        let cold = |local: &Local| {
-            local.contents.is_some()
-                && local.is_unused()
-                && local.idle_since.is_some_and(|since| now.saturating_sub(since) > COLD_AFTER)
-        };
-        let ids: Vec<TorrentId> =
-            self.torrents.iter().filter(|(_, l)| cold(l)).map(|(id, _)| *id).collect();
+        let mut ids = Vec::new();
+        for (id, local) in &mut self.torrents {
+            if local.contents.is_none() || !local.is_unused() || ids.len() == COOLED_MAX {
+                continue;
+            }
+            let since = *local.idle_since.get_or_insert(now);
+            if now.saturating_sub(since) > COLD_AFTER {
+                ids.push(*id);
+            }
+        }
         for id in ids {
             self.storage.drop_torrent(id, &mut self.news);
             if let Some(local) = self.torrents.get_mut(&id) {
@@ -150,6 +157,11 @@ impl<I: Io> Shard<I> {
             }
             self.tell(Event::Idle(id));
         }
+        // A request for contents that got lost is made again.
+        let lost = |l: &&Local| !l.waiting.is_empty() && l.contents.is_none();
+        let waiting: Vec<TorrentId> =
+            self.torrents.values().filter(lost).map(|l| l.shared.id).collect();
+        waiting.into_iter().for_each(|id| self.tell(Event::Activate(id)));
     }
 
     pub(crate) fn report(&mut self) -> Stats {
@@ -197,13 +209,23 @@ impl<I: Io> Shard<I> {
         for listener in 0..self.listeners.len() as u32 {
             self.io.cancel(Target::Listener(listener).token());
         }
-        for key in self.connections.keys() {
-            self.close(key, Shutdown::Orderly);
-        }
+        self.close_quiet();
         let ids: Vec<TorrentId> = self.torrents.keys().copied().collect();
         ids.into_iter().for_each(|id| {
             self.verify.drop_torrent(id);
         });
+    }
+
+    /// Closes every connection that has nothing in flight to its peer; those that do may finish
+    /// the send (its blocks count) until the grace is over.
+    fn close_quiet(&mut self) {
+        let late = self.io.now() >= self.stop_by;
+        for key in self.connections.keys() {
+            let sending = self.connections.get(key).is_some_and(|c| c.sending);
+            if late || !sending {
+                self.close(key, Shutdown::Orderly);
+            }
+        }
     }
 
     /// `true` once nothing is in flight: all memory is home, and control has been told.
@@ -211,9 +233,7 @@ impl<I: Io> Shard<I> {
         if self.stopped {
             return self.outbox.is_empty();
         }
-        for key in self.connections.keys() {
-            self.close(key, Shutdown::Orderly);
-        }
+        self.close_quiet();
         self.storage.clear(&mut self.news);
         self.news.clear();
         self.parts.clear();

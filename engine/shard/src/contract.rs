@@ -122,6 +122,8 @@ pub enum DialOutcome {
     /// Ourselves.
     Oneself,
     Refused,
+    /// Not tried: too many dials wait, or too many connections are open. Ask again soon.
+    Later,
     /// Connected, then closed or broke the protocol before or after the handshake.
     Closed,
 }

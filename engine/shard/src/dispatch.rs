@@ -73,11 +73,20 @@ impl<I: Io> Shard<I> {
         self.news = news;
     }
 
-    /// Queues an event for control. The outbox is bounded: what does not fit is dropped, since
-    /// events are hints and the truth is in the piece maps and counters.
+    /// Queues an event for control. What only informs is dropped when control is far behind; what
+    /// control waits for (ends of jobs and dials, requests for contents) is kept: there are no more
+    /// of those than jobs, dials and torrents.
     pub(crate) fn tell(&mut self, event: Event) {
         const OUTBOX_MAX: usize = 4_096;
-        if self.outbox.len() < OUTBOX_MAX {
+        let informs = matches!(
+            event,
+            Event::PeerFault { .. }
+                | Event::PieceFailed { .. }
+                | Event::Stats(_)
+                | Event::Peers { .. }
+                | Event::AcceptFailed(_)
+        );
+        if !informs || self.outbox.len() < OUTBOX_MAX {
             self.outbox.push_back(event);
         }
     }

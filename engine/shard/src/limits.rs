@@ -29,10 +29,28 @@ impl Meter {
         meter
     }
 
-    /// Changes the rate; debts already taken stay as they are (at most a batch).
+    /// Sets the rate of a meter from which nothing was taken yet.
     pub fn set(&self, rate_bytes_per_s: Option<u64>) {
         let rate = rate_bytes_per_s.map_or(UNLIMITED, |r| r.max(1));
         self.rate_bytes_per_s.store(rate, Ordering::Relaxed);
+    }
+
+    /// Changes the rate in use. What was taken and is not paid for is paid at the new rate.
+    pub fn change(&self, rate_bytes_per_s: Option<u64>, now: Duration) {
+        let rate = rate_bytes_per_s.map_or(UNLIMITED, |r| r.max(1));
+        let before = self.rate_bytes_per_s.swap(rate, Ordering::Relaxed);
+        if before == rate {
+            return;
+        }
+        let now_ns = now.as_nanos() as u64;
+        let _ = self.arrival_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |arrival| {
+            let debt_ns = u128::from(arrival.saturating_sub(now_ns));
+            let scaled = match (before, rate) {
+                (UNLIMITED, _) | (_, UNLIMITED) => 0,
+                (before, rate) => debt_ns * u128::from(before) / u128::from(rate),
+            };
+            Some(now_ns.saturating_add(scaled.min(u128::from(u64::MAX)) as u64))
+        });
     }
 
     pub fn rate(&self) -> Option<u64> {
@@ -115,10 +133,13 @@ mod tests {
         let meter = Meter::new(None);
         meter.take(u64::MAX, Duration::ZERO);
         assert!(meter.is_open(Duration::ZERO));
-        meter.set(Some(1_000));
-        meter.take(10_000, Duration::ZERO);
-        assert!(!meter.is_open(Duration::from_secs(9)));
-        meter.set(None);
-        assert!(meter.is_open(Duration::ZERO));
+        let now = Duration::from_secs(1);
+        meter.change(Some(1_000), now);
+        meter.take(10_000, now);
+        assert!(!meter.is_open(Duration::from_secs(10)));
+        meter.change(Some(10_000), now);
+        assert!(meter.is_open(Duration::from_secs(2)), "ten seconds of debt are one now");
+        meter.change(None, now);
+        assert!(meter.is_open(now));
     }
 }

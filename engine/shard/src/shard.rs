@@ -192,16 +192,19 @@ impl<I: Io> Shard<I> {
             self.chores(now);
             self.chores_at = now + CHORES_EVERY;
         }
-        let hashing = self.verify_step(HASH_BYTES_MAX);
         self.deliver_news();
         self.wake_throttled(now);
         self.wake_starved();
+        let hashing = self.verify_step(HASH_BYTES_MAX);
+        self.deliver_news();
+        self.dial_next();
         let pumping = self.pump_ready(PUMPS_MAX);
         self.flush_outbox();
         if self.stopping && self.drain() {
             return Tick::Stopped;
         }
-        if full || messages || fired || hashing || pumping || self.memory_came_home {
+        let woken = self.verify.ready || self.memory_came_home;
+        if full || messages || fired || hashing || pumping || woken {
             return Tick::Busy;
         }
         Tick::Idle(Some(self.next_deadline()))
@@ -214,6 +217,9 @@ impl<I: Io> Shard<I> {
         }
         if !self.throttled.is_empty() {
             at = at.min(self.throttled_until);
+        }
+        if let Some(dial) = self.next_dial() {
+            at = at.min(dial);
         }
         at
     }
@@ -241,7 +247,7 @@ impl<I: Io> Shard<I> {
 
     pub(crate) fn submit_now(&mut self, op: Op) {
         let submitted = self.io.submit(op);
-        assert!(submitted.is_ok(), "the in-flight table is sized for all connections and reads");
+        assert!(submitted.is_ok(), "the in-flight table is sized for all its holders");
     }
 
     pub(crate) fn accept(&mut self, listener: u32) {

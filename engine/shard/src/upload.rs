@@ -57,7 +57,7 @@ impl<I: Io> Shard<I> {
     pub(crate) fn pump(&mut self, key: Key) {
         let now = self.io.now();
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.sending || matches!(connection.stage, Stage::Closing) {
+        if connection.sending || self.stopping || matches!(connection.stage, Stage::Closing) {
             return;
         }
         let mut batch = self.io.batch();
@@ -67,9 +67,6 @@ impl<I: Io> Shard<I> {
         if batch.is_empty() {
             self.io.recycle(batch);
             return;
-        }
-        if let Some(open) = self.connections.get(key).and_then(|c| c.open()) {
-            open.in_flight_bytes = batch.len_bytes() as u32;
         }
         self.send(key, batch);
     }
@@ -95,6 +92,9 @@ impl<I: Io> Shard<I> {
 
     fn take_blocks(&mut self, key: Key, batch: &mut SendBatch, now: Duration) {
         let Some(connection) = self.connections.get(key) else { return };
+        if connection.held {
+            return; // its turn comes: whoever asks more often gets no more
+        }
         let out = &mut connection.out;
         let Stage::Open(open) = &mut connection.stage else { return };
         if open.session.queue().is_empty() || (!out.is_empty() && batch.is_full()) {

@@ -97,7 +97,7 @@ impl Engine {
     pub(super) fn apply_limits(&mut self, id: TorrentId) {
         let Some(torrent) = self.torrents.get(id) else { return };
         let (own, shared) = (&torrent.wanted.limits, &torrent.shared);
-        shared.upload.set(own.upload.bytes_per_second);
+        shared.upload.change(own.upload.bytes_per_second, self.shards.now());
         let connections = own.connections.unwrap_or(self.config.limits.connections_per_torrent);
         shared.connections_max.store(connections, Ordering::Relaxed);
         shared.slots.store(own.upload_slots.0.unwrap_or(u32::MAX), Ordering::Relaxed);

@@ -18,6 +18,8 @@ const BOOK_MAX: usize = 200;
 /// Dials asked for at once a torrent.
 const DIALS_MAX: usize = 30;
 const FIRST_BACKOFF: Duration = Duration::from_secs(60);
+/// A dial that the shard had no room for.
+const LATER: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
 
 #[derive(Default)]
@@ -86,6 +88,7 @@ impl PeerBooks {
             DialOutcome::Connected => entry.failures = 0,
             // Kept, so that a tracker that names it again does not get it dialled again.
             DialOutcome::Oneself => {}
+            DialOutcome::Later => entry.again = Some(now + LATER),
             DialOutcome::Seed => entry.again = Some(now + BACKOFF_MAX),
             DialOutcome::Refused | DialOutcome::Closed => {
                 let backoff = FIRST_BACKOFF * 2u32.saturating_pow(entry.failures.min(10));

@@ -159,7 +159,7 @@ impl Engine {
     /// Limits that all shards read.
     pub(super) fn apply_globals(&mut self) {
         let (limits, globals) = (&self.config.limits, &self.globals);
-        globals.upload.set(limits.upload.bytes_per_second);
+        globals.upload.change(limits.upload.bytes_per_second, self.shards.now());
         globals.connections_max.store(limits.connections, Ordering::Relaxed);
         let handshake_ms = self.config.timeouts.handshake.0.as_millis() as u64;
         globals.handshake_timeout_ms.store(handshake_ms, Ordering::Relaxed);

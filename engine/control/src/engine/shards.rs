@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{Arc, mpsc},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -54,6 +54,8 @@ pub struct Shards {
     pub listening: Vec<SocketAddr>,
     /// What each ring had to do without.
     pub steps_down: Vec<String>,
+    /// What the shards' clocks count from.
+    epoch: Instant,
 }
 
 struct Link {
@@ -116,7 +118,12 @@ impl Shards {
             .collect::<anyhow::Result<_>>()?;
         let steps_down = ready[0].steps_down.clone();
         let links = connect(ready, notify)?;
-        Ok(Shards { links, threads, listening, steps_down })
+        Ok(Shards { links, threads, listening, steps_down, epoch })
+    }
+
+    /// The time as the shards have it.
+    pub fn now(&self) -> Duration {
+        self.epoch.elapsed()
     }
 
     pub fn len(&self) -> usize {

@@ -43,27 +43,54 @@ fn slots(n: u32) -> Slots {
 }
 
 impl<I: Io> Shard<I> {
+    /// Control's share of the engine's slots for this shard.
+    pub(crate) fn set_slots(&mut self, slots: u32) {
+        self.choking.slots = slots;
+        self.choking.next = self.choking.next.min(self.io.now());
+    }
+
     /// A peer wants something: it is unchoked at once while slots are free.
     pub(crate) fn became_interested(&mut self, key: Key) {
         let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
-        self.stats.interested += u32::from(!std::mem::replace(&mut open.counted, true));
         let torrent = open.torrent;
+        if !std::mem::replace(&mut open.counted, true) {
+            self.count_interest(torrent, true);
+        }
         let Some(local) = self.torrents.get(&torrent) else { return };
-        let torrent_slots = local.shared.slots.load(Ordering::Relaxed);
-        if self.choking.unchoked < self.choking.slots && local.unchoked < torrent_slots {
+        if self.choking.unchoked < self.choking.slots && local.unchoked < local.quota() {
             self.set_unchoked(key, true);
         }
     }
 
+    /// Where slots are bounded, one that nobody uses goes to somebody else.
     pub(crate) fn lost_interest(&mut self, key: Key) {
         let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
-        self.stats.interested -= u32::from(std::mem::take(&mut open.counted));
         let torrent = open.torrent;
-        // Where slots are bounded, one that nobody uses goes to somebody else.
-        let bounded = |local: &Local| local.shared.slots.load(Ordering::Relaxed) != u32::MAX;
-        if self.choking.slots != u32::MAX || self.torrents.get(&torrent).is_some_and(bounded) {
+        if std::mem::take(&mut open.counted) {
+            self.count_interest(torrent, false);
+        }
+        if self.is_bounded(torrent) {
             self.set_unchoked(key, false);
             self.choking.next = self.choking.next.min(self.io.now());
+        }
+    }
+
+    fn is_bounded(&self, torrent: TorrentId) -> bool {
+        let bounded = |local: &Local| local.shared.slots.load(Ordering::Relaxed) != u32::MAX;
+        self.choking.slots != u32::MAX || self.torrents.get(&torrent).is_some_and(bounded)
+    }
+
+    /// Counts a peer that began or ceased to want something.
+    pub(crate) fn count_interest(&mut self, torrent: TorrentId, wants: bool) {
+        let Some(local) = self.torrents.get_mut(&torrent) else { return };
+        if wants {
+            self.stats.interested += 1;
+            local.interested += 1;
+            local.shared.interested.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.stats.interested -= 1;
+            local.interested -= 1;
+            local.shared.interested.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -95,7 +122,7 @@ impl<I: Io> Shard<I> {
         if let Some(local) = self.torrents.get_mut(&torrent) {
             local.unchoked -= 1;
         }
-        if self.choking.slots != u32::MAX {
+        if self.is_bounded(torrent) {
             // Somebody waits for the slot: rechoke with the next chores.
             self.choking.next = self.choking.next.min(self.io.now());
         }
@@ -114,7 +141,7 @@ impl<I: Io> Shard<I> {
             candidates.push(Candidate {
                 key,
                 torrent: open.torrent.0,
-                torrent_slots: slots(local.shared.slots.load(Ordering::Relaxed)),
+                torrent_slots: slots(local.quota()),
                 interested: open.session.peer_interested(),
                 unchoked: !open.session.am_choking(),
                 rate_bytes_per_s: open.rate.per_s(now),

@@ -32,11 +32,19 @@ impl<I: Io> Shard<I> {
     pub(crate) fn dial(&mut self, torrent: TorrentId, address: SocketAddr) {
         if self.dialing.queue.len() < QUEUE_MAX {
             self.dialing.queue.push_back((torrent, address));
+        } else {
+            self.tell(Event::Dialed { torrent, address, outcome: DialOutcome::Later });
         }
-        self.dial_next();
     }
 
-    fn dial_next(&mut self) {
+    /// When the tick should look at the queue: at once while there is room.
+    pub(crate) fn next_dial(&self) -> Option<Duration> {
+        let room = self.dialing.under_way < UNDER_WAY_MAX && !self.dialing.queue.is_empty();
+        (room && !self.stopping).then_some(Duration::ZERO)
+    }
+
+    /// Begins as many dials as may be under way.
+    pub(crate) fn dial_next(&mut self) {
         while self.dialing.under_way < UNDER_WAY_MAX && !self.stopping {
             let Some((torrent, address)) = self.dialing.queue.pop_front() else { return };
             self.connect(torrent, address);
@@ -46,6 +54,7 @@ impl<I: Io> Shard<I> {
     fn connect(&mut self, torrent: TorrentId, address: SocketAddr) {
         let active = self.torrents.get(&torrent).is_some_and(|l| l.shared.phase() == Phase::Active);
         if !active || !self.admit() {
+            self.tell(Event::Dialed { torrent, address, outcome: DialOutcome::Later });
             return;
         }
         let socket = match self.io.socket(address, None) {
@@ -121,15 +130,5 @@ impl<I: Io> Shard<I> {
             }
         }
         self.tell(Event::Dialed { torrent, address, outcome });
-        self.dial_next_later();
-    }
-
-    fn dial_next_later(&mut self) {
-        // From the chores at the latest; at once where there is room and no recursion.
-        self.chores_at = self.chores_at.min(self.io.now() + Duration::from_millis(10));
-    }
-
-    pub(crate) fn dial_chores(&mut self) {
-        self.dial_next();
     }
 }

@@ -94,6 +94,11 @@ impl<I: Io> Shard<I> {
 
     /// A connection from another shard: its torrent is at home here.
     pub(crate) fn taken_over(&mut self, handover: Handover) {
+        if self.stopping {
+            handover.torrent.left(self.options.shard);
+            self.options.globals.connections.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
         // The other shard counted it already.
         let Handover { socket, address, bytes, torrent } = handover;
         self.greet(Socket::from(socket), address, bytes, Some(torrent));
@@ -190,6 +195,9 @@ impl<I: Io> Shard<I> {
     /// The connection stays here: open it, or let it wait until the torrent's contents are loaded.
     pub(crate) fn place(&mut self, key: Key, id: TorrentId) {
         let Some(local) = self.torrents.get_mut(&id) else { return };
+        if local.shared.phase() != Phase::Active {
+            return self.close(key, Shutdown::Orderly);
+        }
         let cold = local.contents().is_none();
         let Some(connection) = self.connections.get(key) else { return };
         if cold {
@@ -230,12 +238,14 @@ impl<I: Io> Shard<I> {
         let connection = self.connections.get(key).expect("invariant: the caller has it");
         let globals = &self.options.globals;
         let port = globals.listen_port.load(Ordering::Relaxed);
+        let own_slots = local.shared.slots.load(Ordering::Relaxed);
+        let bounded = self.choking.slots != u32::MAX || own_slots != u32::MAX;
         let options = session::Options {
             client: globals.client,
             your_ip: Some(connection.address.ip()),
             listen_port: (port != 0).then_some(port),
             upload_only: true,
-            allowed_fast: if self.choking.slots == u32::MAX { 0 } else { ALLOWED_FAST },
+            allowed_fast: if bounded { ALLOWED_FAST } else { 0 },
             ..session::Options::new(handshake.reserved, handshake.peer_id)
         };
         let mut session = Session::new(options, now, self.options.seed ^ key.0);
@@ -260,6 +270,8 @@ impl<I: Io> Shard<I> {
             sent_at: now,
             batch_at: 0,
             partial_at: None,
+            pinned_sends: 0,
+            pinned_bytes: 0,
             counted: false,
             batch_blocks: BATCH_BLOCKS_MAX / 4,
             asked: Asked::default(),

@@ -87,6 +87,9 @@ pub struct Open {
     pub batch_at: usize,
     /// The batch whose tail the socket did not take; sent on when it is released.
     pub partial_at: Option<usize>,
+    /// Zero-copy sends that the kernel still reads from: how many, and their bytes.
+    pub pinned_sends: u32,
+    pub pinned_bytes: usize,
     /// Counted as interested.
     pub counted: bool,
     pub batch_blocks: u32,
@@ -125,7 +128,10 @@ impl Asked {
     pub fn grow_to(&mut self, queued: usize, now: Duration) {
         let new = (queued as u32).saturating_sub(self.total);
         if new > 0 {
-            self.runs.push_back((now, new));
+            match self.runs.back_mut() {
+                Some((at, count)) if *at == now => *count += new,
+                _ => self.runs.push_back((now, new)),
+            }
             self.total += new;
         }
         // Requests that were cancelled or rejected: the oldest times go.
@@ -237,6 +243,20 @@ impl Connections {
 }
 
 impl Connection {
+    /// Gives back what a burst left behind: an idle connection stays near 1 KiB.
+    pub fn shrink(&mut self) {
+        if self.out.is_empty() {
+            self.out = Vec::new();
+        }
+        if let Stage::Open(open) = &mut self.stage
+            && open.in_flight.is_empty()
+            && open.session.queue().is_empty()
+        {
+            open.in_flight = Vec::new();
+            open.asked = Asked::default();
+        }
+    }
+
     pub fn open(&mut self) -> Option<&mut Open> {
         match &mut self.stage {
             Stage::Open(open) => Some(open),

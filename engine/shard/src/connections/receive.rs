@@ -15,6 +15,10 @@ use crate::{
     torrent::{TorrentId, View},
 };
 
+/// Messages that wait for a peer to read; an honest one has at most a bitfield, metadata in flight and
+/// rejects of a full queue, about 600 KiB.
+const OUT_BYTES_MAX: usize = 1 << 20;
+
 impl<I: Io> Shard<I> {
     pub(crate) fn received(&mut self, key: Key, result: io::Result<Received>) {
         let Some(connection) = self.connections.get(key) else { return };
@@ -43,6 +47,13 @@ impl<I: Io> Shard<I> {
         let mut events = Vec::new();
         let before = connection.out.len();
         let result = open.session.receive(bytes, &view, now, &mut connection.out, &mut events);
+        if connection.out.len() > OUT_BYTES_MAX {
+            let address = connection.address;
+            let why = format!("over {OUT_BYTES_MAX} bytes of answers wait, and it does not read");
+            self.tell(Event::PeerFault { address, why });
+            self.stats.violations += 1;
+            return self.close(key, Shutdown::Reset);
+        }
         let mut ready = connection.out.len() > before;
         open.asked.grow_to(open.session.queue().len(), now);
         for event in events {
@@ -88,6 +99,12 @@ impl<I: Io> Shard<I> {
         let connecting = matches!(connection.stage, Stage::Connecting);
         let stage = std::mem::replace(&mut connection.stage, Stage::Closing);
         connection.out = Vec::new();
+        if let Stage::Open(open) = &stage
+            && open.partial_at.is_some()
+        {
+            // Its rest will not be sent: nothing of that send is left for the socket.
+            connection.operations -= 1;
+        }
         let idle = connection.operations == 0;
         if let Some(torrent) = connection.admitted.take() {
             torrent.left(self.options.shard);
@@ -100,7 +117,7 @@ impl<I: Io> Shard<I> {
             Stage::Open(mut open) => {
                 self.stats.connections -= 1;
                 if open.counted {
-                    self.stats.interested -= 1;
+                    self.count_interest(open.torrent, false);
                 }
                 if !open.session.am_choking() {
                     self.slot_freed(open.torrent);
@@ -152,17 +169,13 @@ impl<I: Io> Shard<I> {
                 }
                 connection.deadline
             }
-            Stage::Open(open) => {
-                let stalled =
-                    connection.sending && now.saturating_sub(open.sent_at) > super::send::STALL_MAX;
-                match open.session.timeout(now, &mut connection.out) {
-                    _ if stalled => return self.close(key, Shutdown::Reset),
-                    Ok(next) => next.unwrap_or(now + Duration::from_secs(60)),
-                    Err(_) => return self.close(key, Shutdown::Orderly),
-                }
-            }
+            Stage::Open(open) => match open.session.timeout(now, &mut connection.out) {
+                Ok(next) => next.unwrap_or(now + Duration::from_secs(60)),
+                Err(_) => return self.close(key, Shutdown::Orderly),
+            },
         };
         connection.deadline = next;
+        connection.shrink();
         let ready = !connection.out.is_empty();
         self.timers.set(next.max(now + Duration::from_millis(1)), key);
         if ready {

@@ -13,9 +13,6 @@ use seedring_platform::{
 use super::{BATCH_BLOCKS_MAX, Key, Open, Stage, ZeroCopy};
 use crate::{shard::Shard, token::Target};
 
-/// A send that made no progress for so long ends its connection (as TCP_USER_TIMEOUT does where the
-/// kernel sees it).
-pub const STALL_MAX: Duration = Duration::from_secs(60);
 /// A send that took less lets the next one be larger, one that took more makes it smaller: a fast
 /// peer gets large sends, a slow one does not pin the cache.
 const SEND_QUICK: Duration = Duration::from_millis(50);
@@ -24,6 +21,12 @@ const SEND_SLOW: Duration = Duration::from_millis(250);
 const ZERO_COPY_BYTES_MIN: usize = 16 << 10;
 /// So many sends reported as copied, and the route is left alone for a while.
 const COPIED_MAX: u8 = 3;
+/// Zero-copy pages stay pinned until the peer acknowledges them: so many sends and bytes a
+/// connection, then copies. It also bounds the operations in flight a connection.
+const PINNED_SENDS_MAX: u32 = 4;
+const PINNED_BYTES_MAX: usize = 2 << 20;
+/// A peer that takes fewer blocks a send is slow: it gets copies.
+const ZERO_COPY_BLOCKS_MIN: u32 = 4;
 const ROUTE_REST: Duration = Duration::from_secs(600);
 const ROUTES_MAX: usize = 4_096;
 
@@ -76,8 +79,12 @@ impl<I: Io> Shard<I> {
             open.sent_at = now;
             open.batch_at = std::ptr::from_ref(&*batch).addr();
             open.in_flight_bytes = batch.len_bytes() as u32;
+            let bytes = batch.len_bytes();
             zero_copy = matches!(open.zero_copy, ZeroCopy::On { .. })
-                && batch.len_bytes() >= ZERO_COPY_BYTES_MIN;
+                && bytes >= ZERO_COPY_BYTES_MIN
+                && open.batch_blocks >= ZERO_COPY_BLOCKS_MIN
+                && open.pinned_sends < PINNED_SENDS_MAX
+                && open.pinned_bytes + bytes <= PINNED_BYTES_MAX;
         }
         self.stats.sends += 1;
         self.stats.zero_copy_sends += u64::from(zero_copy);
@@ -126,31 +133,35 @@ impl<I: Io> Shard<I> {
         self.settle_closing(key);
     }
 
-    /// A zero-copy send was taken whole (MSG_WAITALL), or failed.
+    /// A zero-copy send was taken whole (MSG_WAITALL), or in part, or failed. Its pages stay with
+    /// the kernel; the socket does not.
     fn taken(&mut self, key: Key, result: io::Result<usize>) {
         let Some(connection) = self.connections.get(key) else { return };
-        connection.sending = false;
-        match result {
-            Ok(n) => {
-                let whole = match &connection.stage {
-                    Stage::Open(open) => n >= open.in_flight_bytes as usize,
-                    _ => true,
-                };
-                if whole {
-                    self.finished(key, n);
-                } else {
-                    // The rest can't be sent before the kernel gives the batch back; `released`
-                    // does it then.
-                    connection.sending = true;
-                    self.stats.sent_bytes += n as u64;
-                    if let Stage::Open(open) = &mut connection.stage {
-                        open.in_flight_bytes -= n as u32;
-                        open.partial_at = Some(open.batch_at);
-                    }
-                }
+        let mut whole = true;
+        if let Stage::Open(open) = &mut connection.stage {
+            open.pinned_sends += 1;
+            open.pinned_bytes += open.in_flight_bytes as usize;
+            if let Ok(n) = &result
+                && *n < open.in_flight_bytes as usize
+            {
+                // The rest can't be sent before the kernel gives the batch back; `released` does
+                // it then, and until then the send counts as in flight.
+                whole = false;
+                open.in_flight_bytes -= *n as u32;
+                open.partial_at = Some(open.batch_at);
+                self.stats.sent_bytes += *n as u64;
             }
+        }
+        if !whole {
+            return;
+        }
+        connection.sending = false;
+        connection.operations -= 1;
+        match result {
+            Ok(n) => self.finished(key, n),
             Err(_) => self.close(key, Shutdown::Reset),
         }
+        self.settle_closing(key);
     }
 
     /// The kernel let go of a zero-copy batch.
@@ -164,6 +175,8 @@ impl<I: Io> Shard<I> {
         };
         let ip = connection.address.ip();
         if let Stage::Open(open) = &mut connection.stage {
+            open.pinned_sends -= 1;
+            open.pinned_bytes -= batch.len_bytes();
             if let ZeroCopy::On { copied: times } = &mut open.zero_copy {
                 *times = if copied { *times + 1 } else { 0 };
                 if *times >= COPIED_MAX {
@@ -181,7 +194,6 @@ impl<I: Io> Shard<I> {
             }
         }
         self.io.recycle(batch);
-        self.operation_ended(key);
     }
 
     /// A whole batch is with the socket.

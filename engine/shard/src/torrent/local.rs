@@ -3,7 +3,11 @@
 //! Owns: which connections of this shard belong to it, and which wait for its contents.
 //! Never: what other shards do. Flow: connections enter at placement and leave at close.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use seedring_proto::{
     peer::session,
@@ -28,6 +32,7 @@ pub struct Local {
     /// Verification jobs under way here.
     pub jobs: u32,
     pub unchoked: u32,
+    pub interested: u32,
     pub idle_since: Option<Duration>,
 }
 
@@ -41,6 +46,7 @@ impl Local {
             asked: false,
             jobs: 0,
             unchoked: 0,
+            interested: 0,
             idle_since: None,
         }
     }
@@ -48,9 +54,23 @@ impl Local {
     /// The contents, taken over from `Shared` when control has put them there.
     pub fn contents(&mut self) -> Option<&Arc<Contents>> {
         if self.contents.is_none() {
-            self.contents = self.shared.contents.load_full();
+            let loaded = self.shared.contents.load_full();
+            // A .torrent that was exchanged under its path must not stand for this one.
+            let count = self.shared.pieces.piece_count();
+            self.contents = loaded.filter(|contents| contents.layout.piece_count() == count);
         }
         self.contents.as_ref()
+    }
+
+    /// This shard's part of the torrent's unchoke slots: as many as it has of the peers that want
+    /// something, rounded up, so that every shard with such a peer has one.
+    pub fn quota(&self) -> u32 {
+        let slots = self.shared.slots.load(Ordering::Relaxed);
+        let all = u64::from(self.shared.interested.load(Ordering::Relaxed));
+        if slots == u32::MAX || all <= u64::from(self.interested) {
+            return slots;
+        }
+        (u64::from(slots) * u64::from(self.interested)).div_ceil(all) as u32
     }
 
     pub fn is_unused(&self) -> bool {

@@ -63,6 +63,11 @@ pub struct Shared {
     pub connections: AtomicU32,
     /// The same by shard: a torrent with many peers is spread evenly at admission.
     by_shard: Box<[AtomicU32]>,
+    /// Counts the times that content was found changed: bytes read before are not those that a
+    /// verified bit of today speaks of.
+    pub epoch: AtomicU32,
+    /// Peers that want something, on all shards.
+    pub interested: AtomicU32,
     /// Payload bytes sent, all time (from the store, then counted up).
     pub uploaded_bytes: AtomicU64,
     pub upload: Meter,
@@ -82,6 +87,8 @@ impl Shared {
             phase: AtomicU8::new(Phase::Parked as u8),
             connections: AtomicU32::new(0),
             by_shard: Box::new([AtomicU32::new(0)]),
+            epoch: AtomicU32::new(0),
+            interested: AtomicU32::new(0),
             uploaded_bytes: AtomicU64::new(0),
             upload: Meter::new(None),
             connections_max: AtomicU32::new(u32::MAX),
