@@ -17,6 +17,7 @@ mod mix;
 mod shard;
 pub mod stats;
 pub mod storage;
+mod sync;
 mod timers;
 mod token;
 pub mod torrent;

@@ -4,10 +4,9 @@
 //! Never: connections, queues. Flow: upload asks `take` before it fills a batch, and sleeps until
 //! `ready_at`.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
+
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// How far a limited flow may run ahead of its rate. 50 ms keeps any 10 s window within 0.5 %.
 const BURST: Duration = Duration::from_millis(50);

@@ -5,9 +5,9 @@
 //!
 //! Order of a send: push, then wake (the waker writes only when the other sleeps). Order of a
 //! sleep: arm, look at the queues once more, sleep. So a message is either seen by that look or
-//! wakes the sleeper; platform's model of the wake-up checks it.
+//! wakes the sleeper; tests/mailbox_model.rs checks it with two queues and one sleeper.
 
-use rtrb::{Consumer, Producer, PushError, RingBuffer};
+use crate::sync::queue::{Consumer, Producer, PushError, RingBuffer};
 
 /// Wakes the receiving thread; must not block.
 pub type Wake = Box<dyn Fn() + Send>;

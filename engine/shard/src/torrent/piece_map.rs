@@ -7,9 +7,9 @@
 //! `offered`: what peers are told that we have. `verified`: what was hashed, and is therefore safe
 //! to send. A piece may be offered before it is verified (`quick`): then a request hashes it first.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use seedring_proto::units::PieceIndex;
+
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Two bits a piece, shared by all shards and control without locks.
 pub struct PieceMap {
@@ -70,11 +70,18 @@ impl PieceMap {
     }
 
     pub fn offered_count(&self) -> u32 {
-        self.offered_count.load(Ordering::Acquire)
+        self.settled(&self.offered_count)
     }
 
     pub fn verified_count(&self) -> u32 {
-        self.verified_count.load(Ordering::Acquire)
+        self.settled(&self.verified_count)
+    }
+
+    /// A bit is flipped first and counted then, so that of two threads that flip one bit the
+    /// second may be counted first: for that instant a count is one below zero or above all.
+    fn settled(&self, count: &AtomicU32) -> u32 {
+        let count = count.load(Ordering::Acquire) as i32;
+        count.clamp(0, self.piece_count as i32) as u32
     }
 
     pub fn offers_all(&self) -> bool {
