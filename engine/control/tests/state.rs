@@ -43,7 +43,7 @@ fn after_a_kill_totals_are_never_too_high_and_no_piece_is_believed_wrongly() {
     spoil(&item.content, 3 * PIECE, 2 * PIECE);
     std::thread::sleep(Duration::from_millis(1_200));
     served_right(engine.address(), &item);
-    std::thread::sleep(Duration::from_millis(6_000)); // two savings
+    std::thread::sleep(Duration::from_millis(5_800)); // a saving, and its transaction
     let sent = torrent(&engine.report().unwrap(), "file").unwrap().uploaded_bytes;
     engine.kill();
     assert!(site.path("state/control.sock").exists(), "it was really killed");
@@ -52,7 +52,7 @@ fn after_a_kill_totals_are_never_too_high_and_no_piece_is_believed_wrongly() {
     let report = engine.ready();
     let uploaded = torrent(&report, "file").unwrap().uploaded_bytes;
     assert!(uploaded <= sent && uploaded + (16 << 20) >= sent, "{uploaded} of {sent}");
-    assert!(uploaded > 0, "it was saved twice before the kill");
+    assert!(uploaded > 0, "it was saved before the kill");
     assert_eq!(served_right(engine.address(), &item), 10);
     assert_eq!(torrent(&engine.report().unwrap(), "file").unwrap().pieces_offered, 10);
     engine.stop();

@@ -123,6 +123,11 @@ impl Engine {
             Condition::Present { stamps, .. } => stamps,
             Condition::Missing(why) | Condition::Differs(why) => {
                 torrent.troubles = 0;
+                if waiting {
+                    torrent.state = State::Waiting(why);
+                    self.looking.insert(id, Instant::now() + LOOK_EVERY);
+                    return;
+                }
                 return self.park(id, why);
             }
         };
