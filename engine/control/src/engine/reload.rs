@@ -3,7 +3,14 @@
 //! Owns: the change from one configuration to the next. Never: touches what did not change.
 //! Flow: load -> reconcile -> guard -> add, remove, change.
 
-use std::{collections::HashMap, path::Path, sync::atomic::Ordering, time::Instant};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use seedring_shard::Globals;
 
 use super::{Engine, Note, torrents::State};
 use crate::{
@@ -41,6 +48,14 @@ pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
         }));
     }
     Ok(wanted)
+}
+
+/// Limits that all shards read. `now`: the shards' time.
+pub(super) fn set_limits(globals: &Globals, config: &Config, now: Duration) {
+    globals.upload.change(config.limits.upload.bytes_per_second, now);
+    globals.connections_max.store(config.limits.connections, Ordering::Relaxed);
+    let handshake_ms = config.timeouts.handshake.0.as_millis() as u64;
+    globals.handshake_timeout_ms.store(handshake_ms, Ordering::Relaxed);
 }
 
 fn load(path: &Path) -> Result<(Config, Vec<Wanted>), String> {
@@ -125,7 +140,8 @@ impl Engine {
         self.config.limits = config.limits;
         self.config.timeouts = config.timeouts;
         self.config.torrents = config.torrents;
-        self.apply_globals();
+        set_limits(&self.globals, &self.config, self.shards.now());
+        self.share_slots();
         for hash in plan.remove {
             if let Some(id) = self.id_of(&hash) {
                 self.remove(id).await;
@@ -154,16 +170,6 @@ impl Engine {
         self.told_ready = false;
         tracing::info!("reloaded: {add} added, {remove} removed, {change} changed");
         self.prepare_next();
-    }
-
-    /// Limits that all shards read.
-    pub(super) fn apply_globals(&mut self) {
-        let (limits, globals) = (&self.config.limits, &self.globals);
-        globals.upload.change(limits.upload.bytes_per_second, self.shards.now());
-        globals.connections_max.store(limits.connections, Ordering::Relaxed);
-        let handshake_ms = self.config.timeouts.handshake.0.as_millis() as u64;
-        globals.handshake_timeout_ms.store(handshake_ms, Ordering::Relaxed);
-        self.share_slots();
     }
 
     /// Unchoke slots over the shards: each as many as it has interested peers of all, at least

@@ -27,7 +27,7 @@ use super::{
     peers::PeerBooks,
     pending::Pending,
     prepare::Known,
-    reload::wanted_of,
+    reload::{set_limits, wanted_of},
     shards::{Setup, Shards},
     signals::Signals,
     status::{Display, Pages, Request},
@@ -105,6 +105,9 @@ async fn start(
 
     let peer_id = peer_id(rand::random());
     let globals = Arc::new(Globals::new(peer_id, CLIENT));
+    // Before the first connection can come.
+    set_limits(&globals, &config, Duration::ZERO);
+    globals.zero_copy.store(config.zero_copy != Switch::Off, Ordering::Relaxed);
     let setup = setup(&config, descriptors)?;
     let shards = Shards::start(&setup, &globals, notify)?;
     for step in &shards.steps_down {
@@ -112,7 +115,6 @@ async fn start(
     }
     let announced_port = announced_port(&config, &shards.listening);
     globals.listen_port.store(announced_port, Ordering::Relaxed);
-    globals.zero_copy.store(config.zero_copy != Switch::Off, Ordering::Relaxed);
 
     let torrents = Torrents::default();
     let options = tracker_options(&config, peer_id, announced_port, loaded.tracker_key);
@@ -154,7 +156,7 @@ async fn start(
         muffled: Muffled::default(),
         config,
     };
-    engine.apply_globals();
+    engine.share_slots();
     tracing::info!(
         "{CLIENT}: {} shard(s), block cache {} MiB, listening on {}",
         shard_count,
