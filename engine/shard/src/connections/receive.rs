@@ -15,8 +15,8 @@ use crate::{
     torrent::{TorrentId, View},
 };
 
-/// Messages that wait for a peer to read; an honest one has at most a bitfield, metadata in flight and
-/// rejects of a full queue, about 600 KiB.
+/// Messages that wait for a peer to read; an honest one has at most a bitfield, metadata in flight
+/// and rejects of a full queue, about 600 KiB.
 const OUT_BYTES_MAX: usize = 1 << 20;
 
 impl<I: Io> Shard<I> {
