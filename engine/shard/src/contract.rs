@@ -14,6 +14,7 @@ use std::{
     },
 };
 
+use seedring_platform::descriptors::OwnedSocket;
 use seedring_proto::units::{PeerId, PieceIndex};
 
 use crate::{
@@ -175,4 +176,15 @@ impl Globals {
             handshake_timeout_ms: AtomicU64::new(10_000),
         }
     }
+}
+
+/// A connection on its way to another shard, with nothing in flight.
+#[derive(Debug)]
+pub struct Handover {
+    pub socket: OwnedSocket,
+    pub address: SocketAddr,
+    /// The handshake and whatever came with it.
+    pub bytes: Vec<u8>,
+    /// The torrent that it is for; it is in this one's count already.
+    pub torrent: Arc<Shared>,
 }

@@ -24,5 +24,5 @@ pub mod torrent;
 mod upload;
 mod verify;
 
-pub use contract::{Command, DialOutcome, Event, Globals, PeerReport, Trouble};
-pub use shard::{Handover, Links, Options, Shard, Tick};
+pub use contract::{Command, DialOutcome, Event, Globals, Handover, PeerReport, Trouble};
+pub use shard::{Links, Options, Shard, Tick};

@@ -17,14 +17,14 @@ use seedring_proto::units::InfoHash;
 
 use crate::{
     connections::{Connections, Key, choke::Choking, dial::Dialing},
-    contract::{Command, Event, Globals},
+    contract::{Command, Event, Globals, Handover},
     mailbox::{Receiver, Sender},
     mix::Hashed,
     stats::Stats,
     storage::{self, News, Part, Storage},
     timers::Timers,
     token::Target,
-    torrent::{Local, Shared, TorrentId},
+    torrent::{Local, TorrentId},
     verify::Verify,
 };
 
@@ -40,17 +40,6 @@ const PUMPS_MAX: usize = 512;
 const HASH_BYTES_MAX: usize = 256 << 10;
 /// Housekeeping interval.
 const CHORES_EVERY: Duration = Duration::from_secs(1);
-
-/// A connection on its way to another shard, with nothing in flight.
-#[derive(Debug)]
-pub struct Handover {
-    pub socket: OwnedSocket,
-    pub address: std::net::SocketAddr,
-    /// The handshake and whatever came with it.
-    pub bytes: Vec<u8>,
-    /// The torrent that it is for; it is in this one's count already.
-    pub torrent: Arc<Shared>,
-}
 
 /// The mailboxes of a shard.
 pub struct Links {

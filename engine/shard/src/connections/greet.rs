@@ -21,8 +21,8 @@ use seedring_proto::{
 
 use super::{Asked, BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy};
 use crate::{
-    contract::{DialOutcome, Event},
-    shard::{Handover, Shard},
+    contract::{DialOutcome, Event, Handover},
+    shard::Shard,
     token::Target,
     torrent::{Phase, Shared, TorrentId, View},
 };
