@@ -139,7 +139,23 @@ impl Options {
     /// One run of the load on its own core, as a process of its own; `more`: its arguments.
     pub fn leech(&self, torrent: &Path, pid: u32, more: &[String]) -> Result<Outcome> {
         let this = std::env::current_exe().context("the path of this program")?;
-        let mut command = pinned(&this, self.load_core);
+        self.run_leech(pinned(&this, self.load_core), torrent, pid, more)
+    }
+
+    /// The same on whichever core is free: where the target has all cores, a pinned load would
+    /// take from one shard only.
+    pub fn leech_anywhere(&self, torrent: &Path, pid: u32, more: &[String]) -> Result<Outcome> {
+        let this = std::env::current_exe().context("the path of this program")?;
+        self.run_leech(anywhere(&this), torrent, pid, more)
+    }
+
+    fn run_leech(
+        &self,
+        mut command: Command,
+        torrent: &Path,
+        pid: u32,
+        more: &[String],
+    ) -> Result<Outcome> {
         command.arg("leech").arg(TARGET.to_string()).arg("--torrent").arg(torrent);
         command.args(["--source", SOURCES, "--json", "--pid", &pid.to_string()]).args(more);
         let output = command.output().context("cannot run taskset: install util-linux")?;
@@ -160,6 +176,13 @@ impl Options {
         ]
         .to_vec()
     }
+}
+
+/// A command on any core at nice -20 that ends when this process does.
+pub fn anywhere(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "nice", "-n", "-20"]).arg(program);
+    command
 }
 
 /// A command on one core at nice -20 that ends when this process does.

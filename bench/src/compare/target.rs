@@ -208,7 +208,7 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
 pub fn seedring(options: &Options, settings: &Settings, core: Option<usize>) -> Result<Running> {
     fs::create_dir_all(&settings.state)?;
     let yaml = format!(
-        "state_dir: {}\nlisten: [\"{TARGET}\"]\nshards: {}\nio: uring\n\
+        "state_dir: {}\nlisten: [\"{TARGET}\"]\nshards: {}\npin: off\nio: uring\n\
          memory: {{ cache: {} }}\n\
          limits: {{ upload: unlimited, connections: 10000, connections_per_torrent: 5000, \
          upload_slots: unlimited }}\n\
@@ -228,11 +228,7 @@ pub fn seedring(options: &Options, settings: &Settings, core: Option<usize>) -> 
         .with_context(|| format!("{}: cargo build --release", options.seedring.display()))?;
     let mut command = match core {
         Some(core) => pinned(&program, core),
-        None => {
-            let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL", "nice", "-n", "-20"]).arg(&program);
-            command
-        }
+        None => super::anywhere(&program),
     };
     command.arg("run").arg(&path).current_dir(&settings.state);
     spawn(command, &settings.state)
