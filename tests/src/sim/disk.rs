@@ -3,7 +3,7 @@
 //! Owns: files, their identities, what happens to them while they are open. Never: time (it is an
 //! argument), completions. Flow: `SimIo` opens, identifies and reads here; a script changes files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use seedring_platform::op::{DirectAlignment, Identity};
 
@@ -36,6 +36,8 @@ pub struct NodeId(pub u64);
 pub struct Disk {
     nodes: BTreeMap<NodeId, Node>,
     names: BTreeMap<(DirectoryId, Vec<u8>), NodeId>,
+    /// Symbolic links; where they lead does not matter, nothing follows them.
+    links: BTreeSet<(DirectoryId, Vec<u8>)>,
     next: u64,
     /// What direct I/O needs on this disk; `None`: the file system refuses it.
     pub direct: Option<DirectAlignment>,
@@ -75,6 +77,44 @@ impl Disk {
         self.names.get(&(directory, path.to_vec())).copied()
     }
 
+    /// Makes a symbolic link.
+    pub fn link(&mut self, directory: DirectoryId, path: &str) {
+        self.links.insert((directory, path.as_bytes().to_vec()));
+    }
+
+    /// What opening `path` beneath a directory finds, or the errno of `openat2` with
+    /// `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`.
+    pub fn resolve(&self, directory: DirectoryId, path: &[u8]) -> Result<NodeId, i32> {
+        if path.starts_with(b"/") {
+            return Err(libc::EXDEV);
+        }
+        let mut walked: Vec<&[u8]> = Vec::new();
+        let parts = path.split(|&byte| byte == b'/');
+        for part in parts.filter(|part| !part.is_empty() && *part != b".") {
+            let here = (directory, walked.join(&b'/'));
+            if self.names.contains_key(&here) {
+                return Err(libc::ENOTDIR);
+            }
+            if part == b".." {
+                walked.pop().ok_or(libc::EXDEV)?;
+                continue;
+            }
+            walked.push(part);
+            if self.links.contains(&(directory, walked.join(&b'/'))) {
+                return Err(libc::ELOOP);
+            }
+        }
+        let mut path = walked.join(&b'/');
+        if let Some(node) = self.find(directory, &path) {
+            return Ok(node);
+        }
+        path.push(b'/');
+        let next = self.names.range((directory, path.clone())..).next();
+        let is_folder =
+            next.is_some_and(|((d, name), _)| *d == directory && name.starts_with(&path));
+        Err(if is_folder { libc::EISDIR } else { libc::ENOENT })
+    }
+
     pub fn identity(&self, node: NodeId, direct: bool) -> Identity {
         let mut identity = self.nodes[&node].identity;
         identity.direct = if direct { self.direct } else { None };
@@ -86,6 +126,9 @@ impl Disk {
         let node = &self.nodes[&node];
         let left = node.identity.size_bytes.saturating_sub(offset);
         let n = left.min(out.len() as u64) as usize;
+        if n == 0 {
+            return 0;
+        }
         match &node.content {
             Content::Generated { seed, base } => rng::fill(*seed, base + offset, &mut out[..n]),
             Content::Bytes(bytes) => {
@@ -135,6 +178,20 @@ mod tests {
         let before = disk.identity(node, false);
         disk.truncate(node, 50, 11);
         assert_ne!(disk.identity(node, false), before);
+        disk.write(root, "folder/b", 1, Content::Bytes(vec![1]), 12);
+        disk.link(root, "folder/link");
+        for (path, errno) in [
+            ("/a", libc::EXDEV),
+            ("folder/../../a", libc::EXDEV),
+            ("folder/link", libc::ELOOP),
+            ("folder/link/a", libc::ELOOP),
+            ("folder", libc::EISDIR),
+            ("a/b", libc::ENOTDIR),
+            ("b", libc::ENOENT),
+        ] {
+            assert_eq!(disk.resolve(root, path.as_bytes()), Err(errno), "{path}");
+        }
+        assert_eq!(disk.resolve(root, b"folder/../a"), Ok(node));
         disk.unlink(root, "a", 12);
         assert_eq!(disk.find(root, b"a"), None);
         assert_eq!(disk.read(node, 0, &mut out), 50);

@@ -247,6 +247,21 @@ impl Io for SimIo {
     }
 
     fn wait(&mut self, until: Option<Duration>, pending: &dyn Fn() -> bool) {
+        self.sleep(until, pending);
+        self.now = self.world.now();
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.world.core.borrow().shards[self.shard].in_flight()
+    }
+}
+
+impl SimIo {
+    fn sleep(&mut self, until: Option<Duration>, pending: &dyn Fn() -> bool) {
         self.sleep.end();
         self.enter();
         self.sleep.until.set(Some(Duration::ZERO));
@@ -271,16 +286,6 @@ impl Io for SimIo {
         }
     }
 
-    fn waker(&self) -> Waker {
-        self.waker.clone()
-    }
-
-    fn in_flight(&self) -> usize {
-        self.world.core.borrow().shards[self.shard].in_flight()
-    }
-}
-
-impl SimIo {
     fn strikes(&self, kind: FaultKind) -> bool {
         self.world.core.borrow_mut().strikes(kind)
     }

@@ -41,7 +41,7 @@ impl Link {
 pub(super) struct Conn {
     pub up: Pipe,
     pub down: Pipe,
-    pub peer: PeerId,
+    pub far: Far,
     pub peer_address: SocketAddr,
     latency_ns: u64,
     pub socket: Option<u64>,
@@ -53,8 +53,51 @@ pub(super) struct Conn {
     /// The peer has closed: whatever arrives there is answered by a reset.
     peer_left: bool,
     timeout_scheduled: bool,
-    /// Zero-copy batches that wait for their bytes to be acknowledged: shard, operation, up to.
-    pub releases: Vec<(usize, u64, u64)>,
+    pub releases: Vec<Release>,
+}
+
+/// Who is at the other end of a connection: it writes `up` and reads `down`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Far {
+    Peer(PeerId),
+    /// A socket that connected to a listener of the same machine, until it is closed.
+    Socket(Option<u64>),
+}
+
+/// A zero-copy batch that waits for its bytes to be acknowledged.
+pub(super) struct Release {
+    pub shard: usize,
+    pub op: u64,
+    pub up: bool,
+    /// The byte of the stream after its last one.
+    pub until: u64,
+}
+
+impl Far {
+    fn peer(self) -> Option<PeerId> {
+        match self {
+            Far::Peer(peer) => Some(peer),
+            Far::Socket(_) => None,
+        }
+    }
+
+    fn socket(self) -> Option<u64> {
+        match self {
+            Far::Peer(_) => None,
+            Far::Socket(socket) => socket,
+        }
+    }
+}
+
+impl Conn {
+    /// What a socket reads from; `far`: the one at the far end.
+    pub fn incoming(&mut self, far: bool) -> &mut Pipe {
+        if far { &mut self.down } else { &mut self.up }
+    }
+
+    pub fn outgoing(&mut self, far: bool) -> &mut Pipe {
+        if far { &mut self.up } else { &mut self.down }
+    }
 }
 
 /// An operation of a shard.
@@ -63,6 +106,8 @@ pub(super) type OpRef = (usize, u64);
 pub(super) struct VSocket {
     pub listener: Option<Listener>,
     pub conn: Option<ConnId>,
+    /// At the far end of its connection (it connected to a listener of the same machine).
+    pub far: bool,
     pub local: SocketAddr,
     pub shutdown: Option<Shutdown>,
     pub accept: Option<OpRef>,
@@ -83,9 +128,11 @@ pub(super) struct Network {
     listeners: BTreeMap<SocketAddr, Vec<u64>>,
     pub peer_listeners: BTreeMap<SocketAddr, PeerId>,
     pub link: Option<Link>,
+    ports_used: u16,
 }
 
 const BACKLOG_MAX: usize = 1024;
+const FIRST_PORT: u16 = 32_768;
 /// TCP_USER_TIMEOUT as ARCHITECTURE.md has it.
 const USER_TIMEOUT_NS: u64 = 30_000_000_000;
 
@@ -94,6 +141,7 @@ impl VSocket {
         VSocket {
             listener: None,
             conn: None,
+            far: false,
             local,
             shutdown: None,
             accept: None,
@@ -127,14 +175,42 @@ impl Core {
     }
 
     pub fn connect(&mut self, peer: PeerId, socket: Option<u64>) -> ConnId {
+        let address = self.peers[peer.0].address;
+        let (id, latency_ns) = self.connection(Far::Peer(peer), address, socket);
+        self.peers[peer.0].conn = Some(id);
+        self.after(latency_ns, Event::PeerOpened { peer, conn: id });
+        id
+    }
+
+    /// Connects a socket to a listener of the same machine, if one has room.
+    pub fn connect_within(&mut self, socket: u64, to: SocketAddr) -> Option<ConnId> {
+        let listener = self.listener_at(to)?;
+        self.net.ports_used = self.net.ports_used % (u16::MAX - FIRST_PORT) + 1;
+        let from = SocketAddr::new(to.ip(), FIRST_PORT + self.net.ports_used);
+        let (id, _) = self.connection(Far::Socket(Some(socket)), from, None);
+        if let Some(socket) = self.net.sockets.get_mut(&socket) {
+            (socket.conn, socket.far) = (Some(id), true);
+        }
+        self.knock(listener, id);
+        Some(id)
+    }
+
+    fn connection(
+        &mut self,
+        far: Far,
+        peer_address: SocketAddr,
+        socket: Option<u64>,
+    ) -> (ConnId, u64) {
         let link = self.link();
         let pipe = |queue| Pipe::new(queue, link.window_bytes, link.latency_ns, link.ns_per_kib);
         let id = ConnId(self.next_id());
+        // A peer holds itself back (`PeerIo::unsent_bytes`).
+        let up_queue_bytes = if far.peer().is_some() { usize::MAX } else { link.queue_bytes };
         let conn = Conn {
-            up: pipe(usize::MAX),
+            up: pipe(up_queue_bytes),
             down: pipe(link.queue_bytes),
-            peer,
-            peer_address: self.peers[peer.0].address,
+            far,
+            peer_address,
             latency_ns: link.latency_ns,
             socket,
             established: true,
@@ -145,33 +221,41 @@ impl Core {
             releases: Vec::new(),
         };
         self.net.conns.insert(id, conn);
-        self.peers[peer.0].conn = Some(id);
-        self.after(link.latency_ns, Event::PeerOpened { peer, conn: id });
-        id
+        (id, link.latency_ns)
     }
 
-    /// A peer's SYN: one of the listeners on the address (SO_REUSEPORT) queues the connection.
-    pub fn dialled(&mut self, peer: PeerId, address: SocketAddr) {
-        if self.peers[peer.0].conn.is_some() {
-            return;
-        }
+    /// One of the listeners on the address (SO_REUSEPORT), if it has room.
+    fn listener_at(&mut self, address: SocketAddr) -> Option<u64> {
         let listeners = self.net.listeners.get(&address).cloned().unwrap_or_default();
         let chosen = (!listeners.is_empty()).then(|| *self.rng.pick(&listeners));
         let full = |id: &u64| {
             let listener = &self.net.sockets[id].listener;
             listener.as_ref().is_none_or(|l| l.backlog.len() >= BACKLOG_MAX)
         };
-        let Some(listener) = chosen.filter(|id| !full(id)) else {
-            self.after(1_000_000, Event::PeerEnded { peer, conn: None, how: Ended::Refused });
-            return;
-        };
-        let conn = self.connect(peer, None);
+        chosen.filter(|id| !full(id))
+    }
+
+    /// The listener queues the connection.
+    fn knock(&mut self, listener: u64, conn: ConnId) {
         let socket = self.net.sockets.get_mut(&listener).expect("invariant: a listener is open");
         let accept = socket.accept;
         if let Some(listener) = &mut socket.listener {
             listener.backlog.push_back(conn);
         }
         self.signal(accept);
+    }
+
+    /// A peer's SYN.
+    pub fn dialled(&mut self, peer: PeerId, address: SocketAddr) {
+        if self.peers[peer.0].conn.is_some() {
+            return;
+        }
+        let Some(listener) = self.listener_at(address) else {
+            self.after(1_000_000, Event::PeerEnded { peer, conn: None, how: Ended::Refused });
+            return;
+        };
+        let conn = self.connect(peer, None);
+        self.knock(listener, conn);
     }
 
     /// Sends what the window allows, and tells a waiting send that there is room again.
@@ -186,15 +270,15 @@ impl Core {
         let (waits, room) = (pipe.queued_bytes() > 0, pipe.room_bytes() > 0);
         let timeout = (!up && waits && !conn.timeout_scheduled).then_some(pipe.progress_ns);
         conn.timeout_scheduled |= timeout.is_some();
-        let socket = conn.socket;
+        let writer = if up { conn.far.socket() } else { conn.socket };
         for at in arrivals {
             self.at(at, Event::Arrive { conn: id, up });
         }
         if let Some(since_ns) = timeout {
             self.at(since_ns + USER_TIMEOUT_NS, Event::UserTimeout { conn: id });
         }
-        if !up && room {
-            let send = socket.and_then(|id| self.net.sockets.get(&id)).and_then(|s| s.send);
+        if room {
+            let send = writer.and_then(|id| self.net.sockets.get(&id)).and_then(|s| s.send);
             self.signal(send);
         }
     }
@@ -204,34 +288,37 @@ impl Core {
         let Some(conn) = self.net.conns.get_mut(&id) else { return };
         let pipe = if up { &mut conn.up } else { &mut conn.down };
         pipe.arrive(now_ns);
-        if up {
-            let socket = conn.socket.and_then(|id| self.net.sockets.get(&id));
-            let receive = socket.and_then(|socket| socket.receive);
-            match receive {
-                Some((shard, op)) if self.strikes(FaultKind::ReceiveBuffersOut) => {
-                    let delay_ns = self.rng.between(1_000_000, 300_000_000);
-                    self.after(delay_ns, Event::Ready { shard, op });
-                }
-                _ => self.signal(receive),
+        let delivered = pipe.delivered_bytes;
+        let acknowledged = |release: &mut Release| release.up == up && release.until <= delivered;
+        let due: Vec<_> = conn.releases.extract_if(.., acknowledged).collect();
+        let refused = !up && conn.peer_left && conn.down.arrived_bytes() > 0;
+        let (reader, far) = (if up { conn.socket } else { conn.far.socket() }, conn.far);
+        due.iter().for_each(|release| self.release(release));
+        match far {
+            _ if refused => self.kill(id, libc::ECONNRESET, false),
+            Far::Peer(peer) if !up && self.peers[peer.0].conn == Some(id) => {
+                self.peer_read(peer, false);
             }
-            return;
+            Far::Peer(_) if !up => {}
+            _ => self.arrived_at(reader),
         }
-        let delivered = conn.down.delivered_bytes;
-        let refused = conn.peer_left && conn.down.arrived_bytes() > 0;
-        let due: Vec<_> = conn.releases.extract_if(.., |(.., to)| *to <= delivered).collect();
-        let peer = conn.peer;
-        for (shard, op, _) in due {
-            self.release(shard, op);
-        }
-        if refused {
-            self.kill(id, libc::ECONNRESET, false);
-        } else if self.peers[peer.0].conn == Some(id) {
-            self.peer_read(peer, false);
+    }
+
+    /// Bytes for a socket: its receive reports them, late where no buffer is free.
+    fn arrived_at(&mut self, socket: Option<u64>) {
+        let socket = socket.and_then(|id| self.net.sockets.get(&id));
+        match socket.and_then(|socket| socket.receive) {
+            Some((shard, op)) if self.strikes(FaultKind::ReceiveBuffersOut) => {
+                let delay_ns = self.rng.between(1_000_000, 300_000_000);
+                self.after(delay_ns, Event::Ready { shard, op });
+            }
+            receive => self.signal(receive),
         }
     }
 
     /// The acknowledgement of a zero-copy batch came; the notification may still take its time.
-    fn release(&mut self, shard: usize, op: u64) {
+    fn release(&mut self, release: &Release) {
+        let (shard, op) = (release.shard, release.op);
         let delay_ns = if self.strikes(FaultKind::ReleasedLate) {
             self.rng.between(1_000_000, 5_000_000_000)
         } else {
@@ -249,14 +336,13 @@ impl Core {
         conn.error = Some(errno);
         conn.up.cut();
         conn.down.cut();
-        let (peer, latency_ns, socket) = (conn.peer, conn.latency_ns, conn.socket);
-        for (shard, op, _) in std::mem::take(&mut conn.releases) {
-            self.release(shard, op);
-        }
-        if tell_peer {
+        let (far, latency_ns, socket) = (conn.far, conn.latency_ns, conn.socket);
+        std::mem::take(&mut conn.releases).iter().for_each(|release| self.release(release));
+        if tell_peer && let Far::Peer(peer) = far {
             self.after(latency_ns, Event::PeerEnded { peer, conn: Some(id), how: Ended::Reset });
         }
-        if let Some(socket) = socket.and_then(|id| self.net.sockets.get(&id)) {
+        for socket in [socket, far.socket()].into_iter().flatten() {
+            let Some(socket) = self.net.sockets.get(&socket) else { continue };
             let (receive, send) = (socket.receive, socket.send);
             self.signal(receive);
             self.signal(send);
@@ -299,14 +385,15 @@ impl Core {
         if socket.shutdown != Some(Shutdown::Reset) {
             socket.shutdown = Some(how);
         }
-        let (conn, receive, send) = (socket.conn, socket.receive, socket.send);
+        let (conn, far) = (socket.conn, socket.far);
+        let (receive, send) = (socket.receive, socket.send);
         if let Some(id) = conn
             && how == Shutdown::Orderly
             && let Some(conn) = self.net.conns.get_mut(&id)
             && conn.error.is_none()
         {
-            conn.down.finish();
-            self.launch(id, false);
+            conn.outgoing(far).finish();
+            self.launch(id, far);
         }
         self.signal(receive);
         self.signal(send);
@@ -332,13 +419,17 @@ impl Core {
         }
         let Some(conn_id) = socket.conn else { return };
         let Some(conn) = self.net.conns.get_mut(&conn_id) else { return };
-        conn.socket = None;
+        match socket.far {
+            true => conn.far = Far::Socket(None),
+            false => conn.socket = None,
+        }
         // Linux resets where the application leaves bytes unread.
-        if socket.shutdown == Some(Shutdown::Reset) || conn.up.arrived_bytes() > 0 {
+        if socket.shutdown == Some(Shutdown::Reset) || conn.incoming(socket.far).arrived_bytes() > 0
+        {
             self.kill(conn_id, libc::ECONNRESET, true);
         } else if conn.error.is_none() {
-            conn.down.finish();
-            self.launch(conn_id, false);
+            conn.outgoing(socket.far).finish();
+            self.launch(conn_id, socket.far);
         }
     }
 }

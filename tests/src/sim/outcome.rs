@@ -14,7 +14,7 @@ use seedring_platform::{
 use super::{
     fault::FaultKind,
     flight::{Descriptor, Flight, Kind, Produced, file_id, socket_id},
-    net::{ConnId, VSocket},
+    net::{ConnId, Release, VSocket},
     rng::mix,
     world::{Closed, Core, OpenFile},
 };
@@ -132,11 +132,13 @@ impl Core {
         }
         let listening = self.net.peer_listeners.get(&to).copied();
         let free = listening.filter(|peer| self.peers[peer.0].conn.is_none());
-        let Some(peer) = free.filter(|_| !self.strikes(FaultKind::ConnectRefused)) else {
-            return fails(libc::ECONNREFUSED);
-        };
         let id = socket_id(socket);
-        let conn = self.connect(peer, Some(id));
+        let conn = match free {
+            _ if self.strikes(FaultKind::ConnectRefused) => None,
+            Some(peer) => Some(self.connect(peer, Some(id))),
+            None => self.connect_within(id, to),
+        };
+        let Some(conn) = conn else { return fails(libc::ECONNREFUSED) };
         if let Some(socket) = self.net.sockets.get_mut(&id) {
             socket.conn = Some(conn);
             if socket.shutdown.is_some() {
@@ -155,13 +157,17 @@ impl Core {
         held: impl FnOnce(Kind) -> Flight,
     ) -> Produced {
         let socket = socket_id(&handle);
-        let (conn, shut) = match self.net.sockets.get(&socket) {
-            Some(socket) => (socket.conn, socket.shutdown.is_some()),
-            None => (None, true),
+        let (conn, far, shut) = match self.net.sockets.get(&socket) {
+            Some(socket) => (socket.conn, socket.far, socket.shutdown.is_some()),
+            None => (None, false, true),
         };
-        let found = conn.and_then(|conn| self.net.conns.get(&conn));
+        let found = conn.and_then(|conn| self.net.conns.get_mut(&conn));
         let (waiting, at_end, error) = match found {
-            Some(conn) => (conn.up.arrived_bytes(), conn.up.at_end(), conn.error),
+            Some(conn) => {
+                let error = conn.error;
+                let pipe = conn.incoming(far);
+                (pipe.arrived_bytes(), pipe.at_end(), error)
+            }
             None => (0, false, Some(libc::ENOTCONN)),
         };
         let kind = Kind::Receive { socket: handle, once };
@@ -196,9 +202,10 @@ impl Core {
         };
         let conn_id = conn.expect("invariant: bytes wait on a connection");
         let conn = self.net.conns.get_mut(&conn_id).expect("invariant: looked at above");
-        let bytes = conn.up.take(max);
-        let more = conn.up.arrived_bytes() > 0 || conn.up.at_end() || cancelled;
-        self.launch(conn_id, true);
+        let pipe = conn.incoming(far);
+        let bytes = pipe.take(max);
+        let more = pipe.arrived_bytes() > 0 || pipe.at_end() || cancelled;
+        self.launch(conn_id, !far);
         let outcome = Outcome::Received(Ok(Received::from_vec(bytes)));
         if once {
             self.let_go(id, &kind);
@@ -227,6 +234,7 @@ impl Core {
         let shut = socket.is_none_or(|socket| socket.shutdown.is_some());
         let reset = socket.is_some_and(|socket| socket.shutdown == Some(Shutdown::Reset));
         let conn_id = socket.and_then(|socket| socket.conn);
+        let far = socket.is_some_and(|socket| socket.far);
         let error = match conn_id.and_then(|id| self.net.conns.get(&id)) {
             _ if reset || shut => Some(libc::EPIPE),
             Some(conn) => conn.error,
@@ -249,7 +257,8 @@ impl Core {
             return Produced::last(Outcome::Sent { result: fails(errno), batch: Some(batch) });
         }
         let conn_id = conn_id.expect("invariant: without a connection it failed above");
-        let room = self.net.conns[&conn_id].down.room_bytes();
+        let found = self.net.conns.get_mut(&conn_id);
+        let room = found.map_or(0, |conn| conn.outgoing(far).room_bytes());
         if room == 0 {
             let kind = Kind::Send { socket: handle, batch, zero_copy, snapshot };
             return Produced { outcome: None, rest: Some(held(kind)), again: false };
@@ -258,35 +267,36 @@ impl Core {
         if taken > 1 && self.strikes(FaultKind::PartialSend) {
             taken = self.rng.between(1, taken as u64 - 1) as usize;
         }
-        let until = self.take(conn_id, &batch, taken);
+        let until = self.take(conn_id, far, &batch, taken);
         self.let_go(id, &Kind::Connect { socket: handle, address: ANY });
-        self.launch(conn_id, false);
+        self.launch(conn_id, far);
         if !zero_copy || self.strikes(FaultKind::ReleasedAtOnce) {
             self.check_snapshot(Token(id), &batch, snapshot);
             return Produced::last(Outcome::Sent { result: Ok(taken), batch: Some(batch) });
         }
         let copied = self.strikes(FaultKind::ReleasedCopied);
         let conn = self.net.conns.get_mut(&conn_id).expect("invariant: looked at above");
-        conn.releases.push((shard, id, until));
+        conn.releases.push(Release { shard, op: id, up: far, until });
         let outcome = Outcome::Sent { result: Ok(taken), batch: None };
         let kind = Kind::Release { batch, copied, snapshot };
         Produced { outcome: Some(outcome), rest: Some(held(kind)), again: false }
     }
 
     /// The socket takes the first `taken` bytes; up to which byte of the stream that is.
-    fn take(&mut self, conn: ConnId, batch: &SendBatch, taken: usize) -> u64 {
+    fn take(&mut self, conn: ConnId, far: bool, batch: &SendBatch, taken: usize) -> u64 {
         let now_ns = self.now_ns;
         let conn = self.net.conns.get_mut(&conn).expect("invariant: the caller looked");
+        let pipe = conn.outgoing(far);
         let mut left = taken;
         for slice in batch.slices() {
             let n = slice.len().min(left);
-            conn.down.offer(&slice[..n], now_ns);
+            pipe.offer(&slice[..n], now_ns);
             left -= n;
             if left == 0 {
                 break;
             }
         }
-        conn.down.taken_bytes
+        pipe.taken_bytes
     }
 
     pub fn check_snapshot(&mut self, token: Token, batch: &SendBatch, then: u64) {
@@ -298,8 +308,9 @@ impl Core {
     pub fn open(&mut self, request: &OpenRequest) -> io::Result<(File, Identity)> {
         let directory = self.files.get(&file_id(&request.root)).and_then(|file| file.directory);
         let Some(directory) = directory else { return fails(libc::ENOTDIR) };
-        let Some(node) = self.disk.find(directory, request.path.as_bytes()) else {
-            return fails(libc::ENOENT);
+        let node = match self.disk.resolve(directory, request.path.as_bytes()) {
+            Ok(node) => node,
+            Err(errno) => return fails(errno),
         };
         if self.strikes(FaultKind::OpenFailed) {
             return fails(*self.rng.pick(&[libc::EMFILE, libc::EACCES, libc::EIO]));
@@ -326,8 +337,14 @@ impl Core {
     }
 
     pub fn read(&mut self, file: &File, offset: u64, out: &mut [u8]) -> io::Result<usize> {
-        let node = self.files.get(&file_id(file)).and_then(|file| file.node);
-        let Some(node) = node else { return fails(libc::EBADF) };
+        let Some(OpenFile { node: Some(node), direct, .. }) = self.files.get(&file_id(file)) else {
+            return fails(libc::EBADF);
+        };
+        let (node, needs) = (*node, self.disk.direct.filter(|_| *direct));
+        let step = needs.map_or(1, |needs| u64::from(needs.offset_bytes));
+        if !offset.is_multiple_of(step) || !(out.len() as u64).is_multiple_of(step) {
+            return fails(libc::EINVAL);
+        }
         if self.strikes(FaultKind::ReadFailed) {
             return fails(libc::EIO);
         }
