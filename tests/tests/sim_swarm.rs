@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use seedring_proto::units::{PeerId, PieceIndex};
-use seedring_shard::{Command, stats::Stats};
+use seedring_shard::{Command, stats::Stats, torrent::Phase};
 use seedring_tests::sim::{
     FaultKind, Faults, Link, Rng, World,
     leech::{
@@ -104,15 +104,16 @@ fn run(seed: u64, wish: Wish) -> Verdict {
     for n in 0..hostile {
         add_hostile(&mut swarm, n as u8, &mut rng);
     }
+    let whole = carry_out(order(seed, wish), &mut swarm, &fates[0].torrent);
     let all = |swarm: &Swarm| {
         let score = swarm.score.borrow();
         score.complete >= score.honest
     };
-    let complete = swarm.run(HOUR, all);
+    let complete = !whole || swarm.run(HOUR, all);
     let took = swarm.world.now();
     // Time for the hostile ones to be rid of, and for what is left of the connections.
     let until = took.max(Duration::from_secs(30)) + Duration::from_secs(350);
-    if hostile > 0 {
+    if hostile > 0 && whole {
         swarm.run(until, |_| false);
     }
     let score = swarm.score.clone();
@@ -134,6 +135,61 @@ fn run(seed: u64, wish: Wish) -> Verdict {
         tail,
         took,
         score,
+    }
+}
+
+/// What control does in the middle of a run.
+#[derive(Clone, Copy)]
+enum Order {
+    Nothing,
+    /// The first torrent is paused or parked, and comes back.
+    Look(Phase, Duration, Duration),
+    Remove(Duration),
+    /// Everything stops under load.
+    Stop(Duration),
+}
+
+/// Drawn apart from the rest, so that a seed's swarm is the same with and without.
+fn order(seed: u64, wish: Wish) -> Order {
+    let mut rng = Rng::new(seed ^ 0x00de5);
+    let at = START + seconds(&mut rng, 0, 40);
+    let phase = *rng.pick(&[Phase::Paused, Phase::Parked]);
+    let back = at + seconds(&mut rng, 0, 20);
+    match rng.below(20) {
+        _ if wish.calm => Order::Nothing,
+        0 | 1 => Order::Look(phase, at, back),
+        2 => Order::Remove(at),
+        3 | 4 => Order::Stop(at),
+        _ => Order::Nothing,
+    }
+}
+
+/// Whether everybody can be complete after it.
+fn carry_out(order: Order, swarm: &mut Swarm, torrent: &SimTorrent) -> bool {
+    let shared = swarm.torrents.iter().find(|(known, _)| known.id == torrent.id);
+    let shared = shared.expect("it was added").1.clone();
+    let look = |swarm: &mut Swarm, phase, at| {
+        swarm.run(at, |_| false);
+        shared.set_phase(phase);
+        swarm.tell_all(|| Command::Look(torrent.id));
+    };
+    match order {
+        Order::Nothing => true,
+        Order::Look(phase, at, back) => {
+            look(swarm, phase, at);
+            look(swarm, Phase::Active, back);
+            true
+        }
+        Order::Remove(at) => {
+            look(swarm, Phase::Removed, at);
+            swarm.tell_all(|| Command::Remove(torrent.id));
+            swarm.run(at + Duration::from_secs(60), |_| false);
+            false
+        }
+        Order::Stop(at) => {
+            swarm.run(at, |_| false);
+            false
+        }
     }
 }
 
