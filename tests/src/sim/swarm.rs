@@ -277,6 +277,7 @@ impl Swarm {
         let broken = self.is_broken();
         let mut findings = self.world.violations();
         if !broken {
+            self.score.borrow_mut().stopping = true;
             self.tell_all(|| Command::Stop);
             let all = |swarm: &Swarm| swarm.seats.iter().all(|s| s.gone && s.stopped.is_some());
             let soon = self.world.now() + STOP_GRACE;

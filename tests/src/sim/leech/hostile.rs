@@ -333,7 +333,8 @@ impl Hostile {
     fn judge(&mut self, io: &mut PeerIo<'_>, ended: bool) {
         let took_ns = io.now_ns() - self.opened_ns;
         let Some(deadline_s) = self.behaviour.deadline_s() else { return };
-        if took_ns > deadline_s * SECOND_NS + 2 * SLACK_NS || !ended {
+        let late = took_ns > deadline_s * SECOND_NS + 2 * SLACK_NS || !ended;
+        if late && !self.score.borrow().stopping {
             let name = self.behaviour.name();
             let text = format!("{name} was kept for {} s", took_ns / SECOND_NS);
             self.score.borrow_mut().wrong(text);

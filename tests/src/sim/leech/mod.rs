@@ -34,6 +34,8 @@ pub struct Tally {
     pub stale: u64,
     /// Blocks that came after their cancel.
     pub after_cancel: u64,
+    /// The seeder stops: hostile peers may wait in its backlog for as long as that takes.
+    pub stopping: bool,
 }
 
 pub type Score = Rc<RefCell<Tally>>;
