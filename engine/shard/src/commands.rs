@@ -209,6 +209,8 @@ impl<I: Io> Shard<I> {
         for listener in 0..self.listeners.len() as u32 {
             self.io.cancel(Target::Listener(listener).token());
         }
+        // Clients are refused at once, and a restart can bind while this one drains.
+        self.listeners.clear();
         self.close_quiet();
         let ids: Vec<TorrentId> = self.torrents.keys().copied().collect();
         ids.into_iter().for_each(|id| {
