@@ -8,7 +8,10 @@
 //! main one only when a second reader came, so a scan does not flush what many peers read. A pass
 //! of one reader over a chunk counts once (its first 16 KiB), not once a block.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
 
 use seedring_platform::memory::{Class, Share};
 
@@ -21,8 +24,17 @@ pub const PAGE_BYTES: u64 = 16_384;
 const FREQUENCY_MAX: u8 = 3;
 /// The small queue's part of the cache.
 const SMALL_PART: usize = 10;
-/// Entries looked at before an eviction gives up for this time (all pinned).
-const EVICTION_SCAN_MAX: usize = 256;
+/// Pinned entries that an eviction looks at in each queue before it gives that queue up.
+const PINNED_MAX: usize = 256;
+/// Entries that an eviction keeps for now (used since they came here, or not yet used); then the
+/// next one goes, whatever it is.
+const KEPT_MAX: usize = 4_096;
+/// Unfinished entries that one eviction spares.
+const SPARED_MAX: usize = 256;
+
+/// Who was woken for a chunk comes for it in the same tick, or when its send is through. In a tight
+/// pool the others would take its memory before, and nobody would ever get anything.
+const OWED: Duration = Duration::from_millis(100);
 
 /// Who wants to know when a chunk is there (or failed).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,9 +51,10 @@ pub struct EntryId(u32);
 /// What the cache knows of a position.
 #[derive(Debug)]
 pub enum Found {
-    /// The chunk, and the file offset at which it starts.
-    Ready(Share, u64),
-    Loading(EntryId),
+    /// The chunk, the file offset at which it starts, and its name for `take`.
+    Ready(Share, u64, EntryId),
+    /// Its name, and the file offset at which it ends.
+    Loading(EntryId, u64),
     Missing,
 }
 
@@ -60,6 +73,20 @@ struct Entry {
     frequency: u8,
     /// Nobody but the reader that caused the load has been here.
     fresh: bool,
+    /// Nobody at all has been here: loaded (or loading) for what comes next.
+    ahead: bool,
+    /// Its end was taken: who read it in order has had it all.
+    finished: bool,
+    /// It was due before it was finished, and stayed.
+    spared: bool,
+    /// Somebody was woken to come for it: until then it is as good as in use.
+    owed_until: Duration,
+}
+
+impl Entry {
+    fn end(&self) -> u64 {
+        self.start + self.class.bytes() as u64
+    }
 }
 
 const NONE: u32 = u32::MAX;
@@ -104,6 +131,10 @@ pub struct Cache {
     main: VecDeque<EntryId>,
     small_bytes: usize,
     main_bytes: usize,
+    /// Bytes of chunks that nobody has taken anything of yet.
+    ahead_bytes: usize,
+    /// Of the last turn; kept up by `storage`.
+    pub(super) now: Duration,
     /// Chunks that passed through the small queue and were dropped: seen again, they go to the
     /// main one. By region key and class.
     ghosts: VecDeque<(u64, Class)>,
@@ -136,6 +167,8 @@ impl Cache {
             main: VecDeque::new(),
             small_bytes: 0,
             main_bytes: 0,
+            ahead_bytes: 0,
+            now: Duration::ZERO,
             ghosts: VecDeque::new(),
             ghost_set: HashSet::default(),
         }
@@ -145,39 +178,83 @@ impl Cache {
         self.small_bytes + self.main_bytes
     }
 
-    /// The chunk that covers `offset`, whichever class it has.
-    pub fn find(&mut self, file: FileId, offset: u64) -> Found {
-        let Some(region) = self.regions.get(&region_of(file, offset)) else {
-            return Found::Missing;
-        };
+    /// Bytes that are loading or loaded, and of which nobody has taken anything yet.
+    pub fn ahead_bytes(&self) -> usize {
+        self.ahead_bytes
+    }
+
+    /// The chunk that covers `offset`, whichever class it has. Looking counts for nothing: what is
+    /// really used is told to `take`.
+    pub fn find(&self, file: FileId, offset: u64) -> Found {
         let mut loading = None;
-        for id in region.covering(offset).into_iter().filter(|id| *id != NONE) {
-            let entry = &mut self.entries[id as usize];
+        for (id, entry) in self.covering(file, offset) {
             match &entry.state {
-                State::Ready(share) => {
-                    if (offset - entry.start) as usize >= share.len() {
-                        continue;
-                    }
-                    if offset - entry.start < PAGE_BYTES {
-                        if !entry.fresh && entry.frequency < FREQUENCY_MAX {
-                            entry.frequency += 1;
-                        }
-                        entry.fresh = false;
-                    }
-                    return Found::Ready(share.clone(), entry.start);
+                State::Ready(share) if ((offset - entry.start) as usize) < share.len() => {
+                    return Found::Ready(share.clone(), entry.start, id);
                 }
-                State::Loading(_) => loading = Some(EntryId(id)),
+                State::Ready(_) => {}
+                State::Loading(_) => loading = Some((id, entry.end())),
                 State::Free => unreachable!("invariant: a free entry is in no region"),
             }
         }
-        loading.map_or(Found::Missing, Found::Loading)
+        loading.map_or(Found::Missing, |(id, end)| Found::Loading(id, end))
+    }
+
+    /// Where the chunk that covers `offset` ends, loading or ready.
+    pub fn covered_to(&self, file: FileId, offset: u64) -> Option<u64> {
+        let end = |entry: &Entry| match &entry.state {
+            State::Ready(share) => entry.start + share.len() as u64,
+            _ => entry.end(),
+        };
+        self.covering(file, offset).map(|(_, entry)| end(entry)).find(|end| *end > offset)
+    }
+
+    fn covering(&self, file: FileId, offset: u64) -> impl Iterator<Item = (EntryId, &Entry)> {
+        let region = self.regions.get(&region_of(file, offset));
+        let ids = region.map_or([NONE; 3], |region| region.covering(offset));
+        let named = ids.into_iter().filter(|id| *id != NONE);
+        named.map(|id| (EntryId(id), &self.entries[id as usize]))
+    }
+
+    /// Bytes `from .. to` of a ready chunk are being used.
+    pub fn take(&mut self, id: EntryId, from: usize, to: usize) {
+        let entry = &mut self.entries[id.0 as usize];
+        let State::Ready(share) = &entry.state else { panic!("a chunk taken that is not ready") };
+        entry.finished |= to >= share.len();
+        entry.owed_until = Duration::ZERO;
+        if std::mem::take(&mut entry.ahead) {
+            self.ahead_bytes -= entry.class.bytes();
+        }
+        if (from as u64) < PAGE_BYTES {
+            if !entry.fresh && entry.frequency < FREQUENCY_MAX {
+                entry.frequency += 1;
+            }
+            entry.fresh = false;
+        }
+    }
+
+    /// Somebody waits for other chunks to use this one with: it is owed to him until then.
+    pub fn keep(&mut self, id: EntryId) {
+        self.entries[id.0 as usize].owed_until = self.now + OWED;
     }
 
     /// Notes that a chunk is being read. The caller has looked: it is not here.
     pub fn begin(&mut self, file: FileId, offset: u64, class: Class) -> EntryId {
         let start = offset / class.bytes() as u64 * class.bytes() as u64;
         let state = State::Loading(Vec::new());
-        let entry = Entry { file, start, class, state, frequency: 0, fresh: true };
+        let entry = Entry {
+            file,
+            start,
+            class,
+            state,
+            frequency: 0,
+            fresh: true,
+            ahead: true,
+            finished: false,
+            spared: false,
+            owed_until: Duration::ZERO,
+        };
+        self.ahead_bytes += class.bytes();
         let id = match self.free.pop() {
             Some(at) => {
                 self.entries[at as usize] = entry;
@@ -214,7 +291,12 @@ impl Cache {
     pub fn loaded(&mut self, id: EntryId, share: Share) -> Vec<Waiter> {
         let entry = &mut self.entries[id.0 as usize];
         match std::mem::replace(&mut entry.state, State::Ready(share)) {
-            State::Loading(waiters) => waiters,
+            State::Loading(waiters) => {
+                if !waiters.is_empty() {
+                    entry.owed_until = self.now + OWED;
+                }
+                waiters
+            }
             _ => panic!("a chunk was loaded that nobody was loading"),
         }
     }
@@ -241,6 +323,9 @@ impl Cache {
     fn forget(&mut self, id: EntryId) {
         let entry = &mut self.entries[id.0 as usize];
         entry.state = State::Free;
+        if std::mem::take(&mut entry.ahead) {
+            self.ahead_bytes -= entry.class.bytes();
+        }
         let (key, start, class) = (region_of(entry.file, entry.start), entry.start, entry.class);
         let region = self.regions.get_mut(&key).expect("invariant: an entry is in its region");
         *region.place(start, class) = NONE;
@@ -250,47 +335,77 @@ impl Cache {
         self.free.push(id.0);
     }
 
-    /// Drops the chunk that should go first; `false`: all that was looked at is loading or in
-    /// use by a send.
-    pub fn evict(&mut self) -> bool {
-        // What is pinned in the small queue must not hide what could go from the main one.
-        let mut small_is_pinned = false;
-        for _ in 0..EVICTION_SCAN_MAX {
+    /// Drops the chunk that should go first and says of which class it was; `None`: all that was
+    /// looked at is loading, in use by a send, or owed to somebody for a moment.
+    ///
+    /// A chunk that nobody has read to its end is spared once, at the cost of one of the main
+    /// queue: the small one grows until its chunks live long enough to be read (else each reader's
+    /// look-ahead would push out what the next one was just woken for).
+    pub fn evict(&mut self) -> Option<Class> {
+        let (mut pinned_small, mut pinned_main, mut kept, mut spared) = (0, 0, 0, 0);
+        let mut seen = None;
+        loop {
+            // What is pinned in one queue must not hide what could go from the other.
+            let small_is_open = pinned_small < self.small.len().min(PINNED_MAX);
+            let main_is_open = pinned_main < self.main.len().min(PINNED_MAX);
             let small_is_due = self.small_bytes * SMALL_PART >= self.bytes().max(1);
-            let from_small = self.main.is_empty() || (small_is_due && !small_is_pinned);
+            let from_small = match (small_is_open, main_is_open) {
+                (false, false) => break,
+                (true, true) => small_is_due && spared == 0,
+                (small_only, _) => small_only,
+            };
             let queue = if from_small { &mut self.small } else { &mut self.main };
-            let Some(id) = queue.pop_front() else { return false };
+            let id = queue.pop_front().expect("invariant: an open queue has entries");
             let entry = &mut self.entries[id.0 as usize];
             let pinned = match &entry.state {
-                State::Ready(share) => share.holders() > 1,
+                State::Ready(share) => share.holders() > 1 || entry.owed_until > self.now,
                 State::Loading(_) => true,
                 State::Free => unreachable!("invariant: a free entry is in no queue"),
             };
-            let bytes = entry.class.bytes();
             if pinned {
-                small_is_pinned |= from_small;
-                let queue = if from_small { &mut self.small } else { &mut self.main };
+                *(if from_small { &mut pinned_small } else { &mut pinned_main }) += 1;
                 queue.push_back(id);
-            } else if entry.frequency > 0 {
+                continue;
+            }
+            seen = Some(id);
+            if kept < KEPT_MAX && entry.frequency > 0 {
+                kept += 1;
                 entry.frequency = if from_small { 0 } else { entry.frequency - 1 };
+                if from_small {
+                    self.small_bytes -= entry.class.bytes();
+                    self.main_bytes += entry.class.bytes();
+                }
                 self.main.push_back(id);
-                if from_small {
-                    self.small_bytes -= bytes;
-                    self.main_bytes += bytes;
-                }
+            } else if spared < SPARED_MAX && !entry.finished && !entry.spared {
+                spared += 1;
+                entry.spared = true;
+                queue.push_back(id);
             } else {
-                let ghost = ghost_of(entry.file, entry.start, entry.class);
-                if from_small {
-                    self.small_bytes -= bytes;
-                    self.remember_ghost(ghost);
-                } else {
-                    self.main_bytes -= bytes;
-                }
-                self.forget(id);
-                return true;
+                return Some(self.drop_entry(id, from_small));
             }
         }
-        false
+        // One that was kept stands behind more pinned ones than were looked at.
+        let id = seen?;
+        let from_small = !self.main.contains(&id);
+        let queue = if from_small { &mut self.small } else { &mut self.main };
+        let at = queue.iter().rposition(|e| *e == id).expect("invariant: it was kept in a queue");
+        queue.remove(at);
+        Some(self.drop_entry(id, from_small))
+    }
+
+    /// Forgets an entry that was taken out of its queue.
+    fn drop_entry(&mut self, id: EntryId, from_small: bool) -> Class {
+        let entry = &self.entries[id.0 as usize];
+        let class = entry.class;
+        let ghost = ghost_of(entry.file, entry.start, class);
+        if from_small {
+            self.small_bytes -= class.bytes();
+            self.remember_ghost(ghost);
+        } else {
+            self.main_bytes -= class.bytes();
+        }
+        self.forget(id);
+        class
     }
 
     fn remember_ghost(&mut self, ghost: (u64, Class)) {
@@ -347,103 +462,4 @@ impl Cache {
 }
 
 #[cfg(test)]
-mod tests {
-    use seedring_platform::memory::{Pool, PoolOptions};
-
-    use super::*;
-
-    const FILE: FileId = FileId(7);
-
-    fn pool() -> Pool {
-        Pool::new(PoolOptions { cap_bytes: 4 << 20, huge_pages: false }).unwrap()
-    }
-
-    fn load(cache: &mut Cache, pool: &Pool, offset: u64, class: Class) {
-        let mut lease = loop {
-            match pool.lease(class) {
-                Some(lease) => break lease,
-                None => assert!(cache.evict(), "nothing to evict"),
-            }
-        };
-        lease[0] = (offset / PAGE_BYTES) as u8;
-        let id = cache.begin(FILE, offset, class);
-        let length = class.bytes();
-        assert!(cache.loaded(id, lease.freeze(length)).is_empty());
-    }
-
-    #[test]
-    fn a_chunk_is_found_by_any_offset_in_it() {
-        let (mut cache, pool) = (Cache::new(), pool());
-        load(&mut cache, &pool, 262_144, Class::K256);
-        load(&mut cache, &pool, 65_536, Class::K16);
-        assert!(matches!(cache.find(FILE, 524_287), Found::Ready(_, 262_144)));
-        assert!(matches!(cache.find(FILE, 65_536 + 16_383), Found::Ready(_, 65_536)));
-        assert!(matches!(cache.find(FILE, 65_536 + 16_384), Found::Missing));
-        assert!(matches!(cache.find(FileId(8), 262_144), Found::Missing));
-    }
-
-    #[test]
-    fn a_scan_does_not_evict_what_a_second_reader_came_for() {
-        let (mut cache, pool) = (Cache::new(), pool());
-        load(&mut cache, &pool, 0, Class::K256);
-        for _ in 0..3 {
-            cache.find(FILE, 0);
-        }
-        for chunk in 1..200 {
-            load(&mut cache, &pool, chunk * 262_144, Class::K256);
-            cache.find(FILE, chunk * 262_144);
-        }
-        assert!(matches!(cache.find(FILE, 0), Found::Ready(..)), "the hot chunk is gone");
-        assert!(matches!(cache.find(FILE, 262_144), Found::Missing), "the scan stayed");
-    }
-
-    #[test]
-    fn what_a_send_holds_is_not_evicted() {
-        let (mut cache, pool) = (Cache::new(), pool());
-        load(&mut cache, &pool, 0, Class::K16);
-        let Found::Ready(held, _) = cache.find(FILE, 0) else { panic!("not cached") };
-        assert!(!cache.evict());
-        drop(held);
-        assert!(cache.evict());
-        assert_eq!(cache.bytes(), 0);
-    }
-
-    #[test]
-    fn a_pinned_newcomer_does_not_hide_what_could_go() {
-        let (mut cache, pool) = (Cache::new(), pool());
-        for chunk in 0..8 {
-            load(&mut cache, &pool, chunk * 262_144, Class::K256);
-            (0..2).for_each(|_| drop(cache.find(FILE, chunk * 262_144)));
-        }
-        assert!(cache.evict(), "the eight move to the main queue, and one goes");
-        load(&mut cache, &pool, 90 * 262_144, Class::K256);
-        let Found::Ready(_held, _) = cache.find(FILE, 90 * 262_144) else { panic!("not cached") };
-        for _ in 0..7 {
-            assert!(cache.evict());
-        }
-        assert!(!cache.evict(), "only the held one is left");
-    }
-
-    #[test]
-    fn waiters_of_one_load_share_its_read_and_all_hear_of_its_failure() {
-        let mut cache = Cache::new();
-        let id = cache.begin(FILE, 0, Class::K64);
-        assert!(matches!(cache.find(FILE, 40_000), Found::Loading(found) if found == id));
-        for waiter in [Waiter::Connection(1), Waiter::Connection(2), Waiter::Connection(1)] {
-            cache.wait(id, waiter);
-        }
-        assert_eq!(cache.failed(id), [Waiter::Connection(1), Waiter::Connection(2)]);
-        assert!(matches!(cache.find(FILE, 40_000), Found::Missing));
-        assert_eq!(cache.bytes(), 0);
-    }
-
-    #[test]
-    fn a_changed_file_leaves_nothing_behind() {
-        let (mut cache, pool) = (Cache::new(), pool());
-        for chunk in 0..8 {
-            load(&mut cache, &pool, chunk * 65_536, Class::K64);
-        }
-        cache.drop_files(&[FILE]);
-        assert_eq!((cache.bytes(), pool.leased_bytes()), (0, 0));
-    }
-}
+mod tests;

@@ -1,29 +1,30 @@
 //! Where bytes come from: files, reads and the block cache of one shard.
 //!
 //! Owns: the path from "these bytes of that torrent" to shares of cached chunks.
-//! Never: peers, choking, hashing. Flow: upload and verify `gather`; a miss opens and reads; the
-//! completion fills the cache and names who waited.
+//! Never: peers, choking, hashing. Flow: upload and verify `gather`; a miss opens and reads
+//! (`reads`); the completion fills the cache and names who waited.
 
 pub mod cache;
 pub mod files;
+mod reads;
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::time::Duration;
 
 use seedring_platform::{
     descriptors::File,
     memory::{Class, Lease, Pool, Share},
-    op::{Identity, Io, Op, OpenRequest},
+    op::Io,
 };
 use seedring_proto::units::FileIndex;
 
 use self::{
-    cache::{Cache, EntryId, Found, PAGE_BYTES, Waiter},
-    files::{FileId, Files, IDENTITY_AGE_MAX, State, Verdict, relative_to_root},
+    cache::{Cache, EntryId, Found, Waiter},
+    files::{FileId, Files, State},
+    reads::{Reads, Wanted},
 };
 use crate::{
     contract::Trouble,
     stats::Stats,
-    token::Target,
     torrent::{Contents, TorrentId},
 };
 
@@ -31,6 +32,8 @@ use crate::{
 const DIRECT_FILE_BYTES_MIN: u64 = 65_536;
 /// Evictions tried for one chunk.
 const EVICTIONS_MAX: usize = 64;
+/// The part of the pool that may be read ahead of use (a quarter).
+const AHEAD_PART: usize = 4;
 /// Files not read for this long are closed.
 const FILE_IDLE: Duration = Duration::from_secs(60);
 
@@ -69,21 +72,6 @@ pub enum News {
     },
 }
 
-struct Reading {
-    entry: EntryId,
-    file: FileId,
-    offset: u64,
-    expected: u32,
-}
-
-struct Wanted {
-    entry: EntryId,
-    file: FileId,
-    offset: u64,
-    class: Class,
-    lease: Lease,
-}
-
 /// Limits of a shard's storage.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -94,13 +82,11 @@ pub struct Options {
 pub struct Storage {
     pub cache: Cache,
     files: Files,
-    /// Reads in the kernel, by token.
-    reads: Vec<Option<Reading>>,
-    free_reads: Vec<u32>,
-    /// Reads that wait for their file to open or for a slot.
-    wanted: VecDeque<Wanted>,
+    reads: Reads,
     root: File,
     zeros: Option<Share>,
+    /// The chunks of the gather under way, and what it takes of each.
+    touched: Vec<(EntryId, usize, usize)>,
 }
 
 impl Storage {
@@ -114,20 +100,15 @@ impl Storage {
         Storage {
             cache: Cache::new(),
             files: Files::new(options.open_files_max),
-            reads: (0..options.reads_max).map(|_| None).collect(),
-            free_reads: (0..options.reads_max as u32).rev().collect(),
-            wanted: VecDeque::new(),
+            reads: Reads::new(options.reads_max),
             root,
             zeros,
+            touched: Vec::new(),
         }
     }
 
     pub fn open_files(&self) -> usize {
         self.files.open_count()
-    }
-
-    pub fn reads_in_flight(&self) -> usize {
-        self.reads.len() - self.free_reads.len() + self.wanted.len()
     }
 
     /// Collects the chunks of `length` bytes at `offset` of a torrent into `parts`, starting reads
@@ -146,6 +127,7 @@ impl Storage {
     ) -> Gather {
         let before = parts.len();
         let mut state = Gather::Ready;
+        self.touched.clear();
         for segment in contents.layout.segments(offset, u64::from(length)) {
             if segment.padding {
                 self.gather_zeros(segment.length, parts);
@@ -157,37 +139,90 @@ impl Storage {
                 break;
             }
             let (mut at, end) = (segment.offset, segment.offset + segment.length);
-            while at < end && state != Gather::NoMemory {
-                match self.cache.find(file, at) {
-                    Found::Ready(share, start) => {
+            while at < end {
+                let (entry, entry_end) = match self.cache.find(file, at) {
+                    Found::Ready(share, start, entry) => {
+                        let from = (at - start) as usize;
                         let to = share.len().min((end - start) as usize);
-                        parts.push(Part { from: (at - start) as usize, to, share });
+                        parts.push(Part { from, to, share });
+                        self.touched.push((entry, from, to));
                         at = start + to as u64;
-                        stats.cache_hits += 1;
+                        continue;
                     }
-                    Found::Loading(entry) => {
-                        self.cache.wait(entry, waiter);
-                        state = Gather::Waiting;
-                        at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
-                    }
-                    Found::Missing => {
-                        stats.cache_misses += 1;
-                        match self.begin(io, file, contents, at, class()) {
-                            Some(entry) => {
-                                self.cache.wait(entry, waiter);
-                                state = Gather::Waiting;
-                                at = (at / PAGE_BYTES + 1) * PAGE_BYTES;
-                            }
-                            None => state = Gather::NoMemory,
+                    Found::Loading(entry, entry_end) => (entry, entry_end),
+                    Found::Missing => match self.begin(io, stats, file, contents, at, class()) {
+                        Some(begun) => begun,
+                        None => {
+                            state = Gather::NoMemory;
+                            break;
                         }
-                    }
-                }
+                    },
+                };
+                self.cache.wait(entry, waiter);
+                state = Gather::Waiting;
+                at = entry_end;
+            }
+            if state == Gather::NoMemory {
+                break;
             }
         }
-        if state != Gather::Ready {
+        if state == Gather::Ready {
+            // What waits for the rest of its block is not counted: it comes again and again.
+            stats.cache_hits += self.touched.len() as u64;
+            self.touched.drain(..).for_each(|(entry, from, to)| self.cache.take(entry, from, to));
+        } else {
+            // In a tight pool the rest of a block must not push out what it has already.
+            self.touched.drain(..).for_each(|(entry, _, _)| self.cache.keep(entry));
             parts.truncate(before);
         }
         state
+    }
+
+    /// Starts the reads that a `gather` of these bytes will want later, without taking or counting
+    /// anything. `false`: enough was read ahead for now, or no memory can be had for it, or a file
+    /// is in trouble.
+    ///
+    /// What is loaded ahead and not yet used is at most a quarter of the pool, over all readers:
+    /// else the look-ahead of one evicts what was read for another.
+    #[allow(clippy::too_many_arguments)]
+    pub fn look_ahead<I: Io>(
+        &mut self,
+        io: &mut I,
+        stats: &mut Stats,
+        torrent: TorrentId,
+        contents: &Contents,
+        (offset, length): (u64, u32),
+        class: impl Fn() -> Class,
+        waiter: Waiter,
+    ) -> bool {
+        let ahead_max = io.pool().cap_bytes() / AHEAD_PART;
+        for segment in contents.layout.segments(offset, u64::from(length)) {
+            if segment.padding {
+                continue;
+            }
+            let file = self.files.id(torrent, contents, segment.file);
+            if self.is_failed(file, io.now()) {
+                return false;
+            }
+            let (mut at, end) = (segment.offset, segment.offset + segment.length);
+            while at < end {
+                if let Some(covered_to) = self.cache.covered_to(file, at) {
+                    at = covered_to;
+                    continue;
+                }
+                if self.cache.ahead_bytes() >= ahead_max {
+                    return false;
+                }
+                match self.begin(io, stats, file, contents, at, class()) {
+                    Some((entry, entry_end)) => {
+                        self.cache.wait(entry, waiter);
+                        at = entry_end;
+                    }
+                    None => return false,
+                }
+            }
+        }
+        true
     }
 
     fn gather_zeros(&mut self, length: u64, parts: &mut Vec<Part>) {
@@ -213,31 +248,25 @@ impl Storage {
         }
     }
 
-    /// Starts a read of the chunk that covers `at`. `None`: no memory.
+    /// Starts a read of the chunk that covers `at`; returns it and where it ends. `None`: no
+    /// memory.
     fn begin<I: Io>(
         &mut self,
         io: &mut I,
+        stats: &mut Stats,
         file: FileId,
         contents: &Contents,
         at: u64,
         class: Class,
-    ) -> Option<EntryId> {
+    ) -> Option<(EntryId, u64)> {
         let entry = self.files.get(file).expect("invariant: looked up by the caller");
         let (length, index) = (entry.length_bytes, entry.index);
         let (lease, class) = self.lease_at(io.pool(), at, length, class)?;
+        stats.cache_misses += 1;
         let offset = at / class.bytes() as u64 * class.bytes() as u64;
-        let chunk = self.cache.begin(file, offset, class);
-        self.count_read(file, 1);
-        self.wanted.push_back(Wanted { entry: chunk, file, offset, class, lease });
-        self.open(io, file, contents, index);
-        self.submit_wanted(io);
-        Some(chunk)
-    }
-
-    fn count_read(&mut self, file: FileId, change: i32) {
-        if let Some(entry) = self.files.get(file) {
-            entry.reads = entry.reads.saturating_add_signed(change);
-        }
+        let entry = self.cache.begin(file, offset, class);
+        self.want(io, Wanted { entry, file, offset, class, lease, tries: 0 }, contents, index);
+        Some((entry, offset + class.bytes() as u64))
     }
 
     /// A chunk of the class asked for, or of a smaller one: where the file ends earlier, or where
@@ -261,232 +290,23 @@ impl Storage {
                 if let Some(lease) = pool.lease(candidate) {
                     return Some((lease, candidate));
                 }
-                if !self.cache.evict() {
-                    break;
+                let Some(evicted) = self.cache.evict() else { break };
+                if candidate == Class::K16 {
+                    // Where the pool is split in larger chunks, one of those it is: going on would
+                    // throw out many before all of one super-block come free.
+                    let mut classes = [candidate, evicted].into_iter();
+                    return classes.find_map(|class| Some((pool.lease(class)?, class)));
                 }
             }
         }
         None
     }
 
-    fn open<I: Io>(&mut self, io: &mut I, id: FileId, contents: &Contents, index: FileIndex) {
-        if self.files.is_full() {
-            let now = io.now();
-            self.files.close_unused(now.saturating_sub(FILE_IDLE));
-        }
-        let Some(entry) = self.files.get(id) else { return };
-        if !matches!(entry.state, State::Closed) {
-            return;
-        }
-        let path = relative_to_root(&contents.path(index));
-        let direct = contents.direct_io && entry.length_bytes >= DIRECT_FILE_BYTES_MIN;
-        let path = path.expect("invariant: control canonicalised the path, layouts hold no NUL");
-        let request = Box::new(OpenRequest { root: self.root.clone(), path, direct });
-        let op = Op::Open { token: Target::Open(id).token(), request };
-        if io.submit(op).is_ok() {
-            entry.state = State::Opening;
-        }
-    }
-
-    /// Hands waiting reads of open files to the kernel, as far as slots go.
-    fn submit_wanted<I: Io>(&mut self, io: &mut I) {
-        for _ in 0..self.wanted.len() {
-            if self.free_reads.is_empty() {
-                return;
-            }
-            let Some(wanted) = self.wanted.pop_front() else { return };
-            let Some(entry) = self.files.get(wanted.file) else {
-                // The file was replaced or dropped: fails below through its entry.
-                self.wanted.push_back(wanted);
-                continue;
-            };
-            let State::Open(file) = &entry.state else {
-                self.wanted.push_back(wanted);
-                continue;
-            };
-            let file = file.clone();
-            let left = entry.length_bytes - wanted.offset;
-            let expected = left.min(wanted.class.bytes() as u64) as u32;
-            let align = entry.identity.and_then(|i| i.direct).map_or(1, |d| d.offset_bytes.max(1));
-            let length = expected.next_multiple_of(align).min(wanted.class.bytes() as u32);
-            let slot = self.free_reads.pop().expect("invariant: checked above");
-            let (entry_id, file_id, offset) = (wanted.entry, wanted.file, wanted.offset);
-            let op = Op::Read {
-                token: Target::Read(slot).token(),
-                file,
-                offset,
-                length,
-                lease: wanted.lease,
-            };
-            self.reads[slot as usize] =
-                Some(Reading { entry: entry_id, file: file_id, offset, expected });
-            if let Err(Op::Read { lease, .. }) = io.submit(op) {
-                self.reads[slot as usize] = None;
-                self.free_reads.push(slot);
-                let class = Class::for_bytes(lease.len());
-                self.wanted.push_front(Wanted {
-                    entry: entry_id,
-                    file: file_id,
-                    offset,
-                    class,
-                    lease,
-                });
-                return;
-            }
-            self.look_again(io, file_id);
-        }
-    }
-
-    /// A file that is being read is looked at each second.
-    fn look_again<I: Io>(&mut self, io: &mut I, id: FileId) {
-        let now = io.now();
-        let Some(entry) = self.files.get(id) else { return };
-        let State::Open(file) = &entry.state else { return };
-        if entry.looking || now.saturating_sub(entry.looked_at) < IDENTITY_AGE_MAX {
-            return;
-        }
-        let op = Op::Identify { token: Target::Identify(id).token(), file: file.clone() };
-        entry.looking = io.submit(op).is_ok();
-    }
-
-    /// Completion of `Op::Open`.
-    pub fn opened<I: Io>(
-        &mut self,
-        io: &mut I,
-        id: FileId,
-        result: io::Result<(File, Identity)>,
-        news: &mut Vec<News>,
-    ) {
-        let now = io.now();
-        match result {
-            Ok((file, identity)) => match self.files.opened(id, file, identity, now) {
-                Verdict::Same => {}
-                Verdict::Trouble(trouble) => self.trouble(id, trouble, None, now, news),
-            },
-            Err(error) => self.trouble(id, Trouble::Io(error), None, now, news),
-        }
-        self.submit_wanted(io);
-    }
-
-    /// Completion of `Op::Identify`.
-    pub fn identified<I: Io>(
-        &mut self,
-        io: &mut I,
-        id: FileId,
-        result: io::Result<Identity>,
-        news: &mut Vec<News>,
-    ) {
-        let now = io.now();
-        match result.map(|found| self.files.identified(id, found, now)) {
-            Ok(Verdict::Same) => {}
-            Ok(Verdict::Trouble(trouble)) => self.trouble(id, trouble, None, now, news),
-            Err(error) => self.trouble(id, Trouble::Io(error), None, now, news),
-        }
-    }
-
-    /// Completion of `Op::Read`.
-    pub fn read<I: Io>(
-        &mut self,
-        io: &mut I,
-        stats: &mut Stats,
-        slot: u32,
-        result: io::Result<usize>,
-        lease: Lease,
-        news: &mut Vec<News>,
-    ) {
-        let now = io.now();
-        let reading = self.reads[slot as usize].take().expect("invariant: one completion a read");
-        self.free_reads.push(slot);
-        let Reading { entry, file, offset, expected } = reading;
-        self.count_read(file, -1);
-        stats.reads += 1;
-        let current = self.files.get(file).map(|entry| (entry.length_bytes, entry.identity));
-        match (result, current) {
-            (_, None) => self.fail_chunk(entry, news), // replaced or dropped meanwhile
-            (Ok(n), Some((_, identity))) if n >= expected as usize => {
-                stats.read_bytes += n as u64;
-                stats.direct_reads += u64::from(identity.is_some_and(|i| i.direct.is_some()));
-                let waiters = self.cache.loaded(entry, lease.freeze(expected as usize));
-                news.extend(waiters.into_iter().map(News::Wake));
-            }
-            (result, Some((length, _))) => {
-                let trouble = match result {
-                    Ok(n) => {
-                        Trouble::Short { expected_bytes: length, found_bytes: offset + n as u64 }
-                    }
-                    Err(error) => Trouble::Io(error),
-                };
-                drop(lease);
-                self.fail_chunk(entry, news);
-                let doubt = offset..offset + u64::from(expected);
-                self.trouble(file, trouble, Some(doubt), now, news);
-            }
-        }
-        self.submit_wanted(io);
-    }
-
-    fn fail_chunk(&mut self, entry: EntryId, news: &mut Vec<News>) {
-        news.extend(self.cache.failed(entry).into_iter().map(News::Wake));
-    }
-
-    /// A file is in trouble: what waits for it fails, the shard hears why.
-    fn trouble(
-        &mut self,
-        id: FileId,
-        trouble: Trouble,
-        doubt: Option<std::ops::Range<u64>>,
-        now: Duration,
-        news: &mut Vec<News>,
-    ) {
-        let Some(entry) = self.files.get(id) else { return };
-        let (torrent, file, length) = (entry.torrent, entry.index, entry.length_bytes);
-        let range = match trouble {
-            // Bytes that were there are in doubt; a file that can't be opened says nothing of them.
-            Trouble::Changed | Trouble::Short { .. } => Some(doubt.unwrap_or(0..length)),
-            Trouble::Io(_) => doubt,
-        };
-        if matches!(trouble, Trouble::Changed) {
-            self.files.replace(id, now);
-        } else {
-            self.files.fail(id, now);
-        }
-        self.cache.drop_files(&[id]);
-        self.fail_wanted(id, news);
-        news.push(News::Trouble { torrent, file, trouble, range });
-    }
-
-    fn fail_wanted(&mut self, id: FileId, news: &mut Vec<News>) {
-        for _ in 0..self.wanted.len() {
-            let Some(wanted) = self.wanted.pop_front() else { return };
-            if wanted.file == id {
-                self.count_read(id, -1);
-                self.fail_chunk(wanted.entry, news);
-            } else {
-                self.wanted.push_back(wanted);
-            }
-        }
-    }
-
-    /// Forgets a torrent's files and chunks (it goes cold or leaves).
-    pub fn drop_torrent(&mut self, torrent: TorrentId, news: &mut Vec<News>) {
-        let files = self.files.drop_torrent(torrent);
-        self.cache.drop_files(&files);
-        if !self.wanted.is_empty() {
-            files.into_iter().for_each(|id| self.fail_wanted(id, news));
-        }
-    }
-
     /// Once in a while: closes files that nobody reads.
     pub fn close_unused(&mut self, now: Duration) {
         self.files.close_unused(now.saturating_sub(FILE_IDLE));
     }
-
-    /// Lets go of all memory that is not in the kernel's hands (shutdown).
-    pub fn clear(&mut self, news: &mut Vec<News>) {
-        while let Some(wanted) = self.wanted.pop_front() {
-            self.fail_chunk(wanted.entry, news);
-        }
-        self.cache.clear();
-        self.zeros = None;
-    }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
