@@ -8,6 +8,10 @@
 //! At most 256 KiB are hashed a tick, so that uploads go on beside it. Bytes pass through the block
 //! cache: a piece that a peer asked for is read once, and a scan of everything leaves the cache as
 //! it was.
+//!
+//! A piece is verified only if none of its files was found changed, by any shard, between its first
+//! byte and its bit: `Shared::epoch` moves on before bits are cleared, and is compared before and
+//! after a bit is set.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,7 +32,7 @@ use crate::{
 
 /// Jobs worked on at once: many small torrents are bound by opens, not by hashing.
 const ACTIVE_MAX: usize = 32;
-/// Bytes read ahead of the hashing, over all active jobs.
+/// Bytes read ahead of the hashing, over all active jobs; at most a quarter of the pool.
 const AHEAD_BYTES: u64 = 8 << 20;
 /// Bytes hashed in one go.
 const STEP_BYTES: u32 = 64 << 10;
@@ -44,7 +48,9 @@ pub struct Verify {
     /// A job found no memory: it goes on when some comes home.
     pub starved: bool,
     jobs: VecDeque<Job>,
-    active: Vec<Job>,
+    active: VecDeque<Job>,
+    /// Pieces that peers wait for: served first. At most `WANTED_MAX`.
+    urgent: VecDeque<Job>,
     wanted: HashMap<(TorrentId, PieceIndex), Vec<Key>>,
 }
 
@@ -57,6 +63,8 @@ struct Job {
     urgent: bool,
     hasher: PieceHasher,
     done_bytes: u32,
+    /// The torrent's epoch when the piece was begun.
+    epoch: u32,
     ahead_to: u64,
     report: Report,
 }
@@ -86,18 +94,36 @@ impl Job {
             urgent,
             hasher: PieceHasher::new(),
             done_bytes: 0,
+            epoch: 0,
             ahead_to: 0,
             report: Report::default(),
         }
     }
+
+    /// Begins its piece (again): what was hashed of it counts for nothing.
+    fn restart(&mut self, epoch: u32) {
+        if self.done_bytes > 0 {
+            self.hasher = PieceHasher::new();
+            self.done_bytes = 0;
+        }
+        self.ahead_to = 0;
+        self.epoch = epoch;
+    }
 }
 
 impl Verify {
-    /// A peer asked for an offered piece that nobody has hashed: hash it first.
-    pub fn want(&mut self, torrent: TorrentId, piece: PieceIndex, key: Key, local: &mut Local) {
+    /// A peer asked for an offered piece that nobody has hashed: hash it first. `false`: too many
+    /// are asked for; the caller has to ask again when `piece_over` wakes who found no room.
+    pub fn want(
+        &mut self,
+        torrent: TorrentId,
+        piece: PieceIndex,
+        key: Key,
+        local: &mut Local,
+    ) -> bool {
         let known = self.wanted.contains_key(&(torrent, piece));
         if !known && self.wanted.len() >= WANTED_MAX {
-            return; // looked at again when the connection is pumped next
+            return false;
         }
         let waiting = self.wanted.entry((torrent, piece)).or_default();
         if !waiting.contains(&key) {
@@ -105,22 +131,26 @@ impl Verify {
         }
         if !known {
             local.jobs += 1;
-            self.active.insert(0, Job::new(torrent, piece, 1, false, true));
+            self.urgent.push_back(Job::new(torrent, piece, 1, false, true));
             self.ready = true;
         }
+        true
     }
 
     pub fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && self.active.is_empty()
+        self.jobs.is_empty() && self.active.is_empty() && self.urgent.is_empty()
     }
 
     /// Forgets a torrent's jobs.
     pub fn drop_torrent(&mut self, torrent: TorrentId) -> u32 {
-        let before = self.jobs.len() + self.active.len();
-        self.jobs.retain(|job| job.torrent != torrent);
-        self.active.retain(|job| job.torrent != torrent);
+        let mut dropped = 0;
+        for queue in [&mut self.jobs, &mut self.active, &mut self.urgent] {
+            let before = queue.len();
+            queue.retain(|job| job.torrent != torrent);
+            dropped += before - queue.len();
+        }
         self.wanted.retain(|(id, _), _| *id != torrent);
-        (before - self.jobs.len() - self.active.len()) as u32
+        dropped as u32
     }
 }
 
@@ -136,35 +166,51 @@ impl<I: Io> Shard<I> {
 
     /// Hashes up to `budget` bytes. `true`: there is more to do at once.
     pub(crate) fn verify_step(&mut self, budget: usize) -> bool {
+        // Each tick, also where nothing is hashed: what the machine could not do is tried again.
+        self.storage.go_on(&mut self.io);
         if !std::mem::take(&mut self.verify.ready) {
             return false;
         }
         let mut left = budget;
-        let mut at = 0;
-        loop {
-            while self.verify.active.len() < ACTIVE_MAX
-                && let Some(job) = self.verify.jobs.pop_front()
-            {
-                self.verify.active.push(job);
+        for urgent in [true, false] {
+            if self.verify_queue(urgent, &mut left) {
+                self.verify.ready = true;
+                return true;
             }
-            if at >= self.verify.active.len() {
+        }
+        false
+    }
+
+    /// Each job of a queue goes on as far as its bytes are there. `true`: the budget is used up.
+    fn verify_queue(&mut self, urgent: bool, left: &mut usize) -> bool {
+        // Jobs at the back of the queue that had their turn and wait.
+        let mut waiting = 0;
+        loop {
+            let Verify { jobs, active, urgent: asked_for, .. } = &mut self.verify;
+            if !urgent {
+                let room = ACTIVE_MAX.saturating_sub(active.len()).min(jobs.len());
+                active.extend(jobs.drain(..room));
+            }
+            let queue = if urgent { asked_for } else { active };
+            if waiting >= queue.len() {
                 return false;
             }
-            let mut job = self.verify.active.remove(at);
-            match self.verify_turn(&mut job) {
+            let Some(mut job) = queue.pop_front() else { return false };
+            let turn = self.verify_turn(&mut job);
+            let queue = if urgent { &mut self.verify.urgent } else { &mut self.verify.active };
+            match turn {
                 Turn::Hashed(bytes) => {
-                    self.verify.active.insert(at, job);
-                    left = left.saturating_sub(bytes);
-                    if left == 0 {
+                    *left = left.saturating_sub(bytes);
+                    if *left == 0 {
                         // The next tick goes on with the next job, so that all get on.
-                        self.verify.active.rotate_left(1);
-                        self.verify.ready = true;
+                        queue.push_back(job);
                         return true;
                     }
+                    queue.push_front(job);
                 }
                 Turn::Waiting => {
-                    self.verify.active.insert(at, job);
-                    at += 1;
+                    waiting += 1;
+                    queue.push_back(job);
                 }
                 Turn::Finished => self.job_finished(job),
             }
@@ -195,7 +241,11 @@ impl<I: Io> Shard<I> {
         }
         let Some(local) = self.torrents.get_mut(&job.torrent) else { return Turn::Finished };
         let Some(contents) = local.contents().cloned() else { return Turn::Finished };
-        let id = local.shared.id;
+        let (id, epoch) = (local.shared.id, local.shared.epoch.load(Ordering::Acquire));
+        self.storage.see_epoch(id, epoch, &mut self.news);
+        if job.epoch != epoch {
+            job.restart(epoch);
+        }
         let length = contents.layout.piece_length(job.piece);
         let offset = contents.layout.piece_offset(job.piece) + u64::from(job.done_bytes);
         let step = (length - job.done_bytes).min(STEP_BYTES);
@@ -216,6 +266,7 @@ impl<I: Io> Shard<I> {
                 for part in self.parts.drain(..) {
                     job.hasher.update(&part.share[part.from..part.to]);
                 }
+                // What was hashed can be evicted now.
                 self.memory_came_home |= !self.starved.is_empty();
                 job.done_bytes += step;
                 self.stats.hashed_bytes += u64::from(step);
@@ -245,25 +296,15 @@ impl<I: Io> Shard<I> {
         const CHUNK: u64 = 256 << 10;
         let end = u64::from(job.end - 1) * u64::from(contents.layout.piece_bytes)
             + u64::from(contents.layout.piece_length(PieceIndex(job.end - 1)));
-        let window = (AHEAD_BYTES / self.verify.active.len().max(1) as u64).max(CHUNK);
-        let to = (from + window).min(end);
+        let jobs = 1 + self.verify.active.len() + self.verify.urgent.len(); // and this one
+        let all = AHEAD_BYTES.min(self.io.pool().cap_bytes() as u64 / 4);
+        let to = (from + (all / jobs as u64).max(CHUNK)).min(end);
         let mut at = job.ahead_to.max(from);
-        // Not `self.parts`: those are still to be hashed.
-        let mut parts = Vec::new();
         while at < to {
             let length = (to - at).min(CHUNK) as u32;
-            let gathered = self.storage.gather(
-                &mut self.io,
-                &mut self.stats,
-                job.torrent,
-                contents,
-                (at, length),
-                || Class::K256,
-                Waiter::Verify,
-                &mut parts,
-            );
-            parts.clear();
-            if matches!(gathered, Gather::NoMemory | Gather::Failed) {
+            let (io, stats, id) = (&mut self.io, &mut self.stats, job.torrent);
+            let (range, class) = ((at, length), || Class::K256);
+            if !self.storage.look_ahead(io, stats, id, contents, range, class, Waiter::Verify) {
                 return;
             }
             at += u64::from(length);
@@ -273,16 +314,30 @@ impl<I: Io> Shard<I> {
 
     fn piece_hashed(&mut self, job: &mut Job, length: u32, good: bool) {
         let piece = job.piece;
-        job.report.bytes += u64::from(length);
+        let mut news = false;
         if let Some(local) = self.torrents.get(&job.torrent) {
-            let pieces = &local.shared.pieces;
-            // Verified before offered: whoever sees the offer may rely on the hash.
-            pieces.set_verified(piece, good);
-            let offered = good && (job.offer || pieces.is_offered(piece));
-            let news = pieces.set_offered(piece, offered) && offered;
-            if news && local.shared.connections.load(Ordering::Relaxed) > 0 {
-                self.tell(Event::Offered { torrent: job.torrent, piece });
+            let shared = &local.shared;
+            let epoch = shared.epoch.load(Ordering::Acquire);
+            if epoch != job.epoch {
+                return job.restart(epoch);
             }
+            // Verified before offered: whoever sees the offer may rely on the hash.
+            shared.pieces.set_verified(piece, good);
+            // Who found a file changed moved the epoch on and then cleared the bits: either the
+            // bit is cleared after it was set here, or the new epoch is seen here.
+            let epoch = shared.epoch.load(Ordering::Acquire);
+            if epoch != job.epoch {
+                shared.pieces.set_verified(piece, false);
+                return job.restart(epoch);
+            }
+            let offered = good && (job.offer || shared.pieces.is_offered(piece));
+            news = shared.pieces.set_offered(piece, offered)
+                && offered
+                && shared.connections.load(Ordering::Relaxed) > 0;
+        }
+        job.report.bytes += u64::from(length);
+        if news {
+            self.tell(Event::Offered { torrent: job.torrent, piece });
         }
         if !good {
             job.report.failed += 1;
@@ -306,6 +361,8 @@ impl<I: Io> Shard<I> {
         job.done_bytes = 0;
         if let Some(waiting) = self.verify.wanted.remove(&(job.torrent, piece)) {
             self.piece_settled(waiting, piece, good);
+            // There is room among the wanted pieces again.
+            self.memory_came_home |= !self.starved.is_empty();
         }
         if !job.urgent && job.report.pieces >= REPORT_PIECES && job.piece.0 < job.end {
             self.tell_progress(job, false);
@@ -323,6 +380,12 @@ impl<I: Io> Shard<I> {
     ) {
         let Some(local) = self.torrents.get_mut(&torrent) else { return };
         let Some(contents) = local.contents().cloned() else { return };
+        if range.is_some() && matches!(trouble, Trouble::Changed | Trouble::Short { .. }) {
+            // Before the bits are cleared; its partners are the loads around `set_verified`. Every
+            // shard drops what it has of the torrent, and pieces half hashed begin again.
+            let before = local.shared.epoch.fetch_add(1, Ordering::AcqRel);
+            self.storage.moved_epoch(torrent, before);
+        }
         if let Some(range) = range {
             let layout = &contents.layout;
             let start = layout.files[file.0 as usize].offset;
@@ -338,3 +401,6 @@ impl<I: Io> Shard<I> {
         self.tell(Event::Trouble { torrent, path, trouble });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! What may become verified, and in which order.
+
+use std::sync::Arc;
+
+use seedring_platform::op::{Completion, Identity, Op, Outcome};
+use seedring_proto::units::{InfoHash, PeerId};
+
+use super::*;
+use crate::{
+    Globals,
+    mailbox::{Receiver, channel},
+    shard::{Links, Options},
+    storage::{
+        self,
+        files::FileId,
+        tests::{TestIo, contents, file},
+    },
+    torrent::{Phase, Shared},
+};
+
+const TORRENT: TorrentId = TorrentId(5);
+const GOOD: u8 = 7;
+
+struct Bench {
+    shard: Shard<TestIo>,
+    shared: Arc<Shared>,
+    length: u64,
+    _events: Receiver<Event>,
+}
+
+/// A shard with one torrent of one file, of pieces of this size.
+fn bench(pool_bytes: usize, piece_bytes: u32, length: u64) -> Bench {
+    let globals = Arc::new(Globals::new(PeerId([0; 20]), "test"));
+    let storage = storage::Options { reads_max: 64, open_files_max: 16 };
+    let options = Options { shard: 0, globals, storage, root: file(), seed: 1 };
+    let (_, commands) = channel(4, Box::new(|| {}));
+    let (events, told) = channel(1_024, Box::new(|| {}));
+    let links = Links { commands, events, to_shards: Vec::new(), from_shards: Vec::new() };
+    let mut shard = Shard::new(TestIo::new(pool_bytes), options, links, Vec::new());
+    let contents = contents(piece_bytes, &[length], GOOD);
+    let shared = Shared::new(TORRENT, InfoHash([5; 20]), contents.layout.piece_count());
+    shared.contents.store(Some(Arc::new(contents)));
+    shared.set_phase(Phase::Active);
+    let shared = Arc::new(shared);
+    shard.torrents.insert(TORRENT, Local::new(shared.clone()));
+    Bench { shard, shared, length, _events: told }
+}
+
+impl Bench {
+    /// Completes what is in the kernel; reads from `from` on find `byte`.
+    fn complete(&mut self, byte: impl Fn(u64) -> Option<u8>) {
+        let ops = std::mem::take(&mut self.shard.io().ops);
+        for op in ops {
+            let (token, outcome) = match op {
+                Op::Open { token, .. } => {
+                    let identity = Identity { size_bytes: self.length, ..Identity::default() };
+                    (token, Outcome::Opened(Ok((file(), identity))))
+                }
+                Op::Read { token, file, offset, length, mut lease } => match byte(offset) {
+                    Some(byte) => {
+                        lease.fill(byte);
+                        (token, Outcome::Read { result: Ok(length as usize), lease })
+                    }
+                    None => {
+                        self.shard.io().ops.push(Op::Read { token, file, offset, length, lease });
+                        continue;
+                    }
+                },
+                _ => continue,
+            };
+            self.shard.io().completed.push(Completion { token, outcome });
+        }
+        for _ in 0..8 {
+            self.shard.tick();
+        }
+    }
+
+    fn is_verified(&self, piece: u32) -> bool {
+        self.shared.pieces.is_verified(PieceIndex(piece))
+    }
+}
+
+/// Two reads of 256 KiB; the second is held back while the file changes.
+fn half_a_piece_before_a_change(tell: impl Fn(&mut Bench)) -> bool {
+    let mut bench = bench(8 << 20, 512 << 10, 512 << 10);
+    bench.shard.verify(TORRENT, PieceIndex(0), 1, true);
+    bench.shard.tick();
+    bench.complete(|_| None); // the file opens
+    bench.complete(|offset| (offset == 0).then_some(GOOD));
+    assert_eq!(bench.shard.stats().hashed_bytes, 256 << 10, "half of it");
+    tell(&mut bench);
+    // From now on the first half is another one.
+    for _ in 0..4 {
+        bench.complete(|offset| Some(if offset == 0 { GOOD + 1 } else { GOOD }));
+    }
+    assert!(bench.shard.verify.is_idle());
+    bench.is_verified(0)
+}
+
+#[test]
+fn halves_of_two_files_are_not_a_verified_piece() {
+    assert!(half_a_piece_before_a_change(|_| {}), "without a word of the change");
+    let by_another = |bench: &mut Bench| {
+        bench.shared.epoch.fetch_add(1, Ordering::AcqRel);
+    };
+    assert!(!half_a_piece_before_a_change(by_another), "another shard saw the change");
+    let by_us = |bench: &mut Bench| {
+        let changed = Identity { size_bytes: bench.length, modified_ns: 9, ..Identity::default() };
+        let shard = &mut bench.shard;
+        shard.storage.identified(&mut shard.io, FileId(0), Ok(changed), &mut shard.news);
+        shard.deliver_news();
+        assert_eq!(bench.shared.epoch.load(Ordering::Acquire), 1);
+    };
+    assert!(!half_a_piece_before_a_change(by_us), "this shard saw it");
+}
+
+#[test]
+fn a_piece_that_finds_no_place_among_the_wanted_says_so() {
+    let mut bench = bench(8 << 20, 16_384, 300 * 16_384);
+    let local = bench.shard.torrents.get_mut(&TORRENT).unwrap();
+    let verify = &mut bench.shard.verify;
+    let wanted = (0..300).filter(|n| verify.want(TORRENT, PieceIndex(*n), Key(1), local));
+    assert_eq!(wanted.count(), WANTED_MAX);
+    assert!(verify.want(TORRENT, PieceIndex(0), Key(2), local), "one that is wanted already");
+    bench.shard.starved.push_back(Key(3));
+    bench.shard.memory_came_home = false;
+    let mut job = bench.shard.verify.urgent.pop_front().unwrap();
+    bench.shard.piece_over(&mut job, true);
+    assert!(bench.shard.memory_came_home, "who found no place looks again");
+}
+
+#[test]
+fn what_peers_wait_for_keeps_its_place_at_the_front() {
+    const PIECE: u32 = 64 << 10;
+    let mut bench = bench(64 << 20, PIECE, 64 * u64::from(PIECE));
+    bench.shard.verify(TORRENT, PieceIndex(0), 32, true);
+    bench.shard.tick();
+    (0..6).for_each(|_| bench.complete(|_| Some(GOOD)));
+    assert!(bench.shard.verify.is_idle(), "half of it is in memory");
+    bench.shared.pieces.set_all_verified(false);
+    for first in [0, 16] {
+        bench.shard.verify(TORRENT, PieceIndex(first), 16, true);
+    }
+    let local = bench.shard.torrents.get_mut(&TORRENT).unwrap();
+    assert!(bench.shard.verify.want(TORRENT, PieceIndex(50), Key(1), local));
+    for n in 1..6 {
+        bench.shard.verify_step(PIECE as usize);
+        assert_eq!(bench.shared.pieces.verified_count(), n, "the others go on meanwhile");
+    }
+    for op in std::mem::take(&mut bench.shard.io().ops) {
+        if let Op::Read { token, length, mut lease, .. } = op {
+            lease.fill(GOOD);
+            let outcome = Outcome::Read { result: Ok(length as usize), lease };
+            bench.shard.dispatch(Completion { token, outcome });
+        }
+    }
+    bench.shard.verify_step(PIECE as usize);
+    assert!(bench.is_verified(50));
+}
