@@ -1,8 +1,8 @@
 //! Opens and reads in the kernel, and what becomes of them.
 //!
 //! Owns: which reads wait (for their file, for a slot, for the machine to recover), which are under
-//! way. Never: who wants the bytes. Flow: `gather` wants a chunk -> its file opens -> a slot -> read
-//! -> the cache, news.
+//! way. Never: who wants the bytes. Flow: `gather` wants a chunk -> its file opens -> a slot ->
+//! read -> the cache, news.
 
 use std::{collections::VecDeque, io, mem, ops::Range, time::Duration};
 
