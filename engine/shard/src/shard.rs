@@ -192,7 +192,7 @@ impl<I: Io> Shard<I> {
         if self.stopping && self.drain() {
             return Tick::Stopped;
         }
-        let woken = self.verify.ready || self.memory_came_home;
+        let woken = self.verify.ready || self.memory_came_home || !self.news.is_empty();
         if full || messages || fired || hashing || pumping || woken {
             return Tick::Busy;
         }
@@ -206,6 +206,9 @@ impl<I: Io> Shard<I> {
         }
         if !self.throttled.is_empty() {
             at = at.min(self.throttled_until);
+        }
+        if let Some(attempt) = self.storage.next_attempt(self.io.now()) {
+            at = at.min(attempt);
         }
         if let Some(dial) = self.next_dial() {
             at = at.min(dial);

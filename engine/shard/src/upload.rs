@@ -8,7 +8,7 @@
 //! Reads are only of what was asked for, rounded to the chunk that a sequential reader will ask for
 //! next.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 
 use seedring_platform::{memory::Class, op::Io, send_batch::SendBatch};
 use seedring_proto::{
@@ -102,6 +102,9 @@ impl<I: Io> Shard<I> {
         }
         let local = self.torrents.get_mut(&open.torrent).expect("invariant: kept while in use");
         let contents = local.contents.clone().expect("invariant: kept while in use");
+        // Another shard may have seen a file change: what this one read before is old then.
+        let epoch = local.shared.epoch.load(Ordering::Acquire);
+        self.storage.see_epoch(local.shared.id, epoch, &mut self.news);
         let mut serving = Serving {
             io: &mut self.io,
             stats: &mut self.stats,
@@ -255,17 +258,19 @@ impl<I: Io> Serving<'_, I> {
         let pieces = &self.local.shared.pieces;
         if !pieces.is_verified(block.piece) {
             if pieces.is_offered(block.piece) {
-                self.verify.want(open.torrent, block.piece, self.key, self.local);
-                return Step::Later;
+                let noted = self.verify.want(open.torrent, block.piece, self.key, self.local);
+                return if noted { Step::Later } else { Step::NoMemory };
             }
             return self.reject(open, out, at);
         }
         let offset = self.contents.layout.piece_offset(block.piece) + u64::from(block.begin);
+        if full {
+            return match self.look_ahead(open, at, offset, block.length) {
+                true => Step::Later,
+                false => Step::Stop,
+            };
+        }
         match self.gather(open, at, offset, block.length) {
-            Gather::Ready if full => {
-                self.parts.clear();
-                Step::Later
-            }
             Gather::Ready if !batch.room_for(1 + self.parts.len(), 13) => {
                 if batch.is_empty() && batch.room_for(2, 13 + block.length as usize) {
                     self.copy(batch, block);
@@ -303,6 +308,20 @@ impl<I: Io> Serving<'_, I> {
             || class_for(open, contents, at, offset),
             Waiter::Connection(self.key.0),
             self.parts,
+        )
+    }
+
+    /// Sees to it that a request's bytes are being read, as far as look-ahead may go.
+    fn look_ahead(&mut self, open: &Open, at: usize, offset: u64, length: u32) -> bool {
+        let contents = self.contents;
+        self.storage.look_ahead(
+            self.io,
+            self.stats,
+            self.local.shared.id,
+            contents,
+            (offset, length),
+            || class_for(open, contents, at, offset),
+            Waiter::Connection(self.key.0),
         )
     }
 
