@@ -113,8 +113,8 @@ fn result_table(runs: &[Run]) -> String {
         })
         .collect();
     format!(
-        "{CONNECTIONS} connections, random blocks, content heated by 20 downloads. Neither shards nor load \
-         are pinned, and the load takes part of two cores, so speeds do not compare; CPU \
+        "{CONNECTIONS} connections, random blocks, content heated by 20 downloads. Neither shards \
+         nor load are pinned, and the load takes part of two cores, so speeds do not compare; CPU \
          per GiB does.\n\n{}",
         table(
             &[
