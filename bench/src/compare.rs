@@ -36,7 +36,7 @@ pub enum Preset {
     Seeding,
     /// Content larger than the cache: disk reads, and throughput beside a plain O_DIRECT read.
     Cold,
-    /// One hot torrent on one shard and on two.
+    /// One hot torrent on one shard and on several.
     Spread,
     /// 10,000 torrents: start-up, memory, idle CPU; 2,000 idle connections.
     Many,
@@ -75,6 +75,10 @@ pub struct Options {
     /// Size of the content; 2GiB (seeding, spread, cold).
     #[arg(long, value_parser = parse_bytes)]
     pub size: Option<u64>,
+    /// Numbers of shards of the preset `spread`. On a machine with twice as many cores as the
+    /// largest, the engine gets as many cores as it has shards, and the load others.
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    pub shards: Vec<usize>,
     /// Small torrents of the preset `many`.
     #[arg(long, default_value_t = 10_000)]
     pub torrents: usize,
@@ -138,15 +142,19 @@ impl Options {
 
     /// One run of the load on its own core, as a process of its own; `more`: its arguments.
     pub fn leech(&self, torrent: &Path, pid: u32, more: &[String]) -> Result<Outcome> {
-        let this = std::env::current_exe().context("the path of this program")?;
-        self.run_leech(pinned(&this, self.load_core), torrent, pid, more)
+        self.leech_on(&Cores::one(self.load_core), torrent, pid, more)
     }
 
-    /// The same on whichever core is free: where the target has all cores, a pinned load would
-    /// take from one shard only.
-    pub fn leech_anywhere(&self, torrent: &Path, pid: u32, more: &[String]) -> Result<Outcome> {
+    /// The same on these cores.
+    pub fn leech_on(
+        &self,
+        cores: &Cores,
+        torrent: &Path,
+        pid: u32,
+        more: &[String],
+    ) -> Result<Outcome> {
         let this = std::env::current_exe().context("the path of this program")?;
-        self.run_leech(anywhere(&this), torrent, pid, more)
+        self.run_leech(on_cores(&this, cores), torrent, pid, more)
     }
 
     fn run_leech(
@@ -178,17 +186,33 @@ impl Options {
     }
 }
 
-/// A command on any core at nice -20 that ends when this process does.
-pub fn anywhere(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "nice", "-n", "-20"]).arg(program);
-    command
+/// Where a process may run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// Whichever is free: where the target has all cores, a pinned load would take from one shard
+    /// only.
+    Any,
+    /// As `taskset -c` writes them.
+    These(String),
 }
 
-/// A command on one core at nice -20 that ends when this process does.
-pub fn pinned(program: &Path, core: usize) -> Command {
+impl Cores {
+    pub fn one(core: usize) -> Cores {
+        Cores::These(core.to_string())
+    }
+
+    pub fn range(first: usize, count: usize) -> Cores {
+        Cores::These(format!("{first}-{}", first + count.max(1) - 1))
+    }
+}
+
+/// A command on these cores at nice -20 that ends when this process does.
+pub fn on_cores(program: &Path, cores: &Cores) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "taskset", "-c", &core.to_string()]);
+    command.args(["--pdeathsig", "KILL"]);
+    if let Cores::These(list) = cores {
+        command.args(["taskset", "-c", list]);
+    }
     command.args(["nice", "-n", "-20"]).arg(program);
     command
 }

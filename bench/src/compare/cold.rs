@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Options, seeding,
+    Cores, Options, seeding,
     summary::{Report, Spread, table},
     target::{self, Settings},
 };
@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<Report> {
             content: content.folder.clone(),
         };
         forget(&file)?;
-        let mut running = target::seedring(options, &settings, Some(options.server_core))?;
+        let mut running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
         running.wait_until_served(&torrent)?;
         if round == 1 {
             report.commands.push(format!("`{}`", running.command));

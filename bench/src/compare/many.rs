@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Options, TARGET,
+    Cores, Options, TARGET,
     summary::{Report, Spread, table},
     target::{self, Running, Settings},
 };
@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<Report> {
         };
         for second in [false, true] {
             let start = Instant::now();
-            let running = target::seedring(options, &settings, Some(options.server_core))?;
+            let running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
             if starts.is_empty() {
                 report.commands.push(format!("`{}`", running.command));
             }
@@ -109,7 +109,7 @@ fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
         torrents: first.display().to_string(),
         content: first.parent().context("a folder")?.to_path_buf(),
     };
-    let mut running = target::seedring(options, &settings, Some(options.server_core))?;
+    let mut running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
     running.wait_until_served(&Torrent::read(first)?)?;
     thread::sleep(Duration::from_secs(2));
     let bytes = Reading::take(running.pid())?.private_bytes;

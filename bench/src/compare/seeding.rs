@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Options, TARGET, pinned,
+    Cores, Options, TARGET, on_cores,
     summary::{Report, Spread, table},
     target::{self, Content, Kind, Running},
 };
@@ -146,7 +146,7 @@ fn one_round(
 fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
     thread::sleep(Duration::from_millis(300));
     let seconds = (options.seconds + options.warm_up + 1.0).ceil();
-    let mut command: Command = pinned(Path::new("iperf3"), options.load_core);
+    let mut command: Command = on_cores(Path::new("iperf3"), &Cores::one(options.load_core));
     command.args(["-c", &TARGET.ip().to_string(), "-p", &TARGET.port().to_string(), "-R", "-J"]);
     command.args(["-t", &seconds.to_string()]);
     let client = command.stdout(std::process::Stdio::piped()).spawn().context("iperf3")?;

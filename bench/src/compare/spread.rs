@@ -1,20 +1,24 @@
-//! Owns: one hot torrent on one shard and on two: bytes a shard, CPU per GiB.
-//! Never: pins the engine to one core. Flow: rounds of 1, 2 shards interleaved -> report.
+//! Owns: one hot torrent on one shard and on several: bytes a shard, CPU per GiB, speed.
+//! Never: pins single shards. Flow: rounds of each number of shards interleaved -> report.
+//!
+//! Where there are cores for both, the engine has as many as it has shards and the load others:
+//! only then do speeds compare. CPU per GiB compares in any case.
 
-use std::process::Command;
+use std::{num::NonZero, process::Command, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Options, seeding,
+    Cores, Options, seeding,
     summary::{Report, Spread, table},
     target::{self, Settings},
 };
 use crate::{leech::Outcome, torrent::Torrent};
 
-const CONNECTIONS: usize = 50;
+/// Connections a shard, where there are many; at least 50 in all, and the same at each point.
+const CONNECTIONS_A_SHARD: usize = 25;
 /// Names under which the engine may count a shard's bytes, the best first.
 const SENT: [&str; 3] = ["uploaded_bytes", "sent_bytes", "uploaded"];
 
@@ -36,46 +40,42 @@ impl Run {
     }
 }
 
+/// Who runs where, the same at each point of a run.
+struct Places {
+    connections: usize,
+    /// Cores of the load; `None`: whichever are free.
+    load: Option<Cores>,
+    load_threads: usize,
+}
+
+impl Places {
+    fn of(options: &Options) -> Result<Places> {
+        let most = options.shards.iter().copied().max().unwrap_or(0);
+        ensure!(most > 0 && !options.shards.contains(&0), "--shards needs numbers above 0");
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let apart = cores >= 2 * most;
+        Ok(Places {
+            connections: (CONNECTIONS_A_SHARD * most).max(50),
+            load: apart.then(|| Cores::range(most, cores - most)),
+            load_threads: if apart { cores - most } else { 1 },
+        })
+    }
+
+    fn engine(&self, shards: usize) -> Cores {
+        if self.load.is_some() { Cores::range(0, shards) } else { Cores::Any }
+    }
+}
+
 pub fn run(options: &Options) -> Result<Report> {
+    let places = Places::of(options)?;
     let mut report =
         Report { title: "One hot torrent, several shards".into(), ..Report::default() };
     report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
-    let torrent = Torrent::read(&content.torrent)?;
     let mut runs = Vec::new();
     for round in 1..=options.rounds {
-        for shards in [1, 2] {
-            let settings = Settings {
-                shards,
-                cache: format!("{}MiB", 2 * (options.size_bytes() >> 20) + 512),
-                verify: "trust",
-                state: options.run_folder("seedring")?,
-                torrents: content.torrent.display().to_string(),
-                content: content.folder.clone(),
-            };
-            let mut running = target::seedring(options, &settings, None)?;
-            running.wait_until_served(&torrent)?;
-            if round == 1 {
-                report.commands.push(format!("{shards} shards: `{}`", running.command));
-            }
-            let heat = ["--once", "--pattern", "sequential", "--connections", "20"];
-            options.leech(&content.torrent, running.pid(), &heat.map(String::from))?;
-            let before = shard_bytes(options, &settings);
-            let mut arguments = options.window();
-            arguments.extend(["-k".into(), CONNECTIONS.to_string()]);
-            let outcome = options.leech_anywhere(&content.torrent, running.pid(), &arguments)?;
-            let after = shard_bytes(options, &settings);
-            let sent_bytes = match (before, after) {
-                (Ok(before), Ok(after)) => {
-                    after.iter().zip(before).map(|(after, before)| after - before).collect()
-                }
-                (Err(error), _) | (_, Err(error)) => {
-                    report.absent.push(format!("bytes a shard: {error:#}"));
-                    Vec::new()
-                }
-            };
-            running.end()?;
-            let run = Run { round, shards, outcome, sent_bytes };
+        for shards in options.shards.iter().copied() {
+            let run = one_run(options, &places, &content, (round, shards), &mut report)?;
             eprintln!(
                 "round {round}  {shards} shards  {:.3} CPU-s/GiB {:.0} MiB/s, least shard {}",
                 run.outcome.target_cpu_seconds_per_gib.unwrap_or(0.0),
@@ -85,44 +85,110 @@ pub fn run(options: &Options) -> Result<Report> {
             runs.push(run);
         }
     }
-    report.sections.push(result_table(&runs));
+    report.sections.push(result_table(options, &places, &runs));
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
 
-fn result_table(runs: &[Run]) -> String {
+fn one_run(
+    options: &Options,
+    places: &Places,
+    content: &target::Content,
+    (round, shards): (usize, usize),
+    report: &mut Report,
+) -> Result<Run> {
+    let torrent = Torrent::read(&content.torrent)?;
+    let settings = Settings {
+        shards,
+        cache: format!("{}MiB", shards as u64 * ((options.size_bytes() >> 20) + 256)),
+        verify: "trust",
+        state: options.run_folder("seedring")?,
+        torrents: content.torrent.display().to_string(),
+        content: content.folder.clone(),
+    };
+    let mut running = target::seedring(options, &settings, &places.engine(shards))?;
+    running.wait_until_served(&torrent)?;
+    if round == 1 {
+        report.commands.push(format!("{shards} shards: `{}`", running.command));
+    }
+    let load = places.load.clone().unwrap_or(Cores::Any);
+    let threads = places.load_threads.to_string();
+    // Each shard has a cache of its own: enough downloads that each of them sees all of it.
+    let downloads = (20 * shards).min(100).to_string();
+    let heat = ["--once", "--pattern", "sequential", "--threads", &threads, "-k", &downloads];
+    options.leech_on(&load, &content.torrent, running.pid(), &heat.map(String::from))?;
+    let before = shard_bytes(options, &settings);
+    let mut arguments = options.window();
+    arguments.extend(["-k".into(), places.connections.to_string()]);
+    arguments.extend(["--threads".into(), threads]);
+    let outcome = options.leech_on(&load, &content.torrent, running.pid(), &arguments)?;
+    let after = shard_bytes(options, &settings);
+    let sent_bytes = match (before, after) {
+        (Ok(before), Ok(after)) => {
+            after.iter().zip(before).map(|(after, before)| after - before).collect()
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            report.absent.push(format!("bytes a shard: {error:#}"));
+            Vec::new()
+        }
+    };
+    running.end()?;
+    Ok(Run { round, shards, outcome, sent_bytes })
+}
+
+fn result_table(options: &Options, places: &Places, runs: &[Run]) -> String {
     let of = |shards: usize, field: &dyn Fn(&Run) -> Option<f64>| {
         Spread::of(runs.iter().filter(|run| run.shards == shards).filter_map(field))
     };
     let cost = |run: &Run| run.outcome.target_cpu_seconds_per_gib;
+    let speed = |run: &Run| Some(run.outcome.mib_per_s);
+    let busy = |run: &Run| Some(run.outcome.load_busy);
+    let median = |shards, field| of(shards, field).map_or(f64::NAN, |spread| spread.median);
+    let times = |shards, field| {
+        let first = options.shards.first().copied().unwrap_or(1);
+        format!("{:.2}x", median(shards, field) / median(first, field))
+    };
     let text = |spread: Option<Spread>, digits| {
         spread.map_or("-".into(), |spread: Spread| spread.text(digits))
     };
-    let one = of(1, &cost).map_or(f64::NAN, |spread| spread.median);
-    let rows: Vec<Vec<String>> = [1, 2]
-        .into_iter()
+    let rows: Vec<Vec<String>> = options
+        .shards
+        .iter()
+        .copied()
         .map(|shards| {
-            let spread = of(shards, &cost);
             vec![
                 shards.to_string(),
-                text(spread, 3),
-                spread.map_or("-".into(), |spread| format!("{:.2}x", spread.median / one)),
-                text(of(shards, &|run| Some(run.outcome.mib_per_s)), 0),
+                text(of(shards, &cost), 3),
+                times(shards, &cost),
+                text(of(shards, &speed), 0),
+                times(shards, &speed),
                 text(of(shards, &Run::least), 2),
+                text(of(shards, &busy), 2),
             ]
         })
         .collect();
+    let placed = match &places.load {
+        Some(Cores::These(load)) => format!(
+            "The engine has cores 0 to N-1 for N shards, the load {} threads on cores {load}.",
+            places.load_threads
+        ),
+        _ => "Neither shards nor load are pinned, and the load takes part of the same cores, so \
+              speeds do not compare; CPU per GiB does."
+            .into(),
+    };
     format!(
-        "{CONNECTIONS} connections, random blocks, content heated by 20 downloads. Neither shards \
-         nor load are pinned, and the load takes part of two cores, so speeds do not compare; CPU \
-         per GiB does.\n\n{}",
+        "{} connections, random blocks, content heated by whole downloads. {placed} Times: over \
+         the first row.\n\n{}",
+        places.connections,
         table(
             &[
                 "shards",
                 "CPU-s per GiB: median (min..max)",
-                "times one shard",
+                "times",
                 "MiB/s",
-                "part of the shard that sent least"
+                "times",
+                "part of the shard that sent least",
+                "load busy (of its threads)"
             ],
             &rows
         )

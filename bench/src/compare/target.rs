@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Options, TARGET, pinned};
+use super::{Cores, Options, TARGET, on_cores};
 use crate::{leech, torrent::Torrent};
 
 /// Until a target serves its first block: rTorrent hashes all content first.
@@ -138,7 +138,7 @@ pub fn start(kind: Kind, options: &Options, content: &Content) -> Result<Running
                 torrents: content.torrent.display().to_string(),
                 content: content.folder.clone(),
             };
-            seedring(options, &settings, Some(options.server_core))?
+            seedring(options, &settings, &Cores::one(options.server_core))?
         }
         _ => spawn(rival(kind, options, content, &run)?, &run)?,
     };
@@ -149,7 +149,7 @@ pub fn start(kind: Kind, options: &Options, content: &Content) -> Result<Running
 }
 
 fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result<Command> {
-    let core = options.server_core;
+    let core = &Cores::one(options.server_core);
     let (address, port) = (TARGET.ip().to_string(), TARGET.port().to_string());
     let torrent = content.torrent.display().to_string();
     let folder = content.folder.display().to_string();
@@ -157,7 +157,7 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
     match kind {
         Kind::Seedring => unreachable!("invariant: seedring has settings of its own"),
         Kind::Iperf3 => {
-            command = pinned(Path::new("iperf3"), core);
+            command = on_cores(Path::new("iperf3"), core);
             command.args(["-s", "-B", &address, "-p", &port]);
         }
         Kind::TokioUring => {
@@ -166,12 +166,12 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
                 .map(|entry| entry.path())
                 .find(|path| path.extension().is_some_and(|extension| extension == "bin"))
                 .context("the content's file")?;
-            command = pinned(&absolute(&options.baseline), core);
+            command = on_cores(&absolute(&options.baseline), core);
             command.args(["--torrent", &torrent, "--content"]).arg(file);
             command.args(["--listen", &TARGET.to_string()]);
         }
         Kind::Libtorrent => {
-            command = pinned(&absolute(&options.python), core);
+            command = on_cores(&absolute(&options.python), core);
             command.arg(libtorrent_script(options)?);
             command.args([&torrent, &folder, &TARGET.to_string()]);
         }
@@ -188,11 +188,11 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
             }
             let path = run.join("rtorrent.rc");
             fs::write(&path, settings)?;
-            command = pinned(&absolute(&options.rtorrent), core);
+            command = on_cores(&absolute(&options.rtorrent), core);
             command.args(["-n", "-o", &format!("import={}", path.display())]);
         }
         Kind::Rqbit => {
-            command = pinned(&absolute(&options.rqbit), core);
+            command = on_cores(&absolute(&options.rqbit), core);
             command.args(["-v", "error", "--disable-dht", "--disable-lsd", "--disable-trackers"]);
             command.args(["--disable-upnp-port-forward", "--ipv4-only"]);
             command.args(["--listen-ip", &address, "--listen-port", &port]);
@@ -204,8 +204,8 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
     Ok(command)
 }
 
-/// Starts the engine with a configuration of these settings. `core`: pinned there, or nowhere.
-pub fn seedring(options: &Options, settings: &Settings, core: Option<usize>) -> Result<Running> {
+/// Starts the engine with a configuration of these settings.
+pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result<Running> {
     fs::create_dir_all(&settings.state)?;
     let yaml = format!(
         "state_dir: {}\nlisten: [\"{TARGET}\"]\nshards: {}\npin: off\nio: uring\n\
@@ -226,10 +226,7 @@ pub fn seedring(options: &Options, settings: &Settings, core: Option<usize>) -> 
         .seedring
         .canonicalize()
         .with_context(|| format!("{}: cargo build --release", options.seedring.display()))?;
-    let mut command = match core {
-        Some(core) => pinned(&program, core),
-        None => super::anywhere(&program),
-    };
+    let mut command = on_cores(&program, cores);
     command.arg("run").arg(&path).current_dir(&settings.state);
     spawn(command, &settings.state)
 }
