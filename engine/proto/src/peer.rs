@@ -5,11 +5,13 @@
 mod allowed_fast;
 mod client;
 mod remote_pieces;
+pub mod requests;
 pub mod session;
 mod upload_queue;
 
 pub use allowed_fast::AllowedFast;
 pub use client::{client_name, peer_id};
 pub use remote_pieces::RemotePieces;
+pub use requests::Requests;
 pub use session::{Event, Options, Session, Torrent};
 pub use upload_queue::UploadQueue;

@@ -1,7 +1,9 @@
-//! Owns: decisions over all peers at once: who is served.
+//! Owns: decisions over all peers at once: who is served, which piece is taken up next.
 //! Never: holds a session or a connection; sees peers as values.
 //! Flow: the shard's timer hands candidates in and carries the decisions out.
 
 pub mod choker;
+pub mod picker;
 
 pub use choker::{Candidate, Choker, Slots};
+pub use picker::Picker;
