@@ -145,6 +145,8 @@ enum Order {
     /// The first torrent is paused or parked, and comes back.
     Look(Phase, Duration, Duration),
     Remove(Duration),
+    /// It changes its trackers: everybody goes, and may come again.
+    Disconnect(Duration),
     /// Everything stops under load.
     Stop(Duration),
 }
@@ -160,6 +162,7 @@ fn order(seed: u64, wish: Wish) -> Order {
         0 | 1 => Order::Look(phase, at, back),
         2 => Order::Remove(at),
         3 | 4 => Order::Stop(at),
+        5 | 6 => Order::Disconnect(at),
         _ => Order::Nothing,
     }
 }
@@ -185,6 +188,11 @@ fn carry_out(order: Order, swarm: &mut Swarm, torrent: &SimTorrent) -> bool {
             swarm.tell_all(|| Command::Remove(torrent.id));
             swarm.run(at + Duration::from_secs(60), |_| false);
             false
+        }
+        Order::Disconnect(at) => {
+            swarm.run(at, |_| false);
+            swarm.tell_all(|| Command::Disconnect(torrent.id));
+            true
         }
         Order::Stop(at) => {
             swarm.run(at, |_| false);

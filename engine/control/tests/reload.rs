@@ -124,3 +124,38 @@ fn new_trackers_hear_of_a_torrent_and_old_ones_of_its_end() {
     engine.stop();
     assert_eq!(old.asked().len(), 2, "{:?}", old.asked());
 }
+
+/// BEP 27: peers of a private torrent's old tracker go with it, those of other torrents stay.
+#[test]
+fn new_trackers_of_a_private_torrent_end_its_connections() {
+    let site = Site::new();
+    let (old, new) = (Tracker::start(None), Tracker::start(None));
+    let private = site.private("private", 2, &[&old.url]);
+    let public = site.item("public", 2, &[&old.url]);
+    for shards in ["shards: 1", "shards: 2"] {
+        let mut engine = site.run(shards, &all("full"));
+        engine.ready();
+        let mut leaves = Peer::connect(engine.address(), &private).unwrap();
+        let mut stays = Peer::connect(engine.address(), &public).unwrap();
+        assert!(leaves.piece(&private, 0).is_some() && stays.piece(&public, 0).is_some());
+        // Other limits alone end nothing.
+        let entry = |more: &str| {
+            format!(
+                "  - {{ files: \"torrents/*.torrent\", content: content, verify: full, {more}, \
+                 limits: {{ connections: 100 }} }}\n"
+            )
+        };
+        site.write_yaml(shards, &entry("trackers: keep"));
+        engine.signal(Signal::HUP);
+        engine.wait_log("2 changed");
+        assert!(leaves.piece(&private, 1).is_some());
+        site.write_yaml(shards, &entry(&format!("trackers: [\"{}\"]", new.url)));
+        engine.signal(Signal::HUP);
+        new.wait("event=started");
+        assert!(leaves.is_closed());
+        assert!(stays.piece(&public, 1).is_some());
+        let mut again = Peer::connect(engine.address(), &private).unwrap();
+        assert_eq!(again.piece(&private, 1).unwrap(), private.bytes[support::PIECE..]);
+        engine.stop();
+    }
+}

@@ -52,6 +52,7 @@ impl<I: Io> Shard<I> {
             Command::Add(torrents) => torrents.into_iter().for_each(|t| self.add(t)),
             Command::Remove(id) => self.remove(id),
             Command::Look(id) => self.look(id),
+            Command::Disconnect(id) => self.disconnect(id),
             Command::Dial { torrent, address } => self.dial(torrent, address),
             Command::Verify { torrent, first, count, offer } => {
                 self.verify(torrent, first, count, offer);
@@ -109,6 +110,16 @@ impl<I: Io> Shard<I> {
             }
         }
         self.verify.ready = true;
+    }
+
+    /// Whoever is connected came by trackers that the torrent has left.
+    fn disconnect(&mut self, id: TorrentId) {
+        self.dialing.forget(id);
+        // Dials that are under way are in no list of the torrent's.
+        let mut keys = self.connections.keys();
+        keys.retain(|key| self.connections.get(*key).is_some_and(|c| c.dialed == Some(id)));
+        keys.extend(self.keys_of(id));
+        keys.into_iter().for_each(|key| self.close(key, Shutdown::Orderly));
     }
 
     /// A piece came to be offered after peers had been told what there is.

@@ -33,6 +33,9 @@ pub enum Command {
     /// A torrent's phase or contents changed: look again (connections of one that is not Active
     /// close; connections that wait for contents go on).
     Look(TorrentId),
+    /// Close a torrent's connections, those being dialled included: its trackers were changed
+    /// (BEP 27). It stays, and whoever comes from here on is let in.
+    Disconnect(TorrentId),
     /// Connect to a peer that a tracker named.
     Dial { torrent: TorrentId, address: SocketAddr },
     /// Hash pieces `first .. first + count` and set or clear their bits. `offer`: good pieces

@@ -16,14 +16,19 @@ use crate::{
 };
 
 impl Engine {
-    /// Trackers changed: the old ones are told goodbye, the new ones hello.
+    /// Trackers changed: the old ones are told goodbye, the new ones hello. A private torrent's
+    /// peers go with the old ones (BEP 27); a public one's stay.
     pub(super) async fn announce_anew(&mut self, id: TorrentId) {
         let Some(torrent) = self.torrents.get(id) else { return };
         self.catalogue.put(torrent);
         if !torrent.announced {
             return;
         }
+        let private = torrent.private;
         self.say_goodbye(torrent).await;
+        if private {
+            self.leave_swarm(id);
+        }
         // A tracker that stays in the list hears `stopped` with all, then `started` with nothing.
         self.torrents.reset_totals(id);
         self.announce(id).await;

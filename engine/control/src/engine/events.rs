@@ -110,7 +110,7 @@ impl Engine {
             trackers::Event::Peers { info_hash, peers, replace } => {
                 let Some(id) = self.id_of(&info_hash) else { return };
                 if replace {
-                    self.peers.forget(id);
+                    self.leave_swarm(id);
                 }
                 self.peers.learn(id, &peers, &self.shards.listening);
                 self.dial_due(id);

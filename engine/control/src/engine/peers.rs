@@ -85,7 +85,8 @@ impl PeerBooks {
         let Some(entry) = book.entries.get_mut(&address) else { return };
         let now = Instant::now();
         match outcome {
-            DialOutcome::Connected => entry.failures = 0,
+            // Also where the end of an earlier connection was told while it was dialled anew.
+            DialOutcome::Connected => *entry = Entry { failures: 0, again: None },
             // Kept, so that a tracker that names it again does not get it dialled again.
             DialOutcome::Oneself => {}
             DialOutcome::Later => entry.again = Some(now + LATER),
@@ -123,6 +124,12 @@ impl Book {
 }
 
 impl Engine {
+    /// The torrent leaves its trackers' swarm for another one: peers go, on their way or connected.
+    pub(super) fn leave_swarm(&mut self, id: TorrentId) {
+        self.peers.forget(id);
+        self.shards.send_all(|| Command::Disconnect(id));
+    }
+
     /// Dials what is due of one torrent, on its home shard.
     pub(super) fn dial_due(&mut self, id: TorrentId) {
         let Some(torrent) = self.torrents.get(id) else { return };

@@ -51,11 +51,21 @@ impl Site {
 
     /// Makes a file of so many pieces (the last one short) and its torrent.
     pub fn item(&self, name: &str, pieces: usize, trackers: &[&str]) -> Item {
+        self.item_of(name, pieces, trackers, false)
+    }
+
+    /// The same, private (BEP 27).
+    pub fn private(&self, name: &str, pieces: usize, trackers: &[&str]) -> Item {
+        self.item_of(name, pieces, trackers, true)
+    }
+
+    fn item_of(&self, name: &str, pieces: usize, trackers: &[&str], private: bool) -> Item {
         let content = self.path("content").join(name);
         let bytes = bytes_of(name, pieces * PIECE - 100);
         fs::write(&content, &bytes).unwrap();
         let options = create::Options {
             piece_bytes: Some(PIECE as u32),
+            private,
             trackers: trackers.iter().map(|url| vec![(*url).to_owned()]).collect(),
             ..create::Options::default()
         };
@@ -256,6 +266,18 @@ impl Peer {
         let mut message = vec![0; u32::from_be_bytes(length) as usize];
         self.stream.read_exact(&mut message).ok()?;
         Some(message)
+    }
+
+    /// The engine ends the connection, in seconds.
+    pub fn is_closed(&mut self) -> bool {
+        let mut bytes = [0; 4_096];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
     }
 
     /// A whole piece; `None`: the connection was closed, or nothing came.

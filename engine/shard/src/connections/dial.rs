@@ -28,6 +28,13 @@ pub struct Dialing {
     under_way: usize,
 }
 
+impl Dialing {
+    /// What waits for this torrent is not dialled, and nothing is told of it.
+    pub(crate) fn forget(&mut self, torrent: TorrentId) {
+        self.queue.retain(|(id, _)| *id != torrent);
+    }
+}
+
 impl<I: Io> Shard<I> {
     pub(crate) fn dial(&mut self, torrent: TorrentId, address: SocketAddr) {
         if self.dialing.queue.len() < QUEUE_MAX {
