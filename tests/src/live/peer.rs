@@ -1,10 +1,10 @@
 //! Owns: one connection to the engine, as a leech that a test moves by hand.
 //! Never: is polite by itself: it sends what it is told, well-formed or not.
-//! Flow: connect, handshake, then messages; blocks are compared with the content on disk.
+//! Flow: connect or accept, handshake, then messages; blocks are compared with the content on disk.
 
 use anyhow::{Context, Result, bail};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// What a block is at most, and what is asked for here.
@@ -40,6 +40,10 @@ impl Peer {
     pub fn connect(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&address, WAIT)
             .with_context(|| format!("connect to the engine at {address}"))?;
+        Self::over(stream)
+    }
+
+    fn over(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(WAIT))?;
         stream.set_write_timeout(Some(WAIT))?;
@@ -59,6 +63,36 @@ impl Peer {
             bail!("an unknown peer id: {:?}", &reply[48..]);
         }
         Ok(peer)
+    }
+
+    /// Takes a connection that the engine begins within `limit` and shakes hands as the one who was
+    /// dialled; `None`: none came.
+    pub fn accept(
+        listener: &TcpListener,
+        info_hash: &str,
+        limit: Duration,
+    ) -> Result<Option<Self>> {
+        listener.set_nonblocking(true)?;
+        let start = Instant::now();
+        let stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) if is_timeout(error.kind()) && start.elapsed() < limit => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(error) if is_timeout(error.kind()) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        stream.set_nonblocking(false)?;
+        let mut peer = Self::over(stream)?;
+        let mut hello = [0; 68];
+        peer.stream.read_exact(&mut hello).context("the engine's handshake")?;
+        if hello[..20] != PROTOCOL[..] || hello[28..48] != decode_hex(info_hash)?[..] {
+            bail!("a wrong handshake: {hello:?}");
+        }
+        peer.send_raw(&handshake(info_hash)?)?;
+        Ok(Some(peer))
     }
 
     /// Greets, says that it is interested and waits until it is unchoked.

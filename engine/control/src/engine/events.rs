@@ -3,7 +3,7 @@
 //! Owns: the reaction to each event. Never: data-plane work. Flow: mailbox -> here -> state, log,
 //! commands.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
 
@@ -112,7 +112,7 @@ impl Engine {
                 if replace {
                     self.leave_swarm(id);
                 }
-                self.peers.learn(id, &peers, &self.shards.listening);
+                self.peers.learn(id, &peers, &self.shards.listening, Instant::now());
                 self.dial_due(id);
             }
             trackers::Event::Announced { info_hash, tracker, event, result } => match result {

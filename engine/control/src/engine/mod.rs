@@ -52,7 +52,10 @@ use crate::{
     config::model::Config,
     plan::Wanted,
     state::Store,
-    trackers::{self, Trackers, embedded::Embedded},
+    trackers::{
+        self, Trackers,
+        embedded::{Embedded, Leech},
+    },
 };
 
 /// How often totals and verified pieces are handed to the store: within the 10 s that a crash may
@@ -83,6 +86,7 @@ pub(crate) struct Engine {
     store: Store,
     trackers: Trackers,
     embedded: Option<Embedded>,
+    leeches: mpsc::Receiver<Leech>,
     catalogue: Arc<status::Pages>,
     peers: PeerBooks,
     pending: Pending,
@@ -154,6 +158,7 @@ impl Engine {
                 () = notify.notified() => self.shard_events().await,
                 Some(note) = self.notes.1.recv() => self.note(note).await,
                 Some(event) = heard.recv() => self.tracker_event(event),
+                Some((hash, address)) = self.leeches.recv() => self.leech_announced(hash, address),
                 Some(request) = requests.recv() => self.answer(request),
                 _ = second.tick() => self.second()?,
             }

@@ -1,7 +1,8 @@
-//! Addresses that trackers named: when each is dialled, and when again.
+//! Addresses that trackers named, and leeches that announced to ours: when each is dialled, and
+//! when again.
 //!
 //! Owns: a bounded book of addresses a torrent, with backoff. Never: sockets; shards dial.
-//! Flow: tracker event -> learn -> Command::Dial -> Event::Dialed -> backoff.
+//! Flow: tracker event or leech -> learn -> Command::Dial -> Event::Dialed -> backoff.
 
 use std::{
     collections::HashMap,
@@ -9,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use seedring_proto::units::InfoHash;
 use seedring_shard::{Command, DialOutcome, torrent::TorrentId};
 
 use super::Engine;
+use crate::plan::uses_embedded;
 
 /// Addresses kept a torrent.
 const BOOK_MAX: usize = 200;
@@ -21,6 +24,15 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(60);
 /// A dial that the shard had no room for.
 const LATER: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
+/// Leeches of the embedded tracker that wait to be learned of.
+pub(super) const LEECHES_MAX: usize = 1_024;
+/// A leech of the embedded tracker has just been given our address. Whoever can reach us over TCP
+/// has done so by then; where two dials cross, each end may take the other's connection for the
+/// second one, and both are closed. Clients that try uTP first turn to TCP after 4 s.
+const LEECH_AFTER: Duration = Duration::from_secs(2);
+/// Whoever announces chooses the port, and behind a proxy all of them have this machine's address:
+/// no services are dialled on their word.
+const LEECH_PORT_MIN: u16 = 1_024;
 
 #[derive(Default)]
 pub struct PeerBooks {
@@ -41,9 +53,9 @@ struct Entry {
 }
 
 impl PeerBooks {
-    /// Notes addresses; those that are our own or can't be dialled are left. In a full book new
-    /// ones take the places of those that failed most.
-    pub fn learn(&mut self, id: TorrentId, peers: &[SocketAddr], own: &[SocketAddr]) {
+    /// Notes addresses to be dialled at `at`; those that are our own or can't be dialled are left.
+    /// In a full book new ones take the places of those that failed most.
+    pub fn learn(&mut self, id: TorrentId, peers: &[SocketAddr], own: &[SocketAddr], at: Instant) {
         let book = self.books.entry(id).or_default();
         for peer in peers {
             let ip = peer.ip();
@@ -54,7 +66,7 @@ impl PeerBooks {
             if book.entries.len() >= BOOK_MAX && !book.drop_worst() {
                 continue;
             }
-            let entry = Entry { failures: 0, again: Some(Instant::now()) };
+            let entry = Entry { failures: 0, again: Some(at) };
             book.entries.insert(*peer, entry);
             book.next = None;
         }
@@ -124,6 +136,17 @@ impl Book {
 }
 
 impl Engine {
+    /// A leech announced to the embedded tracker for a torrent that it gives us out for.
+    pub(super) fn leech_announced(&mut self, hash: InfoHash, address: SocketAddr) {
+        let Some(id) = self.id_of(&hash) else { return };
+        // A reload may have taken it from that tracker while this was on its way.
+        let still = self.torrents.get(id).is_some_and(|t| uses_embedded(&t.wanted.trackers));
+        if still && address.port() >= LEECH_PORT_MIN {
+            let at = Instant::now() + LEECH_AFTER;
+            self.peers.learn(id, &[address], &self.shards.listening, at);
+        }
+    }
+
     /// The torrent leaves its trackers' swarm for another one: peers go, on their way or connected.
     pub(super) fn leave_swarm(&mut self, id: TorrentId) {
         self.peers.forget(id);
@@ -163,7 +186,7 @@ mod tests {
         let mut books = PeerBooks::default();
         let own = [address("10.0.0.1:6881")];
         let peers = ["10.0.0.1:6881", "10.0.0.2:1", "10.0.0.3:0", "0.0.0.0:5"].map(address);
-        books.learn(ID, &peers, &own);
+        books.learn(ID, &peers, &own, Instant::now());
         let now = Instant::now();
         assert_eq!(books.due(ID, now), [address("10.0.0.2:1")]);
         assert!(books.due(ID, now).is_empty(), "it is under way");
@@ -171,8 +194,23 @@ mod tests {
         assert!(books.due(ID, Instant::now() + Duration::from_secs(59)).is_empty());
         assert_eq!(books.due(ID, Instant::now() + Duration::from_secs(61)).len(), 1);
         books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Oneself);
-        books.learn(ID, &peers, &own);
+        books.learn(ID, &peers, &own, Instant::now());
         assert!(books.due(ID, Instant::now() + Duration::from_secs(9_999)).is_empty());
+    }
+
+    #[test]
+    fn a_connected_peer_rests_though_the_end_of_an_earlier_connection_was_told_late() {
+        let mut books = PeerBooks::default();
+        let peer = address("10.0.0.2:1");
+        let soon = Instant::now() + LEECH_AFTER;
+        books.learn(ID, &[peer], &[], soon);
+        assert!(books.due(ID, soon - Duration::from_millis(1)).is_empty(), "not yet");
+        assert_eq!(books.due(ID, soon), [peer]);
+        books.dialed(ID, peer, DialOutcome::Closed);
+        books.dialed(ID, peer, DialOutcome::Connected);
+        assert!(books.due(ID, soon + BACKOFF_MAX).is_empty());
+        books.dialed(ID, peer, DialOutcome::Closed);
+        assert_eq!(books.due(ID, soon + BACKOFF_MAX), [peer]);
     }
 
     #[test]
@@ -180,11 +218,11 @@ mod tests {
         let mut books = PeerBooks::default();
         let peers: Vec<SocketAddr> =
             (1..1_000u16).map(|port| SocketAddr::from(([10, 0, 0, 9], port))).collect();
-        books.learn(ID, &peers, &[]);
+        books.learn(ID, &peers, &[], Instant::now());
         assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
         let failed = books.due(ID, Instant::now())[0];
         books.dialed(ID, failed, DialOutcome::Refused);
-        books.learn(ID, &[address("10.0.0.7:7")], &[]);
+        books.learn(ID, &[address("10.0.0.7:7")], &[], Instant::now());
         assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
         assert!(!books.books[&ID].entries.contains_key(&failed), "the place of one that failed");
         assert!(books.books[&ID].entries.contains_key(&address("10.0.0.7:7")));

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     Engine,
     muffled::Muffled,
-    peers::PeerBooks,
+    peers::{LEECHES_MAX, PeerBooks},
     pending::Pending,
     prepare::Known,
     reload::{set_limits, wanted_of},
@@ -39,7 +39,7 @@ use crate::{
     state::Store,
     trackers::{
         self, Trackers,
-        embedded::{Embedded, EmbeddedOptions},
+        embedded::{Embedded, EmbeddedOptions, Leech},
     },
 };
 
@@ -120,7 +120,9 @@ async fn start(
     let options = tracker_options(&config, peer_id, announced_port, loaded.tracker_key);
     let (trackers, heard, _) = Trackers::start(options, Arc::new(torrents.totals_source()))?;
     let catalogue = Arc::new(Pages::default());
-    let embedded = embedded(&config, &catalogue, peer_id, &shards.listening).await?;
+    let (told, leeches) = mpsc::channel(LEECHES_MAX);
+    let own = OwnPeer { peer_id, listens: own_addresses(&config, &shards.listening) };
+    let embedded = embedded(&config, &catalogue, own, told).await?;
     catalogue
         .set_url(&config, embedded.as_ref().and_then(|tracker| tracker.listens().first().copied()));
 
@@ -137,6 +139,7 @@ async fn start(
         store,
         trackers,
         embedded,
+        leeches,
         catalogue,
         peers: PeerBooks::default(),
         pending: Pending::new(wanted),
@@ -233,11 +236,11 @@ fn tracker_options(config: &Config, peer_id: PeerId, port: u16, key: u32) -> tra
 async fn embedded(
     config: &Config,
     catalogue: &Arc<Pages>,
-    peer_id: PeerId,
-    listening: &[SocketAddr],
+    own: OwnPeer,
+    leeches: mpsc::Sender<Leech>,
 ) -> anyhow::Result<Option<Embedded>> {
     let Some(tracker) = &config.tracker else { return Ok(None) };
-    let mut options = EmbeddedOptions::default();
+    let mut options = EmbeddedOptions { leeches: Some(leeches), ..EmbeddedOptions::default() };
     let interval = tracker.interval.0;
     options.store = swarm_store::Options {
         interval,
@@ -246,6 +249,12 @@ async fn embedded(
         ..options.store
     };
     let embedded = Embedded::bind(&tracker.listen, options, catalogue.clone()).await?;
+    embedded.set_own(own);
+    Ok(Some(embedded))
+}
+
+/// Where peers find us: each listening address, or the announced one.
+fn own_addresses(config: &Config, listening: &[SocketAddr]) -> Vec<SocketAddr> {
     let announced = config.announce;
     let own = |address: &SocketAddr| {
         let (v4, v6) = (announced.ipv4.map(Into::into), announced.ipv6.map(Into::into));
@@ -253,8 +262,7 @@ async fn embedded(
         let port = announced.port.unwrap_or(address.port());
         SocketAddr::new(ip.unwrap_or(address.ip()), port)
     };
-    embedded.set_own(OwnPeer { peer_id, listens: listening.iter().map(own).collect() });
-    Ok(Some(embedded))
+    listening.iter().map(own).collect()
 }
 
 /// How long control waits for an answer from a shard.

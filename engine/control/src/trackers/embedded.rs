@@ -27,7 +27,7 @@ use seedring_proto::tracker::swarm_store::{self, Counts, Ends, OwnPeer, SwarmSto
 use seedring_proto::tracker::url::TrackerUrl;
 use seedring_proto::units::InfoHash;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -46,7 +46,13 @@ pub struct EmbeddedOptions {
     /// For a request's head, and so also for an idle connection.
     pub head_timeout: Duration,
     pub connection_timeout: Duration,
+    /// Told of leeches that announce for torrents that seedring is in. What finds it full is
+    /// dropped: a leech was given our address, and announces again.
+    pub leeches: Option<mpsc::Sender<Leech>>,
 }
+
+/// Where a leech takes peers, and of which torrent.
+pub type Leech = (InfoHash, SocketAddr);
 
 impl Default for EmbeddedOptions {
     fn default() -> Self {
@@ -56,6 +62,7 @@ impl Default for EmbeddedOptions {
             connections_per_ip_max: 32,
             head_timeout: Duration::from_secs(10),
             connection_timeout: Duration::from_secs(120),
+            leeches: None,
         }
     }
 }
@@ -315,7 +322,11 @@ fn respond<B>(
 fn announce(query: &str, ends: &Ends, shared: &Shared) -> Result<Vec<u8>, String> {
     let query = AnnounceQuery::parse(query).map_err(|error| error.to_string())?;
     let now = shared.began.elapsed();
-    shared.store().announce(now, &query, ends).map_err(|error| error.to_string())
+    let answer = shared.store().announce(now, &query, ends).map_err(|error| error.to_string())?;
+    if let (Some(address), Some(leeches)) = (answer.leech, &shared.options.leeches) {
+        let _ = leeches.try_send((query.info_hash, address));
+    }
+    Ok(answer.body)
 }
 
 /// Trackers answer in bencode with status 200 also when they refuse (BEP 3).

@@ -88,6 +88,17 @@ pub struct Counts {
     pub downloaded: u32,
 }
 
+/// What an announce comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Bencoded, for the client.
+    pub body: Vec<u8>,
+    /// The client, where it is missing something of a torrent that seedring's own peer is in: it
+    /// can be dialled there. Never one for whom the swarm has no place, so what one address makes
+    /// us dial is bounded.
+    pub leech: Option<SocketAddr>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Peer {
     address: SocketAddr,
@@ -172,13 +183,12 @@ impl SwarmStore {
         self.swarms.get(info_hash).map(Swarm::counts)
     }
 
-    /// The bencoded answer to an announce.
     pub fn announce(
         &mut self,
         now: Duration,
         query: &AnnounceQuery,
         ends: &Ends,
-    ) -> Result<Vec<u8>, Refusal> {
+    ) -> Result<Answer, Refusal> {
         self.expire(now);
         if !self.serves(&query.info_hash) {
             return Err(Refusal::NotServed);
@@ -190,13 +200,14 @@ impl SwarmStore {
         }
         let is_own = self.own.as_ref().is_some_and(|own| own.peer_id == query.peer_id);
         let address = self.client_address(query, ends);
-        if !is_own {
-            self.note(now, query, address);
-        }
+        let noted = !is_own && self.note(now, query, address);
         let Some(swarm) = self.swarms.get(&query.info_hash) else {
             // `stopped` for a swarm that nobody is in.
-            return Ok(encode(&self.options, Counts::default(), &[], query, ends));
+            let body = encode(&self.options, Counts::default(), &[], query, ends);
+            return Ok(Answer { body, leech: None });
         };
+        let dialable = noted && query.left_bytes > 0 && swarm.own_seeds.is_some();
+        let leech = dialable.then_some(address);
         let wanted = query.numwant.map_or(self.options.numwant_default, |n| n as usize);
         let wanted =
             if query.event == Event::Stopped { 0 } else { wanted.min(self.options.numwant_max) };
@@ -208,7 +219,7 @@ impl SwarmStore {
         }
         let room = wanted.saturating_sub(chosen.len());
         swarm.sample(address, query, seeds, room, &mut self.jitter, &mut chosen);
-        Ok(encode(&self.options, swarm.counts(), &chosen, query, ends))
+        Ok(Answer { body: encode(&self.options, swarm.counts(), &chosen, query, ends), leech })
     }
 
     /// The bencoded answer to a scrape (BEP 48). Only named torrents: a closed tracker does not
@@ -272,12 +283,13 @@ impl SwarmStore {
         SocketAddr::new(ip, query.port)
     }
 
-    fn note(&mut self, now: Duration, query: &AnnounceQuery, address: SocketAddr) {
+    /// `true`: it is in the swarm from here on.
+    fn note(&mut self, now: Duration, query: &AnnounceQuery, address: SocketAddr) -> bool {
         if query.event == Event::Stopped {
             if let Some(swarm) = self.swarms.get_mut(&query.info_hash) {
                 self.peers -= usize::from(swarm.leave(address));
             }
-            return;
+            return false;
         }
         let swarm = self.swarms.entry(query.info_hash).or_default();
         let seeds = query.left_bytes == 0;
@@ -288,7 +300,7 @@ impl SwarmStore {
             swarm.downloaded += u32::from(completed && !peer.completed);
             let completed = completed || peer.completed;
             *peer = Peer { address, peer_id, seeds, completed, seen: now };
-            return;
+            return true;
         }
         let ip = address.ip();
         let crowded = !ip.is_loopback()
@@ -298,12 +310,13 @@ impl SwarmStore {
             || self.peers >= self.options.peers_max;
         if crowded || full {
             // It still gets peers; it is only not offered to others.
-            return;
+            return false;
         }
         swarm.downloaded += u32::from(completed);
         swarm.by_address.insert(address, swarm.peers.len());
         swarm.peers.push(Peer { address, peer_id, seeds, completed, seen: now });
         self.peers += 1;
+        true
     }
 }
 

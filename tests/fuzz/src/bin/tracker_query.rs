@@ -23,7 +23,7 @@ fuzz_target!(|text: &str| {
         if let Ok(query) = AnnounceQuery::parse(line) {
             let ends = Ends { client, local, host: None };
             if let Ok(answer) = store.announce(now, &query, &ends) {
-                let reply = Reply::parse(&answer).expect("our answer is a reply");
+                let reply = Reply::parse(&answer.body).expect("our answer is a reply");
                 assert!(query.event != Event::Stopped || reply.peers.is_empty());
                 assert!(reply.peers.iter().all(|peer| peer.ip() != client.ip()));
             }

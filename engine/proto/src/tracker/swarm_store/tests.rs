@@ -25,8 +25,8 @@ fn store() -> SwarmStore {
 }
 
 fn peers(store: &mut SwarmStore, now: u64, query: &AnnounceQuery, ends: &Ends) -> Vec<SocketAddr> {
-    let bytes = store.announce(at(now), query, ends).unwrap();
-    let mut peers = Reply::parse(&bytes).unwrap().peers;
+    let answer = store.announce(at(now), query, ends).unwrap();
+    let mut peers = Reply::parse(&answer.body).unwrap().peers;
     peers.sort_unstable();
     peers
 }
@@ -70,6 +70,30 @@ fn others_are_offered_never_oneself_nor_seeds_to_who_completed() {
     assert_eq!(peers(&mut store, 2, &query(2, 1002, 0, ""), &b), []);
     assert_eq!(peers(&mut store, 2, &query(2, 1002, 0, "&event=stopped"), &b), []);
     assert_eq!(store.peers(), 2);
+}
+
+#[test]
+fn a_leech_is_to_be_dialled_where_seedring_is_in_the_swarm() {
+    let options = Options { peers_per_ip_max: 2, ..Options::default() };
+    let mut store = SwarmStore::new(options);
+    store.allow(HASH);
+    let own = PeerId([9; 20]);
+    store.set_own(OwnPeer { peer_id: own, listens: vec!["192.0.2.9:6881".parse().unwrap()] });
+    let e = ends("[::ffff:192.0.2.1]:5", "192.0.2.9:6969");
+    let leech = |store: &mut SwarmStore, id, port, left, more| {
+        store.announce(at(0), &query(id, port, left, more), &e).unwrap().leech
+    };
+    let address = |port| Some(SocketAddr::new("192.0.2.1".parse().unwrap(), port));
+    assert_eq!(leech(&mut store, 1, 1001, 9, ""), None, "we are not in it");
+    store.register_self(HASH, true);
+    assert_eq!(leech(&mut store, 1, 1001, 9, ""), address(1001), "again: it was not dialled yet");
+    assert_eq!(leech(&mut store, 2, 1002, 0, ""), None, "it seeds");
+    assert_eq!(leech(&mut store, 9, 1001, 9, ""), None, "ourselves");
+    assert_eq!(leech(&mut store, 3, 1003, 9, ""), None, "one address names two peers at most");
+    assert_eq!(leech(&mut store, 1, 1001, 9, "&event=stopped"), None);
+    assert_eq!(leech(&mut store, 3, 1003, 9, "&event=started"), address(1003));
+    store.unregister_self(&HASH);
+    assert_eq!(leech(&mut store, 3, 1003, 9, ""), None, "we left it");
 }
 
 #[test]
