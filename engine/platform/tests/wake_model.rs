@@ -1,5 +1,5 @@
 //! Every interleaving of the wake-up protocol, with loom: `cargo test -p seedring-platform
-//! --features loom --test wake_model`.
+//! --features loom --test wake_model`. `LOOM_MAX_PREEMPTIONS=6` is the long form.
 //!
 //! A producer queues one item and wakes; the shard arms, sleeps when it may, disarms, looks. The
 //! sleeper's eventfd is a loom condition variable. A lost wake-up shows as a deadlock.
@@ -76,7 +76,7 @@ impl Shard {
 
 fn model(check: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
-    builder.preemption_bound = Some(4);
+    builder.preemption_bound = builder.preemption_bound.or(Some(4));
     builder.check(check);
 }
 
