@@ -96,15 +96,24 @@ fn table(report: &EngineReport) -> String {
     for failed in &report.failed {
         let _ = writeln!(out, "failed     {}: {}", failed.source, print::safe(&failed.why));
     }
+    if let Some(why) = &report.not_saved {
+        let _ = writeln!(out, "not saved  {}; it is tried again", print::safe(why));
+    }
     let _ = writeln!(
         out,
-        "{} torrents ({} being prepared), {} peers, {} uploaded in {} s, listening on {}",
+        "{} torrent{} ({} being prepared), {} peer{}, {} uploaded in {} s, listening on {}",
         report.torrents.len(),
+        plural(report.torrents.len() as u64),
         report.preparing,
         report.connections,
+        plural(report.connections.into()),
         print::size(report.uploaded_bytes),
         report.uptime_s,
         report.listening.join(", ")
     );
     out
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }

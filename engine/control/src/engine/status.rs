@@ -20,6 +20,7 @@ use super::{
     start::ANSWER_WITHIN,
     torrents::{State, Torrent},
 };
+use crate::plan::uses_embedded;
 
 /// The whole engine, as `seedring list` shows it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct EngineReport {
     pub preparing: usize,
     /// From start until every torrent was dealt with; `None`: not there yet.
     pub ready_after_ms: Option<u64>,
+    /// Why what changed is not in the state store; `None`: it is, or will be in seconds.
+    #[serde(default)]
+    pub not_saved: Option<String>,
     pub shards: Vec<ShardReport>,
     pub torrents: Vec<TorrentReport>,
 }
@@ -112,7 +116,7 @@ pub struct TorrentDetail {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TrackerReport {
     pub tier: u16,
-    /// Secrets masked.
+    /// Secrets masked; `embedded`: our own.
     pub url: String,
     pub state: String,
     pub next_announce_in_s: Option<u64>,
@@ -184,6 +188,7 @@ impl Engine {
             failed: failed.collect(),
             preparing: self.pending.len(),
             ready_after_ms: self.all_ready_after.map(|after| after.as_millis() as u64),
+            not_saved: self.store.fault(),
             shards: stats.map(shard_report).collect(),
             torrents,
         }
@@ -199,7 +204,8 @@ impl Engine {
         match found[..] {
             [torrent] => Ok(torrent.shared.id),
             [] => Err(format!(
-                "no torrent is called \"{which}\", and no info-hash begins so; see `seedring list`"
+                "no torrent is called \"{which}\", and no info-hash begins so (4 digits of it or \
+                 more); see `seedring list`"
             )),
             _ => Err(format!("{} torrents match \"{which}\"; give the info-hash", found.len())),
         }
@@ -216,6 +222,18 @@ impl Engine {
             added_at: torrent.added_at,
             ..TorrentDetail::default()
         };
+        if let Some(embedded) = self.embedded.as_ref()
+            && uses_embedded(&torrent.wanted.trackers)
+        {
+            let counts = embedded.counts(&hash).unwrap_or_default();
+            detail.trackers.push(TrackerReport {
+                url: String::from("embedded"),
+                state: String::from("serving"),
+                seeders: Some(counts.seeders),
+                leechers: Some(counts.leechers),
+                ..TrackerReport::default()
+            });
+        }
         let shards = self.shards.len();
         // Answers to others who ask at the same time come here too.
         let (parts, mut reports) = mpsc::channel(shards * PEER_REPORTS);
@@ -225,7 +243,13 @@ impl Engine {
         // Beside the loop, which has to go on to hear what the shards say.
         tokio::spawn(async move {
             let status = trackers.status(hash).await.unwrap_or_default();
-            detail.trackers = status.trackers.into_iter().map(tracker_report).collect();
+            detail.trackers.extend(status.trackers.into_iter().map(tracker_report));
+            detail.trackers.extend(status.unusable.into_iter().map(|(url, why)| TrackerReport {
+                url,
+                state: String::from("unusable"),
+                message: Some(why.to_string()),
+                ..TrackerReport::default()
+            }));
             let mut heard = std::collections::HashSet::new();
             while heard.len() < shards {
                 let next = tokio::time::timeout(ANSWER_WITHIN, reports.recv()).await;

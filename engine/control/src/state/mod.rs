@@ -59,11 +59,7 @@ pub enum Error {
     Folder { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     Database { path: PathBuf, source: rusqlite::Error },
-    #[error(
-        "{path} was written by a newer seedring (schema {found}, this one knows {known}); run that \
-         version, or move the file away to start afresh (content is verified again, nothing \
-         else is lost)"
-    )]
+    #[error("{path} was written by a newer seedring (schema {found}, this one knows {known})")]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("another seedring is running with state_dir {0}; give this one a state_dir of its own")]
     InUse(PathBuf),

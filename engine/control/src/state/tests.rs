@@ -46,30 +46,78 @@ fn dropping_the_store_writes_what_waits() {
     assert_eq!(loaded.torrents.len(), 1);
 }
 
-#[test]
-fn a_damaged_database_is_set_aside_and_the_engine_starts() {
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// A store with one record whose database was then changed by `spoil`.
+fn spoiled(spoil: impl FnOnce(&Path, rusqlite::Connection)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("state.sqlite"), vec![0x55; 8_192]).unwrap();
-    let (_store, loaded) = Store::open(dir.path()).unwrap();
-    assert!(loaded.torrents.is_empty());
-    let names: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    assert!(names.iter().any(|name| name.contains("damaged-")), "{names:?}");
+    let (store, _) = Store::open(dir.path()).unwrap();
+    store.save(InfoHash([1; 20]), record(5));
+    drop(store);
+    let path = dir.path().join("state.sqlite");
+    spoil(&path, rusqlite::Connection::open(&path).unwrap());
+    dir
 }
 
 #[test]
-fn a_newer_schema_and_a_second_process_are_refused_with_what_to_do() {
+fn a_database_that_cannot_be_used_is_set_aside_whole_and_the_engine_starts() {
+    let garbage = spoiled(|path, database| {
+        drop(database);
+        std::fs::write(path, vec![0x55; 8_192]).unwrap();
+    });
+    let row = spoiled(|_, database| {
+        let bad = "UPDATE torrents SET name = CAST(x'ff' AS TEXT)";
+        database.execute(bad, []).unwrap();
+    });
+    let table = spoiled(|_, database| {
+        database.execute("DROP TABLE made", []).unwrap();
+    });
+    let newer = spoiled(|_, database| database.pragma_update(None, "user_version", 99).unwrap());
+    for (dir, why) in
+        [(&garbage, "damaged"), (&row, "damaged"), (&table, "damaged"), (&newer, "newer")]
+    {
+        let before = std::fs::read(dir.path().join("state.sqlite")).unwrap();
+        let (store, loaded) = Store::open(dir.path()).unwrap();
+        assert!(loaded.torrents.is_empty());
+        store.save(InfoHash([2; 20]), record(6));
+        store.flush().unwrap();
+        let names = names(dir.path());
+        let aside = names.iter().find(|n| n.contains(why)).unwrap();
+        assert_eq!(std::fs::read(dir.path().join(aside)).unwrap(), before, "{names:?}");
+    }
+}
+
+#[test]
+fn a_second_process_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(dir.path()).unwrap();
-    assert!(matches!(Store::open(dir.path()), Err(Error::InUse(_))));
+    let error = Store::open(dir.path()).err().unwrap();
+    assert!(matches!(error, Error::InUse(_)));
+    assert!(error.to_string().contains("another seedring is running"), "{error}");
     drop(store);
-    let database = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
-    database.pragma_update(None, "user_version", 99).unwrap();
-    drop(database);
-    let error = Store::open(dir.path()).err().unwrap().to_string();
-    assert!(error.contains("newer seedring") && error.contains("99"), "{error}");
+    assert!(Store::open(dir.path()).is_ok());
+}
+
+#[test]
+fn what_cannot_be_written_waits_and_is_written_when_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    // As on a full disk, every write fails; but this can be taken back.
+    let other = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    store.save(InfoHash([1; 20]), record(5));
+    assert!(store.flush().unwrap_err().contains("locked"));
+    assert!(store.fault().is_some_and(|why| why.contains("state.sqlite")));
+    store.save(InfoHash([2; 20]), record(6));
+    other.execute_batch("ROLLBACK").unwrap();
+    store.flush().unwrap();
+    assert_eq!(store.fault(), None);
+    drop(store);
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.torrents.len(), 2);
 }
 
 #[test]

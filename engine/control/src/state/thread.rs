@@ -9,7 +9,10 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -34,10 +37,14 @@ enum Message {
     Stop,
 }
 
+/// Why the last batch could not be written; `None`: it was.
+type Fault = Arc<Mutex<Option<String>>>;
+
 /// The handle. Dropping it flushes and ends the thread.
 pub struct Store {
     queue: SyncSender<Message>,
     thread: Option<JoinHandle<()>>,
+    fault: Fault,
     /// Held for as long as the store is open: one process a state folder.
     _lock: std::fs::File,
 }
@@ -45,31 +52,45 @@ pub struct Store {
 impl Store {
     /// Opens (or makes) `state_dir` and its database, and reads everything.
     ///
-    /// A database that is damaged is set aside under another name and a new one begun: totals are
-    /// lost, content is verified again; both are said in the log.
+    /// A database that is damaged, or that a newer version wrote, is set aside under another name
+    /// and a new one begun: totals start at zero, content is verified again; both are said in the
+    /// log.
     pub fn open(state_dir: &Path) -> Result<(Store, Loaded), Error> {
         let folder = |source| Error::Folder { path: state_dir.to_owned(), source };
         std::fs::create_dir_all(state_dir.join("torrents")).map_err(folder)?;
         let lock = lock(state_dir)?;
         let path = state_dir.join("state.sqlite");
-        let (database, loaded) = match open(&path) {
-            Err(Error::Database { source, .. }) if is_damage(&source) => {
-                let aside = set_aside(&path).map_err(folder)?;
+        let opened = open(&path);
+        let useless = match &opened {
+            Err(Error::Database { source, .. }) if is_damage(source) => Some("damaged"),
+            Err(Error::Newer { .. }) => Some("newer"),
+            _ => None,
+        };
+        let (database, loaded) = match (opened, useless) {
+            (Err(error), Some(why)) => {
+                let aside = set_aside(&path, why).map_err(folder)?;
                 tracing::error!(
-                    "{} is damaged ({source}); it was moved to {}, and content is verified again",
-                    path.display(),
+                    "{error} ({why}); it was moved to {}, and a new one begun: content is verified \
+                     again, totals start at zero",
                     aside.display()
                 );
                 open(&path)?
             }
-            other => other?,
+            (opened, _) => opened?,
         };
         let (queue, messages) = sync_channel(QUEUE_MAX);
+        let fault = Fault::default();
+        let writer = Writer { database, path, fault: fault.clone() };
         let thread = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || run(database, &path, &messages))
+            .spawn(move || writer.run(&messages))
             .map_err(folder)?;
-        Ok((Store { queue, thread: Some(thread), _lock: lock }, loaded))
+        Ok((Store { queue, thread: Some(thread), fault, _lock: lock }, loaded))
+    }
+
+    /// Why what changed is not on disk; it is tried again every few seconds.
+    pub fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps a torrent's record; on disk at the next flush or a moment later.
@@ -119,21 +140,39 @@ fn lock(state_dir: &Path) -> Result<std::fs::File, Error> {
     }
 }
 
+/// What no other try can read: broken pages, rows that are not ours, tables that are not there. A
+/// disk that is full, locked or fails is something else.
 fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+    use rusqlite::{
+        Error,
+        ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown},
+    };
+    match error.sqlite_error_code() {
+        Some(code) => matches!(code, DatabaseCorrupt | NotADatabase | Unknown),
+        None => matches!(
+            error,
+            Error::FromSqlConversionFailure(..)
+                | Error::IntegralValueOutOfRange(..)
+                | Error::InvalidColumnType(..)
+                | Error::Utf8Error(..)
+        ),
+    }
 }
 
-fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+/// Moves a database away, with what its log holds: whoever repairs it wants both. The log goes
+/// first, since a new database must not find it.
+fn set_aside(path: &Path, why: &str) -> std::io::Result<PathBuf> {
     let seconds = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_secs());
-    let aside = path.with_extension(format!("damaged-{seconds}"));
-    std::fs::rename(path, &aside)?;
-    for tail in ["-wal", "-shm"] {
-        let mut side = path.as_os_str().to_owned();
-        side.push(tail);
-        match std::fs::remove_file(Path::new(&side)) {
+    let aside = path.with_extension(format!("{why}-{seconds}"));
+    let with = |path: &Path, tail: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(tail);
+        PathBuf::from(name)
+    };
+    for tail in ["-wal", "-shm", ""] {
+        match std::fs::rename(with(path, tail), with(&aside, tail)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -209,62 +248,89 @@ impl Batch {
     }
 }
 
-fn run(mut database: Connection, path: &Path, messages: &Receiver<Message>) {
-    let mut batch = Batch::default();
-    let mut stop = false;
-    while !stop {
-        let mut flushes = Vec::new();
-        let first = match batch.is_empty() {
-            true => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            false => messages.recv_timeout(RETRY),
-        };
-        let mut next = match first {
-            Ok(first) => Some(first),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        let until = Instant::now() + BATCH;
-        while let Some(message) = next.take() {
-            match message {
-                Message::Save(info_hash, record) => {
-                    batch.records.insert(info_hash, record);
-                }
-                Message::Made(path, made) => batch.made.push((path, made)),
-                Message::Flush(answer) => {
-                    flushes.push(answer);
-                    break;
-                }
-                Message::Stop => {
-                    stop = true;
-                    break;
-                }
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            next = match messages.recv_timeout(left) {
-                Ok(message) => Some(message),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => {
-                    stop = true;
-                    None
-                }
+struct Writer {
+    database: Connection,
+    path: PathBuf,
+    fault: Fault,
+}
+
+impl Writer {
+    fn run(mut self, messages: &Receiver<Message>) {
+        let mut batch = Batch::default();
+        let mut stop = false;
+        while !stop {
+            let mut flushes = Vec::new();
+            let first = match batch.is_empty() {
+                true => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => messages.recv_timeout(RETRY),
             };
+            let mut next = match first {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let until = Instant::now() + BATCH;
+            while let Some(message) = next.take() {
+                match message {
+                    Message::Save(info_hash, record) => {
+                        batch.records.insert(info_hash, record);
+                    }
+                    Message::Made(path, made) => batch.made.push((path, made)),
+                    Message::Flush(answer) => {
+                        flushes.push(answer);
+                        break;
+                    }
+                    Message::Stop => {
+                        stop = true;
+                        break;
+                    }
+                }
+                let left = until.saturating_duration_since(Instant::now());
+                next = match messages.recv_timeout(left) {
+                    Ok(message) => Some(message),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => {
+                        stop = true;
+                        None
+                    }
+                };
+            }
+            let result = self.write(&batch);
+            // Otherwise kept and written with the next batch: a full disk loses nothing that was
+            // there.
+            if result.is_ok() {
+                batch = Batch::default();
+            }
+            flushes.into_iter().for_each(|answer| {
+                let _ = answer.send(result.clone());
+            });
         }
-        let result = write(&mut database, &batch).map_err(|e| format!("{}: {e}", path.display()));
-        match &result {
-            Ok(()) => batch = Batch::default(),
-            // Kept and written with the next batch: a full disk loses nothing that was there.
-            Err(error) => tracing::error!("state not saved: {error}; trying again"),
+    }
+
+    /// Says in the log when it begins to fail and when it goes well again, not at each try.
+    fn write(&mut self, batch: &Batch) -> Result<(), String> {
+        if batch.is_empty() {
+            return Ok(());
         }
-        flushes.into_iter().for_each(|answer| {
-            let _ = answer.send(result.clone());
-        });
+        let path = self.path.display();
+        let result = write(&mut self.database, batch).map_err(|e| format!("{path}: {e}"));
+        let now = result.as_ref().err().cloned();
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = now.as_ref().filter(|why| fault.as_ref() != Some(*why)) {
+            tracing::error!(
+                "state not saved: {why}; seeding goes on, and it is tried again every {} s. \
+                 Until then a crash loses what changed",
+                RETRY.as_secs()
+            );
+        } else if now.is_none() && fault.is_some() {
+            tracing::info!("state saved again: {path}");
+        }
+        *fault = now;
+        result
     }
 }
 
 fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
-    if batch.is_empty() {
-        return Ok(());
-    }
     let change = database.transaction()?;
     {
         let mut save = change.prepare_cached(
