@@ -10,7 +10,7 @@ use clap::Args;
 use super::list::EngineArgs;
 use super::print;
 use crate::control_socket;
-use crate::engine::status::TorrentDetail;
+use crate::engine::status::{PeerLine, TorrentDetail, TrackerReport};
 
 #[derive(Debug, Args)]
 pub struct ShowArgs {
@@ -62,24 +62,86 @@ fn page(detail: &TorrentDetail) -> String {
     row("content", &detail.content);
     row(".torrent", &detail.torrent_file);
     row("magnet", &detail.magnet);
+    if torrent.private {
+        row("private", "yes: its peers come from its own trackers alone");
+    }
+    if detail.trackers.is_empty() {
+        row("tracker", "none");
+    }
     for tracker in &detail.trackers {
-        let next = tracker.next_announce_in_s.map_or(String::new(), |s| format!(", next in {s} s"));
-        let message = tracker.message.as_deref().map_or(String::new(), |m| format!(", {m}"));
-        row("tracker", &format!("{} {}{next}{message}", tracker.url, tracker.state));
+        row("tracker", &tracker_line(tracker));
+    }
+    if detail.peers.is_empty() {
+        row("peer", "none connected");
     }
     for peer in &detail.peers {
-        let line = format!(
-            "{} {} {} {}/s {}.{} %{}{}",
-            peer.address,
-            peer.client,
-            print::size(peer.uploaded_bytes),
-            print::size(peer.upload_bytes_per_s),
-            peer.progress_permille / 10,
-            peer.progress_permille % 10,
-            if peer.interested { " interested" } else { "" },
-            if peer.unchoked { " unchoked" } else { "" },
-        );
-        row("peer", &line);
+        row("peer", &peer_line(peer));
     }
     out
+}
+
+fn tracker_line(tracker: &TrackerReport) -> String {
+    let mut line = format!("{} {}", tracker.url, tracker.state);
+    if let (Some(seeds), Some(leeches)) = (tracker.seeders, tracker.leechers) {
+        line.push_str(&format!(", {seeds} seeding, {leeches} leeching"));
+    }
+    if let Some(seconds) = tracker.next_announce_in_s {
+        line.push_str(&format!(", next in {seconds} s"));
+    }
+    if let Some(message) = &tracker.message {
+        line.push_str(&format!(", {message}"));
+    }
+    line
+}
+
+fn peer_line(peer: &PeerLine) -> String {
+    let (whole, tenth) = (peer.progress_permille / 10, peer.progress_permille % 10);
+    let choked = match (peer.unchoked, peer.interested) {
+        (true, _) => "unchoked",
+        (false, true) => "waits for a slot",
+        (false, false) => "not interested",
+    };
+    format!(
+        "{} {} has {whole}.{tenth} %, {} sent, {}/s now, {choked}{}",
+        peer.address,
+        if peer.client.is_empty() { "(unknown client)" } else { &peer.client },
+        print::size(peer.uploaded_bytes),
+        print::size(peer.upload_bytes_per_s),
+        if peer.dialed { ", dialled by us" } else { "" },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trackers_and_peers_say_what_their_numbers_are() {
+        let mut detail = TorrentDetail::default();
+        let text = page(&detail);
+        assert!(text.contains("tracker      none") && text.contains("none connected"), "{text}");
+        detail.torrent.private = true;
+        detail.trackers.push(TrackerReport {
+            url: "http://t/".into(),
+            state: "working".into(),
+            next_announce_in_s: Some(60),
+            seeders: Some(2),
+            leechers: Some(7),
+            ..TrackerReport::default()
+        });
+        detail.peers.push(PeerLine {
+            address: "[::1]:5".into(),
+            dialed: true,
+            interested: true,
+            uploaded_bytes: 1024,
+            progress_permille: 125,
+            ..PeerLine::default()
+        });
+        let text = page(&detail);
+        let expected = "http://t/ working, 2 seeding, 7 leeching, next in 60 s";
+        assert!(text.contains(expected) && text.contains("private      yes"), "{text}");
+        let expected = "[::1]:5 (unknown client) has 12.5 %, 1.0 KiB sent, 0 B/s now, waits for a \
+                        slot, dialled by us";
+        assert!(text.contains(expected), "{text}");
+    }
 }

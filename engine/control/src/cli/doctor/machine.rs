@@ -16,6 +16,8 @@ use crate::config::model::{CacheSize, IoBackend, Limits};
 /// Descriptors beside connections: open content, listeners, the store, rings.
 const DESCRIPTORS_BESIDE: u64 = 1024;
 const MEMLOCK_WANTED_BYTES: u64 = 64 << 20;
+/// Its number in capabilities(7).
+const CAP_IPC_LOCK: u32 = 14;
 /// 2020-01-01; a clock before it was never set.
 const CLOCK_LEAST_SECONDS: u64 = 1_577_836_800;
 
@@ -24,7 +26,7 @@ pub(super) fn check(config: Option<&Config>) -> Vec<Finding> {
     let mut findings = vec![
         kernel(&seen.kernel_release),
         io_uring(&seen, config),
-        memlock(seen.memlock_limit_bytes),
+        memlock(seen.memlock_limit_bytes, may_lock(&read("/proc/self/status"))),
         descriptors(config),
         memory(config),
         huge_pages(&read("/sys/kernel/mm/transparent_hugepage/enabled")),
@@ -56,7 +58,12 @@ fn kernel(release: &str) -> Finding {
 
 fn io_uring(seen: &probe::Probe, config: Option<&Config>) -> Finding {
     match &seen.io_uring {
-        Ok(_) => Finding::good("io_uring", "usable"),
+        Ok(features) if features.steps_down.is_empty() => Finding::good("io_uring", "usable"),
+        Ok(features) => Finding::warning(
+            "io_uring",
+            format!("usable, without {}", features.steps_down.join("; ")),
+            "a newer kernel has it; the engine runs without",
+        ),
         Err(unavailable) if config.is_some_and(|config| config.io == IoBackend::Epoll) => {
             let found = format!("not usable, and not asked for (io: epoll): {unavailable}");
             Finding::good("io_uring", found)
@@ -69,17 +76,33 @@ fn io_uring(seen: &probe::Probe, config: Option<&Config>) -> Finding {
     }
 }
 
-fn memlock(limit_bytes: u64) -> Finding {
+/// `exempt`: the kernel does not apply it to this process.
+fn memlock(limit_bytes: u64, exempt: bool) -> Finding {
     match limit_bytes {
         u64::MAX => Finding::good("locked memory", "unlimited"),
         bytes if bytes >= MEMLOCK_WANTED_BYTES => Finding::good("locked memory", size(bytes)),
+        bytes if exempt => Finding::good(
+            "locked memory",
+            format!("{}, which CAP_IPC_LOCK lifts for this user", size(bytes)),
+        ),
         bytes => Finding::warning(
             "locked memory",
-            format!("limited to {}; registered buffers count against it", size(bytes)),
+            format!(
+                "limited to {}; the cache is registered with the kernel, which counts against it: \
+                 what goes above is served too, for more CPU",
+                size(bytes)
+            ),
             "systemd: LimitMEMLOCK=infinity; shell: ulimit -l unlimited; \
              Docker: --ulimit memlock=-1",
         ),
     }
+}
+
+/// Whether CAP_IPC_LOCK is effective, as /proc/self/status shows it.
+fn may_lock(status: &str) -> bool {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & (1 << CAP_IPC_LOCK) != 0)
 }
 
 fn descriptors(config: Option<&Config>) -> Finding {
@@ -92,7 +115,7 @@ fn descriptors(config: Option<&Config>) -> Finding {
 fn descriptors_for(hard: u64, wanted: u64) -> Finding {
     if hard >= wanted {
         let shown = if hard == u64::MAX { "unlimited".to_string() } else { hard.to_string() };
-        return Finding::good("descriptors", format!("{shown}, {wanted} wanted"));
+        return Finding::good("descriptors", format!("{shown} allowed, {wanted} wanted"));
     }
     Finding::bad(
         "descriptors",
@@ -129,7 +152,8 @@ fn huge_pages(enabled: &str) -> Finding {
         let remedy = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled";
         Finding::warning("huge pages", "off; the cache takes small pages", remedy)
     } else {
-        Finding::good("huge pages", enabled)
+        let chosen = enabled.split(['[', ']']).nth(1).unwrap_or(enabled);
+        Finding::good("huge pages", chosen)
     }
 }
 
@@ -149,8 +173,9 @@ fn swap(meminfo: &str, swappiness: &str) -> Finding {
 
 /// BBR paces its packets; without fq the kernel does that with a timer a socket, which costs.
 fn congestion(control: &str, qdisc: &str) -> Finding {
-    let found = format!("{control} with {qdisc}");
+    let found = format!("{control}, default qdisc {qdisc}");
     if control == "bbr" && qdisc != "fq" {
+        let found = format!("{found}: each socket is paced by a timer of its own, which costs");
         let remedy = "sysctl net.core.default_qdisc=fq (and tc qdisc replace dev DEV root fq)";
         Finding::warning("tcp", found, remedy)
     } else {
@@ -180,7 +205,8 @@ mod tests {
             (kernel("6.1.0-13-amd64"), Verdict::Good),
             (kernel("5.15.0"), Verdict::Bad),
             (kernel("6.0.19"), Verdict::Bad),
-            (memlock(8 << 20), Verdict::Warning),
+            (memlock(8 << 20, false), Verdict::Warning),
+            (memlock(8 << 20, true), Verdict::Good),
             (descriptors_for(1024, 3024), Verdict::Bad),
             (descriptors_for(4096, 3024), Verdict::Good),
             (cache_fits(1 << 30, 2 << 30), Verdict::Bad),
@@ -196,5 +222,8 @@ mod tests {
             assert_eq!(finding.verdict, verdict, "{finding:?}");
             assert_eq!(finding.remedy.is_some(), verdict != Verdict::Good, "{finding:?}");
         }
+        assert!(may_lock("Name:\tx\nCapEff:\t0000000000004000\n"));
+        assert!(!may_lock("CapEff:\t000001ffffffbfff\n") && !may_lock(""));
+        assert_eq!(huge_pages("always [madvise] never").found, "madvise");
     }
 }

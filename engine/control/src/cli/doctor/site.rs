@@ -2,37 +2,61 @@
 //! Never: leaves a trace; ports are bound and let go, a probe file is removed.
 //! Flow: `Config` -> findings.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::statfs;
+use rustix::fs::{OFlags, statfs};
 
 use super::Finding;
 use crate::config::Config;
-use crate::config::model::Source;
+use crate::config::model::{Source, Switch};
+use crate::control_socket;
+use crate::engine::status::EngineReport;
 
 /// Findings of one kind that are printed; the rest is counted.
 const SHOWN_MAX: usize = 10;
 /// .torrent files looked for.
 const FILES_CHECKED_MAX: usize = 200_000;
+/// Entries looked at for a file of which direct reads are tried.
+const ENTRIES_MAX: usize = 1_000;
 const NFS: i64 = 0x6969;
 const CIFS: i64 = 0xFF53_4D42;
 const FUSE: i64 = 0x6573_5546;
 
 pub(super) fn check(config: &Config) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = config.listen.iter().map(|at| port("port", at)).collect();
+    // With its own engine running, taken ports are as they should be.
+    let running = control_socket::ask::<EngineReport>(&config.control_socket, None).is_ok();
+    let mut findings = Vec::new();
+    if running {
+        let found = format!("running; it answers on {}", config.control_socket.display());
+        findings.push(Finding::good("engine", found));
+    }
+    findings.extend(config.listen.iter().map(|at| port("port", at, running)));
     if let Some(tracker) = &config.tracker {
-        findings.extend(tracker.listen.iter().map(|at| port("tracker port", at)));
+        findings.extend(tracker.listen.iter().map(|at| port("tracker port", at, running)));
     }
     findings.push(state_dir(&config.state_dir));
     findings.extend(content(config));
+    if config.direct_io != Switch::Off {
+        findings.extend(direct_io(config));
+    }
     findings
 }
 
-fn port(check: &'static str, at: &SocketAddr) -> Finding {
+fn port(check: &'static str, at: &SocketAddr, running: bool) -> Finding {
     match TcpListener::bind(at) {
+        Ok(_) if running => Finding::warning(
+            check,
+            format!("{at} is free, though the engine runs: it was started with another address"),
+            "restart it, so that it listens as the configuration says",
+        ),
         Ok(_) => Finding::good(check, format!("{at} is free")),
+        Err(error) if running && error.kind() == std::io::ErrorKind::AddrInUse => {
+            Finding::good(check, format!("{at} is taken, as it should be: the engine runs"))
+        }
         Err(error) => {
             let remedy = match error.kind() {
                 std::io::ErrorKind::AddrInUse => {
@@ -91,7 +115,7 @@ fn content(config: &Config) -> Vec<Finding> {
             findings.push(Finding::bad("content", format!("{}: {error}", path.display()), remedy));
         }
     };
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for torrent in &config.torrents {
         let (path, files) = match &torrent.source {
             Source::Folder(folder) => (&folder.path, Vec::new()),
@@ -115,9 +139,69 @@ fn content(config: &Config) -> Vec<Finding> {
         findings.push(Finding::bad("content", found, "as above"));
     }
     if missing == 0 {
-        findings.push(Finding::good("content", format!("{good} paths can be read")));
+        let paths = if good == 1 { "path" } else { "paths" };
+        findings.push(Finding::good("content", format!("{good} {paths} can be read")));
     }
     findings
+}
+
+/// Whether each content folder's file system takes direct reads: one file of each device is tried.
+fn direct_io(config: &Config) -> Vec<Finding> {
+    let mut devices = HashSet::new();
+    let (mut good, mut refused) = (0_usize, Vec::new());
+    for torrent in &config.torrents {
+        let path = match &torrent.source {
+            Source::Folder(folder) => &folder.path,
+            Source::Files(files) => &files.content,
+        };
+        let Some(file) = some_file(path) else { continue };
+        let Ok(found) = fs::metadata(&file) else { continue };
+        if !devices.insert(found.dev()) {
+            continue;
+        }
+        let direct = File::options()
+            .read(true)
+            .custom_flags((OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed())
+            .open(&file);
+        match direct {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => refused.push(path),
+            Err(_) => {} // said by `content`
+            Ok(_) => good += 1,
+        }
+    }
+    let mut findings: Vec<Finding> = refused
+        .iter()
+        .take(SHOWN_MAX)
+        .map(|path| {
+            let found = format!("{}: this file system has no O_DIRECT", path.display());
+            let remedy = "reads go through the page cache, which takes memory beside memory.cache; \
+                          keep content on ext4, XFS, Btrfs or ZFS 2.3 for less";
+            Finding::warning("direct I/O", found, remedy)
+        })
+        .collect();
+    if good > 0 && refused.is_empty() {
+        let found = format!("content's file systems take it ({good} tried)");
+        findings.push(Finding::good("direct I/O", found));
+    }
+    findings
+}
+
+/// A regular file at `path` or below it, looked for among the first entries only.
+fn some_file(path: &Path) -> Option<PathBuf> {
+    let mut folders = vec![path.to_owned()];
+    let mut left = ENTRIES_MAX;
+    while let Some(next) = folders.pop() {
+        let Ok(found) = fs::symlink_metadata(&next) else { continue };
+        if found.is_file() {
+            return Some(next);
+        }
+        let entries = if found.is_dir() { fs::read_dir(&next).ok() } else { None };
+        for entry in entries.into_iter().flatten().flatten().take(left) {
+            left -= 1;
+            folders.push(entry.path());
+        }
+    }
+    None
 }
 
 fn readable(path: &Path) -> std::io::Result<()> {
@@ -137,9 +221,28 @@ mod tests {
     fn a_taken_port_is_found() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = taken.local_addr().unwrap();
-        assert_eq!(port("port", &at).verdict, Verdict::Bad);
+        assert_eq!(port("port", &at, false).verdict, Verdict::Bad);
+        assert_eq!(port("port", &at, true).verdict, Verdict::Good, "the engine has it");
         drop(taken);
-        assert_eq!(port("port", &at).verdict, Verdict::Good);
+        assert_eq!(port("port", &at, false).verdict, Verdict::Good);
+        assert_eq!(port("port", &at, true).verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn direct_reads_are_tried_where_there_is_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("here/deep")).unwrap();
+        let text = "state_dir: state\ntorrents: [{ folder: here }, { folder: gone }]";
+        let config = Config::parse(text, "x", dir.path(), &|_| None).unwrap().config;
+        assert!(direct_io(&config).is_empty(), "nothing to try it with");
+        let file = dir.path().join("here/deep/file");
+        fs::write(&file, "abc").unwrap();
+        assert_eq!(some_file(&dir.path().join("here")), Some(file));
+        assert_eq!(direct_io(&config).len(), 1);
+        // A file of /proc takes no direct reads.
+        let text = "state_dir: state\ntorrents: [{ folder: /proc/version }]";
+        let config = Config::parse(text, "x", dir.path(), &|_| None).unwrap().config;
+        assert_eq!(direct_io(&config)[0].verdict, Verdict::Warning);
     }
 
     #[test]
