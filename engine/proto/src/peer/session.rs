@@ -46,6 +46,17 @@ pub trait Torrent {
     fn offered(&self, piece: PieceIndex) -> bool;
     /// Whether every piece is offered.
     fn offers_all(&self) -> bool;
+    /// Sets the bits of offered pieces in `field`, which is zero, in the order of BEP 3: the first
+    /// piece in the highest bit. Whether there was one. This goes piece by piece; a torrent of
+    /// millions of them takes many at a time.
+    fn write_offered(&self, field: &mut [u8]) -> bool {
+        let mut some = false;
+        for at in (0..self.piece_count()).filter(|at| self.offered(PieceIndex(*at))) {
+            field[at as usize / 8] |= 0x80 >> (at % 8);
+            some = true;
+        }
+        some
+    }
     /// The raw `info` dictionary, to serve over ut_metadata.
     fn metadata(&self) -> Option<&[u8]>;
     /// BEP 27: peers come from the tracker alone, so no peer exchange. Metadata is served: whoever
@@ -320,25 +331,20 @@ impl State {
     }
 
     fn say_pieces(&self, torrent: &impl Torrent, out: &mut Vec<u8>) {
-        let count = torrent.piece_count();
-        let nothing =
-            !torrent.offers_all() && !(0..count).any(|at| torrent.offered(PieceIndex(at)));
         if self.fast() && torrent.offers_all() {
             return Message::HaveAll.encode(out);
         }
-        if nothing || count == 0 {
+        let before = out.len();
+        let field_bytes = torrent.piece_count().div_ceil(8) as usize;
+        prefix(out, id::BITFIELD, field_bytes);
+        let start = out.len();
+        out.resize(start + field_bytes, 0);
+        if !torrent.write_offered(&mut out[start..]) {
+            out.truncate(before);
             // BEP 3: who has nothing may leave the bitfield out. BEP 6: must say one of the three.
             if self.fast() {
                 Message::HaveNone.encode(out);
             }
-            return;
-        }
-        let field_bytes = count.div_ceil(8) as usize;
-        prefix(out, id::BITFIELD, field_bytes);
-        let start = out.len();
-        out.resize(start + field_bytes, 0);
-        for at in (0..count).filter(|at| torrent.offered(PieceIndex(*at))) {
-            out[start + at as usize / 8] |= 0x80 >> (at % 8);
         }
     }
 

@@ -109,6 +109,9 @@ impl session::Torrent for View<'_> {
     fn offers_all(&self) -> bool {
         self.shared.pieces.offers_all()
     }
+    fn write_offered(&self, field: &mut [u8]) -> bool {
+        self.shared.pieces.write_offered(field)
+    }
     fn metadata(&self) -> Option<&[u8]> {
         Some(&self.contents.raw_info)
     }

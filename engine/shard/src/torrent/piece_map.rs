@@ -77,8 +77,8 @@ impl PieceMap {
         self.settled(&self.verified_count)
     }
 
-    /// A bit is flipped first and counted then, so that of two threads that flip one bit the
-    /// second may be counted first: for that instant a count is one below zero or above all.
+    /// Bits are flipped first and counted then, so that of two threads that flip one word the
+    /// second may be counted first: for that instant a count may be below zero or above all.
     fn settled(&self, count: &AtomicU32) -> u32 {
         let count = count.load(Ordering::Acquire) as i32;
         count.clamp(0, self.piece_count as i32) as u32
@@ -89,44 +89,62 @@ impl PieceMap {
     }
 
     pub fn set_all_offered(&self, on: bool) {
-        (0..self.piece_count).for_each(|p| {
-            self.set_offered(PieceIndex(p), on);
-        });
+        self.set_all(|word| &word.offered, on, &self.offered_count);
     }
 
     pub fn set_all_verified(&self, on: bool) {
-        (0..self.piece_count).for_each(|p| {
-            self.set_verified(PieceIndex(p), on);
-        });
+        self.set_all(|word| &word.verified, on, &self.verified_count);
+    }
+
+    /// Counted once a word: see `settled`.
+    fn set_all(&self, bits_of: impl Fn(&Word) -> &AtomicU64, on: bool, count: &AtomicU32) {
+        for (at, word) in self.words.iter().enumerate() {
+            let pieces = (self.piece_count - at as u32 * 64).min(64);
+            flip(bits_of(word), u64::MAX >> (64 - pieces), on, count);
+        }
     }
 
     /// The verified bits in BEP 3 order (high bit first), for the state store.
     pub fn verified_bitfield(&self) -> Vec<u8> {
-        self.bitfield(|piece| self.is_verified(piece))
+        let mut field = vec![0; self.piece_count.div_ceil(8) as usize];
+        self.write(|word| &word.verified, &mut field);
+        field
     }
 
-    fn bitfield(&self, is_set: impl Fn(PieceIndex) -> bool) -> Vec<u8> {
-        let mut bytes = vec![0u8; self.piece_count.div_ceil(8) as usize];
-        for piece in (0..self.piece_count).filter(|&p| is_set(PieceIndex(p))) {
-            bytes[piece as usize / 8] |= 0x80 >> (piece % 8);
+    /// Fills in the offered bits in BEP 3 order, for peers. Whether there is one.
+    pub fn write_offered(&self, field: &mut [u8]) -> bool {
+        self.write(|word| &word.offered, field)
+    }
+
+    /// 64 pieces at a time: a shard writes one for each connection, and the largest torrents have
+    /// two million pieces.
+    fn write(&self, bits_of: impl Fn(&Word) -> &AtomicU64, field: &mut [u8]) -> bool {
+        assert_eq!(field.len(), self.piece_count.div_ceil(8) as usize, "a bit a piece");
+        let mut some = false;
+        for (word, bytes) in self.words.iter().zip(field.chunks_mut(8)) {
+            // Partner of the Release in `flip`, as in `is_offered` and `is_verified`.
+            let bits = bits_of(word).load(Ordering::Acquire);
+            some |= bits != 0;
+            bytes.copy_from_slice(&bits.reverse_bits().to_be_bytes()[..bytes.len()]);
         }
-        bytes
+        some
     }
 }
 
-fn flip(word: &AtomicU64, bit: u64, on: bool, count: &AtomicU32) -> bool {
+/// Whether a bit changed; as many are counted as did.
+fn flip(word: &AtomicU64, bits: u64, on: bool, count: &AtomicU32) -> bool {
     if on {
-        let changed = word.fetch_or(bit, Ordering::AcqRel) & bit == 0;
-        if changed {
-            count.fetch_add(1, Ordering::AcqRel);
+        let changed = (bits & !word.fetch_or(bits, Ordering::AcqRel)).count_ones();
+        if changed > 0 {
+            count.fetch_add(changed, Ordering::AcqRel);
         }
-        changed
+        changed > 0
     } else {
-        let changed = word.fetch_and(!bit, Ordering::AcqRel) & bit != 0;
-        if changed {
-            count.fetch_sub(1, Ordering::AcqRel);
+        let changed = (bits & word.fetch_and(!bits, Ordering::AcqRel)).count_ones();
+        if changed > 0 {
+            count.fetch_sub(changed, Ordering::AcqRel);
         }
-        changed
+        changed > 0
     }
 }
 
@@ -149,6 +167,49 @@ mod tests {
         let bits = map.verified_bitfield();
         assert_eq!(bits.len(), 17);
         assert_eq!((bits[0], bits[8], bits[16]), (0xff, 0x7f, 0b1110_0000));
+    }
+
+    /// A piece at a time, from the first.
+    fn by_piece(map: &PieceMap, is_set: fn(&PieceMap, PieceIndex) -> bool) -> Vec<u8> {
+        let mut field = vec![0; map.piece_count().div_ceil(8) as usize];
+        for piece in (0..map.piece_count()).filter(|piece| is_set(map, PieceIndex(*piece))) {
+            field[piece as usize / 8] |= 0x80 >> (piece % 8);
+        }
+        field
+    }
+
+    #[test]
+    fn words_say_what_pieces_say() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut draw = |below: u32| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u32 % below
+        };
+        for _ in 0..5_000 {
+            let map = PieceMap::new(draw(300));
+            for _ in 0..draw(40) {
+                let (kind, on) = (draw(20), draw(3) > 0);
+                match (kind, map.piece_count()) {
+                    (0, _) => map.set_all_offered(on),
+                    (1, _) => map.set_all_verified(on),
+                    (_, 0) => {}
+                    (2..11, count) => _ = map.set_offered(PieceIndex(draw(count)), on),
+                    (_, count) => _ = map.set_verified(PieceIndex(draw(count)), on),
+                }
+            }
+            let (offered, verified) =
+                (by_piece(&map, PieceMap::is_offered), by_piece(&map, PieceMap::is_verified));
+            let mut field = vec![0; offered.len()];
+            let some = map.write_offered(&mut field);
+            assert_eq!((&field, some), (&offered, offered.iter().any(|byte| *byte > 0)));
+            assert_eq!(map.verified_bitfield(), verified);
+            let ones = |field: &[u8]| field.iter().map(|byte| byte.count_ones()).sum::<u32>();
+            assert_eq!(map.offered_count(), ones(&offered));
+            assert_eq!(map.verified_count(), ones(&verified));
+            assert_eq!(map.offers_all(), ones(&offered) == map.piece_count());
+        }
     }
 
     #[test]
