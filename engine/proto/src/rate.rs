@@ -1,6 +1,6 @@
-//! Owns: token buckets and rate estimates in virtual time.
+//! Owns: token buckets in virtual time.
 //! Never: reads a clock, sleeps, or knows who shares a bucket.
-//! Flow: upload asks each bucket of a path (global, torrent) before it sends; choker reads rates.
+//! Flow: upload asks each bucket of a path (global, torrent) before it sends.
 //!
 //! A path of buckets is used so: send at most the least `available`, then `take` from all of them;
 //! where it is too little, come back at the latest `ready_at`.
@@ -118,52 +118,6 @@ fn burst_of(limit: Limit) -> u64 {
     match limit {
         Limit::Unlimited => BURST_BYTES_MIN,
         Limit::BytesPerSecond(rate) => (rate / BURST_PART_OF_SECOND).max(BURST_BYTES_MIN),
-    }
-}
-
-/// A rate that forgets: after [`RateMeter::MEMORY`] without bytes it shows 37 % of what it was.
-#[derive(Clone, Debug)]
-pub struct RateMeter {
-    bytes_per_s: f64,
-    /// Bytes since `since`, not yet in the rate.
-    fresh_bytes: u64,
-    since: Duration,
-}
-
-impl RateMeter {
-    pub const MEMORY: Duration = Duration::from_secs(10);
-    /// Bytes are folded into the rate in steps of this, so that a block costs one addition.
-    const STEP: Duration = Duration::from_secs(1);
-
-    pub fn new(now: Duration) -> Self {
-        Self { bytes_per_s: 0.0, fresh_bytes: 0, since: now }
-    }
-
-    pub fn count(&mut self, bytes: u64, now: Duration) {
-        if now.saturating_sub(self.since) >= Self::STEP {
-            self.fold(now);
-        }
-        self.fresh_bytes += bytes;
-    }
-
-    /// The rate as of now.
-    pub fn bytes_per_s(&self, now: Duration) -> u64 {
-        self.folded(now) as u64
-    }
-
-    fn fold(&mut self, now: Duration) {
-        self.bytes_per_s = self.folded(now);
-        self.fresh_bytes = 0;
-        self.since = now;
-    }
-
-    fn folded(&self, now: Duration) -> f64 {
-        let passed_s = now.saturating_sub(self.since).as_secs_f64();
-        if passed_s <= 0.0 {
-            return self.bytes_per_s;
-        }
-        let kept = (-passed_s / Self::MEMORY.as_secs_f64()).exp();
-        self.bytes_per_s * kept + self.fresh_bytes as f64 / passed_s * (1.0 - kept)
     }
 }
 

@@ -194,7 +194,7 @@ impl<I: Io> Shard<I> {
             let Some(connection) = self.connections.get(key) else { continue };
             let (address, dialed) = (connection.address, connection.dialed.is_some());
             let Stage::Open(open) = &mut connection.stage else { continue };
-            let peer = open.session.peer(now);
+            let peer = open.session.peer(open.peer_id);
             let have = u64::from(peer.pieces_have) * 1_000 / u64::from(peer.pieces_total.max(1));
             let report = PeerReport {
                 address,

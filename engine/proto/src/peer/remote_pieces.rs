@@ -11,12 +11,12 @@ pub struct RemotePieces {
     total: u32,
     count: u32,
     /// One bit a piece from the lowest; empty where `count` is 0 or `total`.
-    bits: Vec<u64>,
+    bits: Box<[u64]>,
 }
 
 impl RemotePieces {
     pub fn new(total: u32) -> Self {
-        Self { total, count: 0, bits: Vec::new() }
+        Self { total, count: 0, bits: Box::default() }
     }
 
     pub fn total(&self) -> u32 {
@@ -43,7 +43,7 @@ impl RemotePieces {
 
     /// Bytes on the heap.
     pub fn held_bytes(&self) -> usize {
-        self.bits.capacity() * size_of::<u64>()
+        size_of_val(&*self.bits)
     }
 
     /// Notes a piece; false where it was known.
@@ -57,20 +57,18 @@ impl RemotePieces {
         if self.has(piece) {
             return Ok(false);
         }
-        if self.bits.is_empty() {
-            self.bits = vec![0; (self.total as usize).div_ceil(64)];
-        }
+        self.make_room();
         self.bits[piece.0 as usize / 64] |= 1 << (piece.0 % 64);
         self.count += 1;
         if self.count == self.total {
-            self.bits = Vec::new();
+            self.bits = Box::default();
         }
         Ok(true)
     }
 
     pub fn insert_all(&mut self) {
         self.count = self.total;
-        self.bits = Vec::new();
+        self.bits = Box::default();
     }
 
     /// Notes a bitfield as BEP 3 lays it out: the first piece in the highest bit.
@@ -90,7 +88,7 @@ impl RemotePieces {
         if said == self.total {
             self.insert_all();
         } else if said > 0 && !self.is_complete() {
-            self.bits.resize((self.total as usize).div_ceil(64), 0);
+            self.make_room();
             for (word, bytes) in self.bits.iter_mut().zip(field.chunks(8)) {
                 let mut chunk = [0; 8];
                 chunk[..bytes.len()].copy_from_slice(bytes);
@@ -98,10 +96,16 @@ impl RemotePieces {
             }
             self.count = self.bits.iter().map(|word| word.count_ones()).sum();
             if self.count == self.total {
-                self.bits = Vec::new();
+                self.bits = Box::default();
             }
         }
         Ok(())
+    }
+
+    fn make_room(&mut self) {
+        if self.bits.is_empty() {
+            self.bits = vec![0; (self.total as usize).div_ceil(64)].into();
+        }
     }
 }
 

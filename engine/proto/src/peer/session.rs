@@ -11,6 +11,7 @@
 //!   each kind a call ([`Event::Have`] excepted, which upload-only sessions leave out).
 
 mod deadlines;
+mod opening;
 mod receive;
 mod upload;
 
@@ -20,11 +21,9 @@ use std::time::Duration;
 
 use crate::peer::client::{client_name, printable};
 use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
-use crate::rate::RateMeter;
 use crate::units::{InfoHash, PeerId, PieceIndex};
-use crate::wire::extended::{ExtensionHandshake, LOCAL_ID_MAX, UT_METADATA};
-use crate::wire::message::{Message, id, prefix};
-use crate::wire::{FrameLimits, FrameReader, Reserved, Violation};
+use crate::wire::extended::ExtensionHandshake;
+use crate::wire::{FrameReader, Reserved, Violation};
 
 pub use deadlines::{INACTIVE_AFTER, KEEP_ALIVE_AFTER, SILENT_AFTER};
 
@@ -69,8 +68,6 @@ pub trait Torrent {
 pub struct Options {
     /// The peer's handshake bits.
     pub remote: Reserved,
-    /// The peer's id, which names its client until the extension handshake does.
-    pub peer_id: PeerId,
     /// Our name and version, sent as `v`.
     pub client: &'static str,
     /// Requests we queue, sent as `reqq`; at most 65,535.
@@ -87,10 +84,9 @@ pub struct Options {
 
 impl Options {
     /// A seed that knows nothing of the peer but its handshake.
-    pub fn new(remote: Reserved, peer_id: PeerId) -> Self {
+    pub fn new(remote: Reserved) -> Self {
         Self {
             remote,
-            peer_id,
             client: concat!("seedring ", env!("CARGO_PKG_VERSION")),
             request_queue_max: REQUEST_QUEUE_DEFAULT,
             your_ip: None,
@@ -135,8 +131,6 @@ pub struct Summary<'a> {
     pub fast: bool,
     pub extended: bool,
     pub listen_port: Option<u16>,
-    pub uploaded_bytes: u64,
-    pub upload_bytes_per_s: u64,
     pub requests_queued: usize,
 }
 
@@ -148,85 +142,40 @@ pub struct Session {
 }
 
 /// Everything but the reader, so that a message may borrow from the reader while it is handled.
+/// What is said once is not kept, nor what the caller has (the peer's id, what was uploaded): an
+/// idle session is a few hundred bytes, and there are thousands.
 #[derive(Debug)]
 struct State {
-    options: Options,
-    opened: bool,
+    /// Both sides speak the fast extension (BEP 6).
+    fast: bool,
+    /// Both sides speak the extension protocol (BEP 10).
+    extended: bool,
+    upload_only: bool,
     am_choking: bool,
     peer_choking: bool,
     peer_interested: bool,
     peer_upload_only: bool,
     /// The number under which the peer wants ut_metadata; 0: it does not.
     peer_metadata_id: u8,
+    request_queue_max: u16,
     peer_listen_port: Option<u16>,
     peer_client: Option<Box<str>>,
     pieces: RemotePieces,
     queue: UploadQueue,
-    allowed_fast: AllowedFast,
+    /// Rare: where unchoke slots are bounded.
+    allowed_fast: Option<Box<AllowedFast>>,
     /// Requests turned down, less blocks served since.
     refused: u32,
-    unwanted_bytes: u64,
+    unwanted_bytes: u32,
     metadata_bytes: u64,
-    uploaded_bytes: u64,
-    upload_rate: RateMeter,
     clock: deadlines::Clock,
 }
 
 impl Session {
-    /// # Panics
-    /// Where `request_queue_max` is above 65,535.
-    pub fn new(options: Options, now: Duration, seed: u64) -> Self {
-        assert!(options.request_queue_max <= u32::from(u16::MAX), "a queue is at most 65,535 long");
-        let limits = FrameLimits {
-            bitfield_bytes: 0,
-            piece_data_bytes: if options.upload_only { 0 } else { REQUEST_BYTES_MAX },
-            extended_id: LOCAL_ID_MAX,
-        };
-        let state = State {
-            options,
-            opened: false,
-            am_choking: true,
-            peer_choking: true,
-            peer_interested: false,
-            peer_upload_only: false,
-            peer_metadata_id: 0,
-            peer_listen_port: None,
-            peer_client: None,
-            pieces: RemotePieces::new(0),
-            queue: UploadQueue::default(),
-            allowed_fast: AllowedFast::default(),
-            refused: 0,
-            unwanted_bytes: 0,
-            metadata_bytes: 0,
-            uploaded_bytes: 0,
-            upload_rate: RateMeter::new(now),
-            clock: deadlines::Clock::new(now, seed),
-        };
-        Self { reader: FrameReader::new(limits), state }
-    }
-
-    /// Appends what is said first: extension handshake, bitfield (or have-all, have-none), allowed
-    /// fast set. Once, before the first `receive`.
-    ///
-    /// # Panics
-    /// At the second call.
-    pub fn open(&mut self, torrent: &impl Torrent, out: &mut Vec<u8>) {
-        assert!(!self.state.opened, "a session opens once");
-        self.state.opened = true;
-        self.state.pieces = RemotePieces::new(torrent.piece_count());
-        self.reader.set_bitfield_bytes(torrent.piece_count().div_ceil(8));
-        self.state.say_extension_handshake(torrent, out);
-        self.state.say_pieces(torrent, out);
-        self.state.say_allowed_fast(torrent, out);
-    }
-
     /// Takes bytes as they came, cut anywhere.
     ///
     /// # Errors
     /// What the peer did wrong; the connection is to be closed, and this session used no more.
-    ///
-    /// # Panics
-    /// Before `open`.
     pub fn receive(
         &mut self,
         bytes: &[u8],
@@ -235,7 +184,6 @@ impl Session {
         out: &mut Vec<u8>,
         events: &mut Vec<Event>,
     ) -> Result<(), Violation> {
-        assert!(self.state.opened, "a session opens before it receives");
         let mut turn = receive::Turn::new(&self.state, now, out.len());
         let mut input = bytes;
         loop {
@@ -267,30 +215,32 @@ impl Session {
 
     /// Whether both sides speak the fast extension: then every request is answered.
     pub fn fast(&self) -> bool {
-        self.state.fast()
+        self.state.fast
     }
 
-    pub fn uploaded_bytes(&self) -> u64 {
-        self.state.uploaded_bytes
+    /// Gives back the memory of what is over: a queue without blocks, a frame that came in parts.
+    pub fn shrink(&mut self) {
+        self.reader.shrink();
+        self.state.queue.release();
     }
 
-    pub fn upload_bytes_per_s(&self, now: Duration) -> u64 {
-        self.state.upload_rate.bytes_per_s(now)
-    }
-
-    /// Bytes on the heap that grow and shrink with what the peer sends.
+    /// Bytes on the heap.
     pub fn held_bytes(&self) -> usize {
         let state = &self.state;
-        self.reader.held_bytes() + state.queue.held_bytes() + state.pieces.held_bytes()
+        let client = state.peer_client.as_ref().map_or(0, |client| client.len());
+        let allowed = state.allowed_fast.as_ref().map_or(0, |_| size_of::<AllowedFast>());
+        let grown = state.queue.held_bytes() + state.pieces.held_bytes();
+        self.reader.held_bytes() + grown + client + allowed
     }
 
-    /// For listings; allocates only where a name must be made of the peer id.
-    pub fn peer(&self, now: Duration) -> Summary<'_> {
+    /// For listings. The id of its handshake names the peer's client until the peer does; only
+    /// then this allocates.
+    pub fn peer(&self, peer_id: PeerId) -> Summary<'_> {
         let state = &self.state;
         Summary {
             client: match &state.peer_client {
                 Some(client) => Cow::Borrowed(client),
-                None => Cow::Owned(client_name(state.options.peer_id)),
+                None => Cow::Owned(client_name(peer_id)),
             },
             pieces_have: state.pieces.count(),
             pieces_total: state.pieces.total(),
@@ -298,70 +248,15 @@ impl Session {
             peer_choking: state.peer_choking,
             peer_interested: state.peer_interested,
             upload_only: state.peer_upload_only,
-            fast: state.fast(),
-            extended: state.options.remote.extended(),
+            fast: state.fast,
+            extended: state.extended,
             listen_port: state.peer_listen_port,
-            uploaded_bytes: state.uploaded_bytes,
-            upload_bytes_per_s: state.upload_rate.bytes_per_s(now),
             requests_queued: state.queue.len(),
         }
     }
 }
 
 impl State {
-    fn fast(&self) -> bool {
-        self.options.remote.fast()
-    }
-
-    fn say_extension_handshake(&self, torrent: &impl Torrent, out: &mut Vec<u8>) {
-        if !self.options.remote.extended() {
-            return;
-        }
-        let metadata = torrent.metadata();
-        ExtensionHandshake {
-            ut_metadata: metadata.map(|_| UT_METADATA),
-            client: Some(self.options.client.as_bytes()),
-            request_queue: Some(self.options.request_queue_max),
-            your_ip: self.options.your_ip,
-            upload_only: self.options.upload_only.then_some(true),
-            metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
-            listen_port: self.options.listen_port,
-        }
-        .encode(out);
-    }
-
-    fn say_pieces(&self, torrent: &impl Torrent, out: &mut Vec<u8>) {
-        if self.fast() && torrent.offers_all() {
-            return Message::HaveAll.encode(out);
-        }
-        let before = out.len();
-        let field_bytes = torrent.piece_count().div_ceil(8) as usize;
-        prefix(out, id::BITFIELD, field_bytes);
-        let start = out.len();
-        out.resize(start + field_bytes, 0);
-        if !torrent.write_offered(&mut out[start..]) {
-            out.truncate(before);
-            // BEP 3: who has nothing may leave the bitfield out. BEP 6: must say one of the three.
-            if self.fast() {
-                Message::HaveNone.encode(out);
-            }
-        }
-    }
-
-    fn say_allowed_fast(&mut self, torrent: &impl Torrent, out: &mut Vec<u8>) {
-        let Some(ip) = self.options.your_ip else { return };
-        if !self.fast() || self.options.allowed_fast == 0 {
-            return;
-        }
-        let count = torrent.piece_count();
-        let mut set = AllowedFast::new(ip, torrent.info_hash(), count, self.options.allowed_fast);
-        set.keep(|piece| torrent.offered(piece), |piece| torrent.piece_length(piece));
-        for piece in set.iter() {
-            Message::AllowedFast(piece).encode(out);
-        }
-        self.allowed_fast = set;
-    }
-
     /// Keeps what the peer's extension handshake says; a later one adds to it (BEP 10).
     fn learn(&mut self, said: &ExtensionHandshake<'_>, turn: &mut receive::Turn) {
         self.peer_metadata_id = said.ut_metadata.unwrap_or(self.peer_metadata_id);

@@ -98,19 +98,6 @@ fn time_that_stands_or_steps_back_gives_nothing() {
     assert_eq!(bucket.available(60 * MS), 10);
 }
 
-#[test]
-fn the_meter_settles_on_the_rate_and_forgets() {
-    let mut meter = RateMeter::new(Duration::ZERO);
-    for tick in 0..600 {
-        meter.count(10_000, tick * 100 * MS);
-    }
-    let shown = meter.bytes_per_s(60_000 * MS);
-    assert!((98_000..=102_000).contains(&shown), "{shown}");
-    let later = meter.bytes_per_s(70_000 * MS);
-    assert!((30_000..50_000).contains(&later), "{later}");
-    assert!(meter.bytes_per_s(300_000 * MS) < 1_000);
-}
-
 proptest! {
     #[test]
     fn never_more_than_rate_burst_and_a_block(

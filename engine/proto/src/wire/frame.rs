@@ -25,7 +25,7 @@ pub struct FrameLimits {
     pub extended_id: u8,
 }
 
-/// See the module. Idle it holds 32 bytes.
+/// See the module. It holds 32 bytes once a frame came in parts, and none after `shrink`.
 #[derive(Debug)]
 pub struct FrameReader {
     limits: FrameLimits,
@@ -49,13 +49,7 @@ enum Head {
 
 impl FrameReader {
     pub fn new(limits: FrameLimits) -> Self {
-        let partial = Vec::with_capacity(KEPT_BYTES);
-        Self { limits, partial, spent: false, skip_bytes: 0 }
-    }
-
-    /// For a torrent whose piece count is known by now.
-    pub fn set_bitfield_bytes(&mut self, bytes: u32) {
-        self.limits.bitfield_bytes = bytes;
+        Self { limits, partial: Vec::new(), spent: false, skip_bytes: 0 }
     }
 
     /// Reads the next message from `input`, which continues where the last call stopped. Gives
@@ -87,7 +81,10 @@ impl FrameReader {
                 Ok((skipped + head, Some(Message::Skipped { id, length })))
             }
             Head::Whole(_) | Head::Need(_) => {
-                self.partial.extend_from_slice(rest);
+                if !rest.is_empty() {
+                    self.partial.reserve_exact(KEPT_BYTES.max(rest.len()));
+                    self.partial.extend_from_slice(rest);
+                }
                 Ok((input.len(), None))
             }
         }
@@ -101,6 +98,14 @@ impl FrameReader {
     /// Bytes held on the heap.
     pub fn held_bytes(&self) -> usize {
         self.partial.capacity()
+    }
+
+    /// Gives the kept bytes back between two frames.
+    pub fn shrink(&mut self) {
+        if self.spent || self.partial.is_empty() {
+            self.spent = false;
+            self.partial = Vec::new();
+        }
     }
 
     /// Adds to the frame in `partial` what it lacks, and not a byte more.

@@ -246,16 +246,16 @@ impl<I: Io> Shard<I> {
             listen_port: (port != 0).then_some(port),
             upload_only: true,
             allowed_fast: if bounded { ALLOWED_FAST } else { 0 },
-            ..session::Options::new(handshake.reserved, handshake.peer_id)
+            ..session::Options::new(handshake.reserved)
         };
-        let mut session = Session::new(options, now, self.options.seed ^ key.0);
         if connection.dialed.is_none() {
             let reserved = Reserved::OURS;
             let info_hash = handshake.info_hash;
             let answer = Handshake { reserved, info_hash, peer_id: ours };
             connection.out.extend_from_slice(&answer.encode());
         }
-        session.open(&view, &mut connection.out);
+        let seed = self.options.seed ^ key.0;
+        let session = Session::open(&options, &view, now, seed, &mut connection.out);
         let zero_copy = globals.zero_copy.load(Ordering::Relaxed)
             && !is_loopback(connection.address.ip())
             && self.choking.routes.is_worth(connection.address.ip(), now);

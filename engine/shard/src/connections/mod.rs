@@ -254,6 +254,7 @@ impl Connection {
         {
             open.in_flight = Vec::new();
             open.asked = Asked::default();
+            open.session.shrink();
         }
     }
 

@@ -216,7 +216,7 @@ impl<I: Io> Shard<I> {
             open.in_flight_bytes = 0;
             open.uploaded_bytes += payload;
             open.rate.add(payload, now);
-            open.session.sent(payload, now);
+            open.session.sent(now);
             self.stats.uploaded_bytes += payload;
             if let Some(local) = self.torrents.get(&open.torrent) {
                 // Relaxed: a total, read by control when it announces or stores.

@@ -45,7 +45,7 @@ impl Torrent for Content {
 fuzz_target!(|bytes: &[u8]| {
     let Some((&kind, mut rest)) = bytes.split_first() else { return };
     let reserved = Reserved([0, 0, 0, 0, 0, (kind & 1) << 4, 0, (kind & 2) << 1]);
-    let mut options = Options::new(reserved, PeerId([kind; 20]));
+    let mut options = Options::new(reserved);
     options.request_queue_max = QUEUE_MAX as u32;
     options.your_ip = Some([10, 0, 0, kind].into());
     options.upload_only = kind & 4 == 0;
@@ -53,8 +53,7 @@ fuzz_target!(|bytes: &[u8]| {
     torrent.offered[5] = kind & 8 == 0;
     let mut now = Duration::from_secs(100);
     let (mut out, mut events) = (Vec::new(), Vec::new());
-    let mut session = Session::new(options, now, u64::from(kind));
-    session.open(&torrent, &mut out);
+    let mut session = Session::open(&options, &torrent, now, u64::from(kind), &mut out);
     while let Some((&act, after)) = rest.split_first() {
         rest = after;
         out.clear();
@@ -70,6 +69,7 @@ fuzz_target!(|bytes: &[u8]| {
                 session.reject_piece(PieceIndex(3), &mut out);
             }
             6 => now += Duration::from_secs(30),
+            8 => session.shrink(),
             7 => {
                 let Ok(next) = session.timeout(now, &mut out) else { return };
                 assert!(next.is_some_and(|next| next > now));
@@ -89,7 +89,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(block.length > 0);
             assert!(block.begin + block.length <= torrent.piece_length(block.piece));
         }
-        let peer = session.peer(now);
+        let peer = session.peer(PeerId([kind; 20]));
         assert!(peer.pieces_have <= 9 && peer.client.chars().count() <= 64);
     }
 });

@@ -16,7 +16,7 @@ const CHOKE_GRACE: Duration = Duration::from_secs(10);
 /// Refused requests that are borne at least, whatever the queue's bound.
 const REFUSED_MAX_LEAST: u32 = 300;
 /// Bytes a peer may send for nothing in one of these spans: unknown messages, unrequested blocks.
-const UNWANTED_BYTES_MAX: u64 = 256 << 10;
+const UNWANTED_BYTES_MAX: u32 = 256 << 10;
 /// Metadata is served this often to one peer, with room for small ones to be asked for again.
 const METADATA_TIMES_MAX: u64 = 2;
 const METADATA_BYTES_SPARE: u64 = 1 << 20;
@@ -97,7 +97,7 @@ impl State {
             Message::Interested => self.set_interested(true, turn.now),
             Message::NotInterested => self.set_interested(false, turn.now),
             Message::Have(piece) => {
-                if self.pieces.insert(piece)? && !self.options.upload_only {
+                if self.pieces.insert(piece)? && !self.upload_only {
                     events.push(Event::Have(piece));
                 }
             }
@@ -116,8 +116,8 @@ impl State {
             Message::Extended { id, payload } => {
                 return self.on_extended(id, payload, torrent, turn, out);
             }
-            Message::Piece { data, .. } => return self.unwanted(data.len() as u64, turn.now),
-            Message::Skipped { length, .. } => return self.unwanted(u64::from(length), turn.now),
+            Message::Piece { data, .. } => return self.unwanted(data.len(), turn.now),
+            Message::Skipped { length, .. } => return self.unwanted(length as usize, turn.now),
         }
         Ok(())
     }
@@ -131,22 +131,28 @@ impl State {
     ) -> Result<(), Violation> {
         check_bounds(block, torrent)?;
         if !torrent.offered(block.piece) {
-            if !self.fast() {
+            if !self.fast {
                 return Err(Violation::RequestNotOffered(block.piece));
             }
-            return self.refuse(block, true, out);
+            self.count_refused()?;
+            self.say_reject(block, out);
+            return Ok(());
         }
         if self.am_choking && !self.admit_choked(block) {
-            let counted = !self.clock.choked_within(CHOKE_GRACE, turn.now);
-            return self.refuse(block, counted, out);
+            if !self.clock.choked_within(CHOKE_GRACE, turn.now) {
+                self.count_refused()?;
+            }
+            self.say_reject(block, out);
+            return Ok(());
         }
-        if self.queue.len() >= self.options.request_queue_max as usize {
-            // One that waits already will be served: rejecting its double would deny that.
-            return match self.queue.position(block) {
-                Some(_) => Ok(()),
-                None => self.refuse(block, true, out),
-            };
+        if self.queue.len() >= usize::from(self.request_queue_max)
+            && self.queue.position(block).is_none()
+        {
+            self.count_refused()?;
+            self.say_reject(block, out);
+            return Ok(());
         }
+        // One that waits already will be served once: rejecting the double would deny that.
         if self.queue.push(block) {
             turn.requested = true;
         }
@@ -155,9 +161,8 @@ impl State {
 
     /// BEP 6: the set is for who has too little to trade with.
     fn admit_choked(&mut self, block: Block) -> bool {
-        self.fast()
-            && self.pieces.count() as usize <= self.allowed_fast.len()
-            && self.allowed_fast.admit(block)
+        let Some(set) = &mut self.allowed_fast else { return false };
+        self.pieces.count() as usize <= set.len() && set.admit(block)
     }
 
     fn on_cancel(&mut self, block: Block, turn: &mut Turn, out: &mut Vec<u8>) {
@@ -168,21 +173,19 @@ impl State {
         self.say_reject(block, out);
     }
 
-    /// Turns a request down; `counted` ones close the connection when they are too many.
-    fn refuse(&mut self, block: Block, counted: bool, out: &mut Vec<u8>) -> Result<(), Violation> {
-        if counted {
-            self.refused += 1;
-            if self.refused > REFUSED_MAX_LEAST.max(2 * self.options.request_queue_max) {
-                return Err(Violation::RequestFlood { refused: self.refused });
-            }
+    /// Counts a request that is turned down; too many close the connection.
+    fn count_refused(&mut self) -> Result<(), Violation> {
+        self.refused += 1;
+        if self.refused > REFUSED_MAX_LEAST.max(2 * u32::from(self.request_queue_max)) {
+            return Err(Violation::RequestFlood { refused: self.refused });
         }
-        self.say_reject(block, out);
         Ok(())
     }
 
-    /// BEP 6; without it a request that is not served gets no answer.
+    /// BEP 6. Without it nothing is said: for where the peer does not wait for the block, because
+    /// it was choked or took the request back.
     pub(super) fn say_reject(&self, block: Block, out: &mut Vec<u8>) {
-        if self.fast() {
+        if self.fast {
             Message::Reject(block).encode(out);
         }
     }
@@ -193,16 +196,17 @@ impl State {
     }
 
     fn require_fast(&self, id: u8) -> Result<(), Violation> {
-        if self.fast() { Ok(()) } else { Err(Violation::FastNotNegotiated(id)) }
+        if self.fast { Ok(()) } else { Err(Violation::FastNotNegotiated(id)) }
     }
 
-    fn unwanted(&mut self, bytes: u64, now: Duration) -> Result<(), Violation> {
+    fn unwanted(&mut self, bytes: usize, now: Duration) -> Result<(), Violation> {
         if self.clock.unwanted_span_over(now) {
             self.unwanted_bytes = 0;
         }
-        self.unwanted_bytes += bytes;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.unwanted_bytes = self.unwanted_bytes.saturating_add(bytes);
         if self.unwanted_bytes > UNWANTED_BYTES_MAX {
-            return Err(Violation::UnwantedData { bytes: self.unwanted_bytes });
+            return Err(Violation::UnwantedData { bytes: self.unwanted_bytes.into() });
         }
         Ok(())
     }
@@ -215,7 +219,7 @@ impl State {
         turn: &mut Turn,
         out: &mut Vec<u8>,
     ) -> Result<(), Violation> {
-        if !self.options.remote.extended() {
+        if !self.extended {
             return Err(Violation::ExtendedNotNegotiated);
         }
         match id {
@@ -226,10 +230,10 @@ impl State {
                 }
                 Some(MetadataMessage::Reject { .. }) => {}
                 Some(MetadataMessage::Data { .. }) | None => {
-                    return self.unwanted(payload.len() as u64, turn.now);
+                    return self.unwanted(payload.len(), turn.now);
                 }
             },
-            _ => return self.unwanted(payload.len() as u64, turn.now),
+            _ => return self.unwanted(payload.len(), turn.now),
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
 //! Owns: the calls by which upload and choker act on a session.
 //! Never: sends a block: a block taken from the queue is the caller's to send or to refuse.
-//! Flow: choker -> choke, unchoke; upload -> take, sent, refuse; verify -> have, reject_piece.
+//! Flow: choker -> choke, unchoke; upload -> take, sent, reject; verify -> have, reject_piece.
 
 use std::time::Duration;
 
-use super::Session;
+use super::{Session, State};
 use crate::peer::UploadQueue;
 use crate::units::{Block, PieceIndex};
 use crate::wire::message::Message;
@@ -20,8 +20,8 @@ impl Session {
         state.am_choking = true;
         state.clock.choked(state.peer_interested, now);
         Message::Choke.encode(out);
-        let (fast, allowed) = (state.fast(), &state.allowed_fast);
-        let dropped = |piece| !allowed.contains(piece);
+        let (fast, allowed) = (state.fast, &state.allowed_fast);
+        let dropped = |piece| allowed.as_ref().is_none_or(|set| !set.contains(piece));
         state.queue.remove_where(dropped, |block| {
             if fast {
                 Message::Reject(block).encode(out);
@@ -53,8 +53,7 @@ impl Session {
         &self.state.queue
     }
 
-    /// Takes a block out of the queue, 0 being the one asked for first. It must now be sent, or
-    /// given to [`Session::refuse`].
+    /// Takes a block out of the queue to send it, 0 being the one asked for first.
     pub fn take(&mut self, place: usize) -> Option<Block> {
         let block = self.state.queue.remove(place)?;
         self.state.refused = self.state.refused.saturating_sub(1);
@@ -78,12 +77,6 @@ impl Session {
         self.reject_where(|queued| queued == piece, out);
     }
 
-    /// Answers for a block that was taken and could not be read. Without the fast extension a peer
-    /// cannot be told; it asks another one when its own patience ends.
-    pub fn refuse(&mut self, block: Block, out: &mut Vec<u8>) {
-        self.state.say_reject(block, out);
-    }
-
     /// Says that a piece is offered from now on, unless the peer has it.
     pub fn have(&mut self, piece: PieceIndex, out: &mut Vec<u8>) {
         if !self.state.pieces.has(piece) {
@@ -91,17 +84,15 @@ impl Session {
         }
     }
 
-    /// Counts block data that went out.
-    pub fn sent(&mut self, payload_bytes: u64, now: Duration) {
-        self.state.uploaded_bytes += payload_bytes;
-        self.state.upload_rate.count(payload_bytes, now);
+    /// Blocks went out: no keep-alive is due for a while.
+    pub fn sent(&mut self, now: Duration) {
         self.state.clock.sent(now);
     }
 
     fn reject_where(&mut self, wanted: impl Fn(PieceIndex) -> bool, out: &mut Vec<u8>) {
-        let fast = self.state.fast();
-        self.state.queue.remove_where(wanted, |block| {
-            if fast {
+        let State { fast, queue, .. } = &mut self.state;
+        queue.remove_where(wanted, |block| {
+            if *fast {
                 Message::Reject(block).encode(out);
             }
         });

@@ -124,6 +124,24 @@ fn a_claimed_length_holds_no_memory() {
     assert!(matches!(reader.next(b""), Ok((0, None))));
     assert_eq!(reader.held_bytes(), KEPT_BYTES, "given back");
     assert!(!reader.mid_frame());
+    reader.shrink();
+    assert_eq!(reader.held_bytes(), 0);
+}
+
+#[test]
+fn between_frames_nothing_is_held_and_within_one_all_of_it() {
+    let mut reader = FrameReader::new(LIMITS);
+    assert!(matches!(reader.next(b"\0\0\0\x05\x04\0\0\0\x07"), Ok((9, Some(_)))));
+    assert!(matches!(reader.next(b""), Ok((0, None))));
+    assert_eq!(reader.held_bytes(), 0, "a frame that came whole");
+    assert_eq!(reader.next(b"\0\0\0\x05\x04\0"), Ok((6, None)));
+    reader.shrink();
+    assert!(reader.mid_frame());
+    let have = Message::Have(crate::units::PieceIndex(9));
+    assert_eq!(reader.next(b"\0\0\x09"), Ok((3, Some(have))));
+    reader.shrink();
+    assert!(!reader.mid_frame() && reader.held_bytes() == 0, "given out, then given back");
+    assert_eq!(reader.next(b"\0\0\0\x05\x04\0\0\0\x09"), Ok((9, Some(have))));
 }
 
 proptest! {

@@ -1,0 +1,108 @@
+//! Owns: what a session says first, and what it keeps of how it was made.
+//! Never: waits for the peer: all of it goes out with the handshake.
+//! Flow: greet -> `Session::open`, once -> receive.
+
+use std::time::Duration;
+
+use super::{Options, Session, State, Torrent, deadlines};
+use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
+use crate::wire::extended::{ExtensionHandshake, LOCAL_ID_MAX, UT_METADATA};
+use crate::wire::message::{Message, id, prefix};
+use crate::wire::{FrameLimits, FrameReader};
+
+impl Session {
+    /// Appends what is said first: extension handshake, bitfield (or have-all, have-none), allowed
+    /// fast set. `seed` spreads keep-alives.
+    ///
+    /// # Panics
+    /// Where `request_queue_max` is above 65,535.
+    pub fn open(
+        options: &Options,
+        torrent: &impl Torrent,
+        now: Duration,
+        seed: u64,
+        out: &mut Vec<u8>,
+    ) -> Self {
+        let request_queue_max = u16::try_from(options.request_queue_max);
+        let request_queue_max = request_queue_max.expect("a queue is at most 65,535 long");
+        let limits = FrameLimits {
+            bitfield_bytes: torrent.piece_count().div_ceil(8),
+            piece_data_bytes: if options.upload_only { 0 } else { super::REQUEST_BYTES_MAX },
+            extended_id: LOCAL_ID_MAX,
+        };
+        say_extension_handshake(options, torrent, out);
+        say_pieces(options, torrent, out);
+        let state = State {
+            fast: options.remote.fast(),
+            extended: options.remote.extended(),
+            upload_only: options.upload_only,
+            am_choking: true,
+            peer_choking: true,
+            peer_interested: false,
+            peer_upload_only: false,
+            peer_metadata_id: 0,
+            request_queue_max,
+            peer_listen_port: None,
+            peer_client: None,
+            pieces: RemotePieces::new(torrent.piece_count()),
+            queue: UploadQueue::default(),
+            allowed_fast: say_allowed_fast(options, torrent, out),
+            refused: 0,
+            unwanted_bytes: 0,
+            metadata_bytes: 0,
+            clock: deadlines::Clock::new(now, seed),
+        };
+        Self { reader: FrameReader::new(limits), state }
+    }
+}
+
+fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut Vec<u8>) {
+    if !options.remote.extended() {
+        return;
+    }
+    let metadata = torrent.metadata();
+    ExtensionHandshake {
+        ut_metadata: metadata.map(|_| UT_METADATA),
+        client: Some(options.client.as_bytes()),
+        request_queue: Some(options.request_queue_max),
+        your_ip: options.your_ip,
+        upload_only: options.upload_only.then_some(true),
+        metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
+        listen_port: options.listen_port,
+    }
+    .encode(out);
+}
+
+fn say_pieces(options: &Options, torrent: &impl Torrent, out: &mut Vec<u8>) {
+    let fast = options.remote.fast();
+    if fast && torrent.offers_all() {
+        return Message::HaveAll.encode(out);
+    }
+    let before = out.len();
+    let field_bytes = torrent.piece_count().div_ceil(8) as usize;
+    prefix(out, id::BITFIELD, field_bytes);
+    let start = out.len();
+    out.resize(start + field_bytes, 0);
+    if !torrent.write_offered(&mut out[start..]) {
+        out.truncate(before);
+        // BEP 3: who has nothing may leave the bitfield out. BEP 6: must say one of the three.
+        if fast {
+            Message::HaveNone.encode(out);
+        }
+    }
+}
+
+fn say_allowed_fast(
+    options: &Options,
+    torrent: &impl Torrent,
+    out: &mut Vec<u8>,
+) -> Option<Box<AllowedFast>> {
+    let ip = options.your_ip.filter(|_| options.remote.fast() && options.allowed_fast > 0)?;
+    let count = torrent.piece_count();
+    let mut set = AllowedFast::new(ip, torrent.info_hash(), count, options.allowed_fast);
+    set.keep(|piece| torrent.offered(piece), |piece| torrent.piece_length(piece));
+    for piece in set.iter() {
+        Message::AllowedFast(piece).encode(out);
+    }
+    (!set.is_empty()).then(|| Box::new(set))
+}
