@@ -8,7 +8,9 @@
 //!   `out` was under [`METADATA_OUT_BYTES`], so a caller that stops receiving while much is
 //!   unsent bounds a connection's memory;
 //! - the queue holds at most [`Options::request_queue_max`] blocks, `events` gets at most one of
-//!   each kind a call ([`Event::Have`] excepted, which upload-only sessions leave out).
+//!   each kind a call ([`Event::Have`] excepted, which upload-only sessions leave out);
+//! - requests that are refused, repeated or taken back are borne up to bounds in `receive.rs`,
+//!   which blocks served pay for: then the connection closes.
 
 mod deadlines;
 mod opening;
@@ -166,6 +168,7 @@ struct State {
     allowed_fast: Option<Box<AllowedFast>>,
     /// Requests turned down, less blocks served since.
     refused: u32,
+    idle: receive::Idle,
     unwanted_bytes: u32,
     metadata_bytes: u64,
     clock: deadlines::Clock,

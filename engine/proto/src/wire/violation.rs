@@ -41,6 +41,8 @@ pub enum Violation {
     RequestNotOffered(PieceIndex),
     #[error("{refused} requests refused and more sent")]
     RequestFlood { refused: u32 },
+    #[error("{count} requests repeated or taken back and more sent")]
+    IdleFlood { count: u32 },
     #[error("{bytes} bytes that nobody asked for")]
     UnwantedData { bytes: u64 },
     #[error("an extension handshake that is not bencode: {0}")]

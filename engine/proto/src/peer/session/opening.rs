@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Options, Session, State, Torrent, deadlines};
+use super::{Options, Session, State, Torrent, deadlines, receive};
 use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
 use crate::wire::extended::{ExtensionHandshake, LOCAL_ID_MAX, UT_METADATA};
 use crate::wire::message::{Message, id, prefix};
@@ -48,6 +48,7 @@ impl Session {
             queue: UploadQueue::default(),
             allowed_fast: say_allowed_fast(options, torrent, out),
             refused: 0,
+            idle: receive::Idle::new(now),
             unwanted_bytes: 0,
             metadata_bytes: 0,
             clock: deadlines::Clock::new(now, seed),

@@ -15,11 +15,62 @@ use crate::wire::message::{Message, id};
 const CHOKE_GRACE: Duration = Duration::from_secs(10);
 /// Refused requests that are borne at least, whatever the queue's bound.
 const REFUSED_MAX_LEAST: u32 = 300;
+/// Messages about requests that are borne though they come to nothing (see [`Idle`]): so many times
+/// the queue's bound, and at least so many. An honest peer sends a pipeline of them at most at a
+/// time: cancels that cross with their blocks at the end of a download, requests that cross a choke
+/// and are made again after the unchoke. No pipeline is longer than the queue.
+const IDLE_MAX_QUEUES: u32 = 4;
+const IDLE_MAX_LEAST: u32 = 1200;
+/// And so many a second are forgotten: clients that ask again or elsewhere for each block that is
+/// late, and those that plan anew with each piece they get, stay below it. A walk through a full
+/// queue takes 2 microseconds, so at this rate they cost nothing.
+const IDLE_FORGOTTEN_PER_S: u32 = 20;
 /// Bytes a peer may send for nothing in one of these spans: unknown messages, unrequested blocks.
 const UNWANTED_BYTES_MAX: u32 = 256 << 10;
 /// Metadata is served this often to one peer, with room for small ones to be asked for again.
 const METADATA_TIMES_MAX: u64 = 2;
 const METADATA_BYTES_SPARE: u64 = 1 << 20;
+
+/// Messages about requests that came to nothing: doubles of requests that wait, cancels, requests
+/// that a choke crossed. Each is a walk through the queue and pays for nothing; blocks served and
+/// time take them off.
+#[derive(Debug)]
+pub(super) struct Idle {
+    count: u32,
+    settled_s: u32,
+}
+
+impl Idle {
+    pub fn new(now: Duration) -> Self {
+        Self { count: 0, settled_s: now.as_secs() as u32 }
+    }
+
+    /// A block was served.
+    pub fn paid(&mut self) {
+        self.count = self.count.saturating_sub(1);
+    }
+
+    fn count(&mut self, queue_max: u16, now: Duration) -> Result<(), Violation> {
+        let now_s = now.as_secs() as u32;
+        let passed_s = now_s.saturating_sub(self.settled_s);
+        let forgotten = passed_s.saturating_mul(IDLE_FORGOTTEN_PER_S);
+        self.count = self.count.saturating_sub(forgotten) + 1;
+        self.settled_s = now_s;
+        if self.count > Self::max(queue_max) {
+            return Err(Violation::IdleFlood { count: self.count });
+        }
+        Ok(())
+    }
+
+    fn max(queue_max: u16) -> u32 {
+        IDLE_MAX_LEAST.max(IDLE_MAX_QUEUES * u32::from(queue_max))
+    }
+
+    #[cfg(test)]
+    pub fn half_of_bound(&self, queue_max: u16) -> bool {
+        self.count <= Self::max(queue_max) / 2
+    }
+}
 
 /// One call of `receive`.
 pub(super) struct Turn {
@@ -90,7 +141,7 @@ impl State {
         }
         match message {
             Message::Request(block) => return self.on_request(block, torrent, turn, out),
-            Message::Cancel(block) => self.on_cancel(block, turn, out),
+            Message::Cancel(block) => return self.on_cancel(block, turn, out),
             Message::KeepAlive | Message::Port(_) => {}
             Message::Choke => self.peer_choking = true,
             Message::Unchoke => self.peer_choking = false,
@@ -139,8 +190,9 @@ impl State {
             return Ok(());
         }
         if self.am_choking && !self.admit_choked(block) {
-            if !self.clock.choked_within(CHOKE_GRACE, turn.now) {
-                self.count_refused()?;
+            match self.clock.choked_within(CHOKE_GRACE, turn.now) {
+                true => self.idle.count(self.request_queue_max, turn.now)?,
+                false => self.count_refused()?,
             }
             self.say_reject(block, out);
             return Ok(());
@@ -152,10 +204,11 @@ impl State {
             self.say_reject(block, out);
             return Ok(());
         }
-        // One that waits already will be served once: rejecting the double would deny that.
-        if self.queue.push(block) {
-            turn.requested = true;
+        if !self.queue.push(block) {
+            // It will be served once: rejecting the double would deny that.
+            return self.idle.count(self.request_queue_max, turn.now);
         }
+        turn.requested = true;
         Ok(())
     }
 
@@ -165,12 +218,20 @@ impl State {
         self.pieces.count() as usize <= set.len() && set.admit(block)
     }
 
-    fn on_cancel(&mut self, block: Block, turn: &mut Turn, out: &mut Vec<u8>) {
+    fn on_cancel(
+        &mut self,
+        block: Block,
+        turn: &mut Turn,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Violation> {
+        self.idle.count(self.request_queue_max, turn.now)?;
         // What is not queued is on its way, was answered, or never asked for: no answer is due.
-        let Some(place) = self.queue.position(block) else { return };
-        self.queue.remove(place);
-        turn.cancelled = true;
-        self.say_reject(block, out);
+        if let Some(place) = self.queue.position(block) {
+            self.queue.remove(place);
+            turn.cancelled = true;
+            self.say_reject(block, out);
+        }
+        Ok(())
     }
 
     /// Counts a request that is turned down; too many close the connection.

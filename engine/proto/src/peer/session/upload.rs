@@ -57,6 +57,7 @@ impl Session {
     pub fn take(&mut self, place: usize) -> Option<Block> {
         let block = self.state.queue.remove(place)?;
         self.state.refused = self.state.refused.saturating_sub(1);
+        self.state.idle.paid();
         Some(block)
     }
 
