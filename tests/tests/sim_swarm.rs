@@ -396,7 +396,19 @@ fn planted_bugs_are_found() {
 
 /// A calm swarm of `leeches` that all want one torrent of `bytes`.
 fn calm(leeches: u8, bytes: u64, shards: usize, prepare: impl FnOnce(&mut Swarm)) -> Swarm {
-    let world = World::new(7, Faults::none());
+    let habits = Habits { sequential: false, ..Habits::plain() };
+    swarm_of(Faults::none(), habits, leeches, bytes, shards, prepare)
+}
+
+fn swarm_of(
+    faults: Faults,
+    habits: Habits,
+    leeches: u8,
+    bytes: u64,
+    shards: usize,
+    prepare: impl FnOnce(&mut Swarm),
+) -> Swarm {
+    let world = World::new(7, faults);
     world.set_link(Some(Link::FAST));
     let plan = Plan { shards, pool_bytes: 64 << 20, ..Plan::default() };
     let mut swarm = Swarm::new(world, plan);
@@ -410,9 +422,8 @@ fn calm(leeches: u8, bytes: u64, shards: usize, prepare: impl FnOnce(&mut Swarm)
     });
     prepare(&mut swarm);
     for n in 0..leeches {
-        let habits = Habits { sequential: false, ..Habits::plain() };
         let score = swarm.score.clone();
-        let changed = Vec::new();
+        let (habits, changed) = (habits.clone(), Vec::new());
         let leech =
             Leech::new(torrent.clone(), habits, score, swarm.address, changed, true, &mut rng);
         let from = SocketAddr::from(([10, 2, n, 1], 7_000));
@@ -476,5 +487,24 @@ fn nobody_who_is_interested_starves() {
         let fair = if shards == 1 { least * 5 > most * 4 } else { least * 40 > most };
         assert!(got.len() == 10 && fair, "{shards} shards, bytes by peer: {got:?}");
         assert_eq!(swarm.stop().0, Vec::<String>::new());
+    }
+}
+
+/// Who does not hear rejects is choked for a round where a disk fails for a while, and goes on then;
+/// by its own patience it would wait for half a minute.
+#[test]
+fn dropped_requests_are_asked_again_without_the_fast_extension() {
+    for slots in [u32::MAX, 4] {
+        let mut faults = Faults::none().with(FaultKind::ReadFailed, 1000);
+        faults.until_ns = Duration::from_secs(3).as_nanos() as u64;
+        let habits = Habits { fast: false, ..Habits::plain() };
+        let mut swarm = swarm_of(faults, habits, 3, 8 << 20, 1, |swarm| {
+            swarm.tell_all(|| Command::Slots(slots));
+        });
+        let all = |swarm: &Swarm| swarm.score.borrow().complete == 3;
+        assert!(swarm.run(Duration::from_secs(18), all), "{:?}", swarm.score.borrow());
+        assert!(swarm.troubles > 0 && swarm.stats(0).rejected > 0, "the disk failed");
+        let (findings, stats) = swarm.stop();
+        assert_eq!((findings, miscounted(&stats)), (Vec::new(), None));
     }
 }

@@ -63,6 +63,7 @@ impl<I: Io> Shard<I> {
         let mut batch = self.io.batch();
         self.take_messages(key, &mut batch);
         self.take_blocks(key, &mut batch, now);
+        self.choke_unheard(key);
         self.take_messages(key, &mut batch); // rejects that came up meanwhile
         if batch.is_empty() {
             self.io.recycle(batch);

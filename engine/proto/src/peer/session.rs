@@ -157,6 +157,8 @@ struct State {
     peer_choking: bool,
     peer_interested: bool,
     peer_upload_only: bool,
+    /// A request was dropped and the peer could not be told.
+    unheard: bool,
     /// The number under which the peer wants ut_metadata; 0: it does not.
     peer_metadata_id: u8,
     request_queue_max: u16,

@@ -115,6 +115,16 @@ impl<I: Io> Shard<I> {
         self.enqueue(key);
     }
 
+    /// Requests of a peer were dropped that cannot be told so: when nothing else of it waits, a
+    /// choke says that none of them will come. The next round unchokes it, if it has its turn, and
+    /// it asks again: by then what made them fail may have passed.
+    pub(crate) fn choke_unheard(&mut self, key: Key) {
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        if open.session.unheard() && open.session.queue().is_empty() {
+            self.set_unchoked(key, false);
+        }
+    }
+
     /// An unchoked connection is gone.
     pub(crate) fn slot_freed(&mut self, torrent: TorrentId) {
         self.choking.unchoked -= 1;
@@ -134,10 +144,13 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.choking.next = now + RECHOKE_EVERY;
-        let mut candidates = Vec::new();
+        let (mut candidates, mut unheard) = (Vec::new(), Vec::new());
         for key in self.connections.keys() {
             let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { continue };
             let Some(local) = self.torrents.get(&open.torrent) else { continue };
+            if open.session.unheard() {
+                unheard.push(key);
+            }
             candidates.push(Candidate {
                 key,
                 torrent: open.torrent.0,
@@ -155,5 +168,7 @@ impl<I: Io> Shard<I> {
         for (key, unchoke) in decisions {
             self.set_unchoked(key, unchoke);
         }
+        // Whose other requests keep coming: it hears of those that were dropped in the end too.
+        unheard.into_iter().for_each(|key| self.set_unchoked(key, false));
     }
 }

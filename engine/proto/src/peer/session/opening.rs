@@ -40,6 +40,7 @@ impl Session {
             peer_choking: true,
             peer_interested: false,
             peer_upload_only: false,
+            unheard: false,
             peer_metadata_id: 0,
             request_queue_max,
             peer_listen_port: None,

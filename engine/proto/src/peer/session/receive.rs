@@ -201,7 +201,7 @@ impl State {
             && self.queue.position(block).is_none()
         {
             self.count_refused()?;
-            self.say_reject(block, out);
+            self.drop_request(block, out);
             return Ok(());
         }
         if !self.queue.push(block) {
@@ -249,6 +249,12 @@ impl State {
         if self.fast {
             Message::Reject(block).encode(out);
         }
+    }
+
+    /// Answers for a request that the peer waits for and that comes to nothing.
+    pub(super) fn drop_request(&mut self, block: Block, out: &mut Vec<u8>) {
+        self.say_reject(block, out);
+        self.unheard |= !self.fast;
     }
 
     fn set_interested(&mut self, interested: bool, now: Duration) {

@@ -299,6 +299,7 @@ fn a_withdrawn_piece_is_rejected() {
     assert_eq!(side.queued(), [block(0, 0)]);
     side.session.have(PieceIndex(1), &mut side.out);
     side.session.reject(0, &mut side.out);
+    assert!(!side.session.unheard());
     assert_eq!(side.said(), ["Have(PieceIndex(1))".to_owned(), rejected(block(0, 0))]);
 }
 
@@ -427,4 +428,30 @@ fn keeps_alive_and_closes_the_silent_and_the_idle() {
     assert_eq!(outcome, Err(Violation::Inactive(INACTIVE_AFTER)));
     assert_eq!(idle.now, T0 + INACTIVE_AFTER);
     assert!(!Violation::Inactive(INACTIVE_AFTER).is_fault());
+}
+
+/// What is dropped of a peer that hears no rejects waits for a choke to say so.
+#[test]
+fn a_choke_tells_who_hears_no_rejects() {
+    let drops: [fn(&mut Side); 3] = [
+        |side| side.session.reject(0, &mut side.out),
+        |side| side.session.reject_piece(PieceIndex(1), &mut side.out),
+        |side| side.hear(&[Message::Request(block(6, 0))]).expect("one too many"),
+    ];
+    for dropped in drops {
+        let mut side = Side::serving(PLAIN);
+        side.hear(&[1, 2, 3, 4].map(|piece| Message::Request(block(piece, 0)))).expect("valid");
+        dropped(&mut side);
+        assert!(side.session.unheard() && side.out.is_empty());
+        side.session.choke(T0, &mut side.out);
+        assert!(!side.session.unheard(), "told");
+        assert_eq!(side.said(), ["Choke"]);
+    }
+    // A cancel wants no answer, and a choke has given it.
+    let mut side = Side::serving(PLAIN);
+    let a = block(0, 0);
+    side.hear(&[Message::Request(a), Message::Cancel(a)]).expect("valid");
+    side.session.choke(T0, &mut side.out);
+    side.hear(&[Message::Request(a)]).expect("it crossed the choke");
+    assert!(!side.session.unheard());
 }

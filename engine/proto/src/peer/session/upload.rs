@@ -19,6 +19,8 @@ impl Session {
         }
         state.am_choking = true;
         state.clock.choked(state.peer_interested, now);
+        // Who cannot be told of each request knows by this that none of them will be served.
+        state.unheard = false;
         Message::Choke.encode(out);
         let (fast, allowed) = (state.fast, &state.allowed_fast);
         let dropped = |piece| allowed.as_ref().is_none_or(|set| !set.contains(piece));
@@ -64,8 +66,14 @@ impl Session {
     /// Drops a queued block, and says so where that can be said.
     pub fn reject(&mut self, place: usize, out: &mut Vec<u8>) {
         if let Some(block) = self.state.queue.remove(place) {
-            self.state.say_reject(block, out);
+            self.state.drop_request(block, out);
         }
+    }
+
+    /// Whether requests were dropped of a peer that cannot be told so (no fast extension): a choke
+    /// and an unchoke make it ask again; without them it waits for as long as its patience lasts.
+    pub fn unheard(&self) -> bool {
+        self.state.unheard
     }
 
     /// Drops everything queued.
@@ -91,11 +99,10 @@ impl Session {
     }
 
     fn reject_where(&mut self, wanted: impl Fn(PieceIndex) -> bool, out: &mut Vec<u8>) {
-        let State { fast, queue, .. } = &mut self.state;
-        queue.remove_where(wanted, |block| {
-            if *fast {
-                Message::Reject(block).encode(out);
-            }
+        let State { fast, queue, unheard, .. } = &mut self.state;
+        queue.remove_where(wanted, |block| match *fast {
+            true => Message::Reject(block).encode(out),
+            false => *unheard = true,
         });
     }
 }
