@@ -182,8 +182,9 @@ fn in_storms_nobody_gets_a_wrong_byte_and_everything_comes_home() {
     let never =
         [ConnectRefused, ConnectTimedOut, ConnectSlow, CancelRaced, FileChanged, FileShrunk];
     let never = [&never[..], &[FileVanished, IdentifyFailed, WakeLost]].concat();
-    let missed: Vec<_> =
-        hits.never_hit().into_iter().filter(|kind| !never.contains(kind)).collect();
+    let missed =
+        hits.never_hit().into_iter().filter(|kind| !never.contains(kind) && !kind.is_of_writing());
+    let missed: Vec<_> = missed.collect();
     assert!(missed.is_empty(), "never hit: {missed:?}");
 }
 

@@ -8,13 +8,14 @@ mod files;
 mod sockets;
 mod transfers;
 mod waiting;
+mod writes;
 
 use std::{net::SocketAddr, time::Duration};
 
 use crate::{
     descriptors::{File, Socket},
     memory::{Class, Share},
-    op::{Completion, Io, Op, OpenRequest, Outcome, Received, Token},
+    op::{Access, Completion, Io, Op, OpenRequest, Outcome, Received, Token},
     send_batch::SendBatch,
 };
 
@@ -46,7 +47,8 @@ type Case<I> = (&'static str, fn(&mut Bench<I>));
 
 /// Runs every case, each on a fresh rig.
 pub fn run<I: Io>(make: impl Fn() -> Rig<I>) {
-    let suites = [sockets::cases(), transfers::cases(), files::cases(), waiting::cases()];
+    let suites =
+        [sockets::cases(), transfers::cases(), files::cases(), writes::cases(), waiting::cases()];
     for (name, case) in suites.into_iter().flatten() {
         // Captured output: shown where the case fails.
         println!("conformance: {name}");
@@ -184,10 +186,15 @@ impl<I: Io> Bench<I> {
     }
 
     fn open(&mut self, token: u64, path: &str, direct: bool) -> Outcome {
+        self.open_for(token, path, direct, Access::Read)
+    }
+
+    fn open_for(&mut self, token: u64, path: &str, direct: bool, access: Access) -> Outcome {
         let request = Box::new(OpenRequest {
             root: self.rig.world.root(),
             path: std::ffi::CString::new(path).expect("no zero byte"),
             direct,
+            access,
         });
         self.submit(Op::Open { token: Token(token), request });
         self.next(token)

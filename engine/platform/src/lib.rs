@@ -18,7 +18,9 @@ pub mod resources;
 pub mod ring;
 pub mod send_batch;
 pub mod wake;
+pub mod write_batch;
 
 pub use op::{
-    Completion, DirectAlignment, Identity, Io, Op, OpenRequest, Outcome, Received, Shutdown, Token,
+    Access, Allocation, Completion, DirectAlignment, Identity, Io, Op, OpenRequest, Outcome,
+    Received, Shutdown, Token,
 };

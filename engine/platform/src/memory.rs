@@ -403,6 +403,11 @@ impl Share {
     pub fn class(&self) -> Class {
         self.chunk.header().class.get()
     }
+
+    /// Which arena it lies in, for registered writes.
+    pub(crate) fn arena(&self) -> u16 {
+        self.chunk.header().arena
+    }
 }
 
 impl Clone for Share {

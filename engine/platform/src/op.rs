@@ -24,6 +24,7 @@ use crate::{
     memory::{Lease, Pool},
     send_batch::SendBatch,
     wake::Waker,
+    write_batch::WriteBatch,
 };
 
 /// The caller's name for an operation; every completion brings it back. Not interpreted here.
@@ -50,13 +51,34 @@ pub enum Op {
     /// Send a batch in order. Completion: `Sent`, once; where `Sent` does not bring the batch back
     /// (zero-copy: pages still in use), `Released` follows with it, once.
     SendBatch { token: Token, socket: Socket, batch: Box<SendBatch>, zero_copy: bool },
-    /// Open a file below a directory and look at its identity. Completion: `Opened`, once.
+    /// Open a file below a directory and look at its identity; with `Access::Create`, make it where
+    /// it is missing. Completion: `Opened`, once.
     Open { token: Token, request: Box<OpenRequest> },
     /// Look at an open file's identity again. Completion: `Identified`, once.
     Identify { token: Token, file: File },
     /// Read `length` bytes at `offset` to the start of the lease. Completion: `Read`, once. May be
     /// short; at most `lease.len()`. For a direct file all three are aligned by the caller.
     Read { token: Token, file: File, offset: u64, length: u32, lease: Lease },
+    /// Write the batch's bytes in order at `offset`. Completion: `Written`, once. May be short: the
+    /// caller advances the batch and writes on. Concurrent writes of one file are not ordered.
+    ///
+    /// For a direct file the offset and every range of the batch are aligned by the caller. A
+    /// file's end that is no multiple goes through a descriptor that is not direct, and not while
+    /// direct writes near it are in flight: where a direct write and a buffered transfer meet in
+    /// the page cache, the kernel fails the file's next sync with EIO.
+    Write { token: Token, file: File, offset: u64, batch: Box<WriteBatch> },
+    /// Make what was written durable: every byte whose `Written` was reaped before this was
+    /// submitted (writes still in flight may or may not be covered), and the size that is needed to
+    /// read it. `data_only` leaves out the times. Completion: `Synced`, once. An error is final:
+    /// the kernel may have dropped the pages, so a later sync that succeeds proves nothing about
+    /// them. All that was written since the last good sync (also the first part of what is still
+    /// being written on) is verified from the device, or written again.
+    Sync { token: Token, file: File, data_only: bool },
+    /// Make the file at least `length_bytes` long, and with `Allocation::Full` take the space.
+    /// Never shrinks a file and changes none of its bytes; new ones read as zero. Completion:
+    /// `Allocated`, once: ENOSPC (some of it may have been taken), EOPNOTSUPP where the file system
+    /// cannot (the file then grows as it is written).
+    Allocate { token: Token, file: File, length_bytes: u64, mode: Allocation },
 }
 
 /// What happened to an operation.
@@ -91,6 +113,14 @@ pub enum Outcome {
         result: io::Result<usize>,
         lease: Lease,
     },
+    /// `result`: bytes written, from the batch's start, in order. The batch comes back as it was in
+    /// any case.
+    Written {
+        result: io::Result<usize>,
+        batch: Box<WriteBatch>,
+    },
+    Synced(io::Result<()>),
+    Allocated(io::Result<()>),
 }
 
 /// A file to open: `path` relative to `root`, never leaving it (openat2: beneath, no symlinks).
@@ -101,6 +131,30 @@ pub struct OpenRequest {
     /// Ask for direct I/O; where the file system refuses, the file is opened buffered and
     /// `Identity::direct` is `None`.
     pub direct: bool,
+    pub access: Access,
+}
+
+/// What an open file is for. A file is never truncated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reading, of content that is not ours to change.
+    Read,
+    /// Reading and writing a file that is there.
+    Write,
+    /// As `Write`; a missing file is made (mode 0644 less the umask), and the folders above it
+    /// (0755). When `Opened(Ok)` comes, the file's name is durable, found or made, and so are the
+    /// folders that this operation made: the directories above were synced, for which those must
+    /// be readable. A folder that another operation is making is durable when that one ends. A
+    /// failure may leave what was made so far.
+    Create,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocation {
+    /// The size only: space is taken as bytes are written.
+    Sparse,
+    /// All of the space now, so that a later write does not fail for lack of it.
+    Full,
 }
 
 /// What makes a file the same file with the same bytes.

@@ -79,6 +79,40 @@ fn the_ring_keeps_the_promises_of_the_seam() {
     run(|| rig(tempfile::tempdir().expect("folder"), 1024));
 }
 
+/// What `Access::Create` makes belongs to its owner and is for all to read, less the umask.
+#[test]
+fn new_files_and_folders_have_plain_modes() {
+    use seedring_platform::{Access, Io, Op, OpenRequest, Outcome, Token};
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    let root = folder.path().join("root");
+    let mut rig = rig(folder, 16);
+    let path = c"folder/inner/file".to_owned();
+    let request = Box::new(OpenRequest {
+        root: rig.world.root(),
+        path,
+        direct: false,
+        access: Access::Create,
+    });
+    rig.io.submit(Op::Open { token: Token(1), request }).expect("room");
+    let mut completions = Vec::new();
+    while completions.is_empty() {
+        let until = rig.io.now() + std::time::Duration::from_secs(1);
+        rig.io.wait(Some(until), &|| false);
+        rig.io.reap(&mut completions, 8);
+    }
+    assert!(matches!(completions[0].outcome, Outcome::Opened(Ok(_))), "{completions:?}");
+    let status = std::fs::read_to_string("/proc/thread-self/status").expect("status");
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:")).expect("umask");
+    let umask = u32::from_str_radix(umask.trim(), 8).expect("octal");
+    let mode = |path: &str| {
+        std::fs::metadata(root.join(path)).expect("made").permissions().mode() & 0o7777
+    };
+    assert_eq!(mode("folder"), 0o755 & !umask);
+    assert_eq!(mode("folder/inner"), 0o755 & !umask);
+    assert_eq!(mode("folder/inner/file"), 0o644 & !umask);
+}
+
 /// The same with so few receive buffers that they run out all the time.
 #[test]
 fn the_ring_keeps_them_with_two_receive_buffers() {

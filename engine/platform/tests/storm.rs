@@ -1,25 +1,29 @@
 //! The ring under everything at once: cancels, closing peers, few buffers, an overflowing
-//! completion queue, zero-copy, short reads. Streams stay right, every operation ends, every lease
-//! comes home; debug builds also check that nothing wrote into memory after it came home.
+//! completion queue, zero-copy, short reads, writes and new files. Streams and files stay right,
+//! every operation ends, every lease comes home; debug builds also check that nothing wrote into
+//! memory after it came home.
 //!
 //! `SEEDRING_STORM_SECONDS` makes it long, `SEEDRING_STORM_SEED` repeats one.
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     time::{Duration, Instant},
 };
 
 use seedring_platform::{
-    Io, Op, Outcome, Shutdown, Token,
+    Access, Allocation, Io, Op, OpenRequest, Outcome, Shutdown, Token,
     descriptors::{self, File, ListenOptions, Socket},
     memory::{Class, Pool, PoolOptions, Share},
     ring::{Ring, RingOptions},
+    write_batch::WriteBatch,
 };
 
 const PERIOD: usize = 64 << 10;
 const FILE_BYTES: u64 = 1 << 20;
+/// A file that is written to: byte `at` is `pattern(at)` or, where nothing was written yet, 0.
+const SCRATCH_BYTES: u64 = 4 << 20;
 const ACCEPT: Token = Token(0);
 
 fn pattern(at: u64) -> u8 {
@@ -56,7 +60,43 @@ enum Pending {
     Release,
     Receive { which: usize, once: bool },
     Read(u64),
+    ReadScratch(u64),
+    Write(usize),
+    Sync,
+    Allocate,
+    Create,
     Identify,
+}
+
+/// What is written to, all in one folder that goes at the end.
+struct Scratch {
+    file: File,
+    /// What offsets and lengths are multiples of: 4096 for direct I/O, else 1. One file has one
+    /// way: where direct and buffered transfers meet in the page cache, syncs fail with EIO.
+    unit: u64,
+    root: File,
+    _folder: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new(direct: bool) -> Scratch {
+        let folder = tempfile::tempdir().expect("folder");
+        let open = |flags| {
+            let mut options = std::fs::OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).custom_flags(flags);
+            options.open(folder.path().join("scratch"))
+        };
+        // Some file systems have no direct I/O.
+        let found = direct.then(|| open(libc::O_DIRECT).ok()).flatten();
+        let unit = if found.is_some() { 4096 } else { 1 };
+        let file = found.unwrap_or_else(|| open(0).expect("file"));
+        Scratch {
+            file: File::from_os(file.into()),
+            unit,
+            root: descriptors::open_directory(folder.path()).expect("folder"),
+            _folder: folder,
+        }
+    }
 }
 
 struct Storm {
@@ -64,6 +104,7 @@ struct Storm {
     random: Random,
     share: Share,
     file: File,
+    scratch: Scratch,
     listener_address: SocketAddr,
     streams: Vec<Stream>,
     pending: HashMap<Token, Pending>,
@@ -71,6 +112,7 @@ struct Storm {
     submitted: u64,
     ended: u64,
     bytes: u64,
+    written: u64,
 }
 
 impl Storm {
@@ -103,6 +145,7 @@ impl Storm {
             random: Random(seed | 1),
             share: lease.freeze(PERIOD),
             file: File::from_os(file.into()),
+            scratch: Scratch::new(seed % 2 == 1),
             listener_address,
             streams: Vec::new(),
             pending: HashMap::new(),
@@ -110,6 +153,7 @@ impl Storm {
             submitted: 0,
             ended: 0,
             bytes: 0,
+            written: 0,
         }
     }
 
@@ -162,15 +206,17 @@ impl Storm {
     fn act(&mut self) {
         let which = self.random.below(self.streams.len() as u64) as usize;
         match self.random.below(100) {
-            0..45 => self.send(which),
-            45..75 => self.receive(which),
-            75..82 => {
+            0..40 => self.send(which),
+            40..66 => self.receive(which),
+            66..72 => {
                 if let Some(token) = self.streams[which].receiving {
                     self.ring.cancel(token);
                 }
             }
-            82..95 => self.read(),
-            95..98 => {
+            72..83 => self.read(),
+            83..93 => self.write(),
+            93..96 => self.create_or_sync(),
+            96..98 => {
                 let (token, file) = (self.token(), self.file.clone());
                 self.submit(Op::Identify { token, file }, Pending::Identify, token);
             }
@@ -228,9 +274,54 @@ impl Storm {
         let Some(lease) = self.ring.pool().lease(class) else { return };
         let offset = self.random.below(FILE_BYTES + 10_000);
         let length = 1 + self.random.below(class.bytes() as u64) as u32;
-        let (token, file) = (self.token(), self.file.clone());
-        let op = Op::Read { token, file, offset, length, lease };
-        self.submit(op, Pending::Read(offset), token);
+        let (token, unit) = (self.token(), self.scratch.unit);
+        let (file, offset, length, pending) = if self.random.below(3) == 0 {
+            let (offset, length) = (offset / unit * unit, length.next_multiple_of(unit as u32));
+            (self.scratch.file.clone(), offset, length, Pending::ReadScratch(offset))
+        } else {
+            (self.file.clone(), offset, length, Pending::Read(offset))
+        };
+        self.submit(Op::Read { token, file, offset, length, lease }, pending, token);
+    }
+
+    /// A few parts of the one share, which follow each other in the file as they do in the pattern.
+    fn write(&mut self) {
+        let unit = self.scratch.unit;
+        let offset = self.random.below(SCRATCH_BYTES) / unit * unit;
+        let (mut at, mut batch) = (offset, Box::new(WriteBatch::new()));
+        for _ in 0..=self.random.below(8) {
+            let start = at as usize % PERIOD;
+            let len = (1 + self.random.below(5) * unit).next_multiple_of(unit) as usize;
+            let len = (len * (1 + self.random.below(1000 / unit + 1) as usize)).min(PERIOD - start);
+            batch.push(&self.share, start..start + len);
+            at += len as u64;
+        }
+        let (token, len, file) = (self.token(), batch.len_bytes(), self.scratch.file.clone());
+        self.submit(Op::Write { token, file, offset, batch }, Pending::Write(len), token);
+    }
+
+    fn create_or_sync(&mut self) {
+        let (token, file) = (self.token(), self.scratch.file.clone());
+        match self.random.below(6) {
+            0 => {
+                let data_only = self.random.below(2) == 0;
+                self.submit(Op::Sync { token, file, data_only }, Pending::Sync, token);
+            }
+            1 => {
+                let length_bytes = self.random.below(SCRATCH_BYTES);
+                let mode = [Allocation::Sparse, Allocation::Full][self.random.below(2) as usize];
+                let op = Op::Allocate { token, file, length_bytes, mode };
+                self.submit(op, Pending::Allocate, token);
+            }
+            _ => {
+                let mut part = || self.random.below(4);
+                let path = format!("{}/{}/{}/file", part(), part(), part());
+                let path = std::ffi::CString::new(path).expect("no zero byte");
+                let (root, access) = (self.scratch.root.clone(), Access::Create);
+                let request = Box::new(OpenRequest { root, path, direct: false, access });
+                self.submit(Op::Open { token, request }, Pending::Create, token);
+            }
+        }
     }
 
     fn end(&mut self, token: Token) {
@@ -286,6 +377,31 @@ impl Storm {
                 let len = result.expect("read");
                 let right = (0..len).all(|at| lease[at] == pattern(offset + at as u64));
                 assert!(right, "a read at {offset} brought other bytes");
+                self.end(token);
+            }
+            (Pending::ReadScratch(offset), Outcome::Read { result, lease }) => {
+                let len = result.expect("read");
+                let right = |at: usize| [0, pattern(offset + at as u64)].contains(&lease[at]);
+                assert!((0..len).all(right), "a read at {offset} brought what nobody wrote");
+                self.end(token);
+            }
+            (Pending::Write(len), Outcome::Written { result, batch }) => {
+                let written = result.expect("written");
+                assert!(written > 0 && written <= len && batch.len_bytes() == len);
+                self.written += written as u64;
+                self.end(token);
+            }
+            (Pending::Sync, Outcome::Synced(result)) => {
+                result.expect("synced");
+                self.end(token);
+            }
+            (Pending::Allocate, Outcome::Allocated(result)) => {
+                let unsupported = |e: &std::io::Error| e.raw_os_error() == Some(libc::EOPNOTSUPP);
+                assert!(result.as_ref().is_ok() || result.as_ref().is_err_and(unsupported));
+                self.end(token);
+            }
+            (Pending::Create, Outcome::Opened(result)) => {
+                assert_eq!(result.expect("made or found").1.size_bytes, 0);
                 self.end(token);
             }
             (Pending::Identify, Outcome::Identified(result)) => {
@@ -360,13 +476,14 @@ impl Storm {
         }
         assert_eq!(self.submitted, self.ended);
         assert!(self.pending.is_empty());
-        assert!(self.bytes > 0);
+        assert!(self.bytes > 0 && self.written > 0);
         let statistics = self.ring.statistics();
         let (pool, share) = (self.ring.pool().clone(), self.share);
         assert_eq!(share.holders(), 1);
         drop(share);
         assert_eq!(pool.leased_bytes(), 0);
-        println!("{} operations, {} bytes received, {statistics:?}", self.ended, self.bytes);
+        let (ended, bytes, written) = (self.ended, self.bytes, self.written);
+        println!("{ended} operations, {bytes} bytes received, {written} written, {statistics:?}");
         statistics
     }
 }
@@ -425,6 +542,18 @@ fn dropping_the_ring_brings_everything_home() {
         let op = Op::SendBatch { token: Token(n), socket: near, batch, zero_copy };
         ring.submit(op).expect("room");
         ends.push(far);
+    }
+    let scratch = Scratch::new(false);
+    for n in 0..8 {
+        let share = pool.lease(Class::K256).expect("lease").freeze(256 << 10);
+        let mut batch = Box::new(WriteBatch::new());
+        (0..32).for_each(|_| batch.push(&share, 0..share.len()));
+        let (file, offset) = (scratch.file.clone(), n * (8 << 20));
+        ring.submit(Op::Write { token: Token(20 + n), file, offset, batch }).expect("room");
+        let path = std::ffi::CString::new(format!("deep/folder/{n}/file")).expect("no zero byte");
+        let (root, access) = (scratch.root.clone(), Access::Create);
+        let request = Box::new(OpenRequest { root, path, direct: false, access });
+        ring.submit(Op::Open { token: Token(40 + n), request }).expect("room");
     }
     ring.submit(Op::Accept {
         token: Token(9),

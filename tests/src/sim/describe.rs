@@ -17,6 +17,11 @@ pub(super) fn describe(op: &Op) -> (&'static str, Token, i64) {
         Op::Open { token, .. } => ("submit open", *token, 0),
         Op::Identify { token, .. } => ("submit identify", *token, 0),
         Op::Read { token, offset, .. } => ("submit read", *token, *offset as i64),
+        Op::Write { token, offset, .. } => ("submit write", *token, *offset as i64),
+        Op::Sync { token, data_only, .. } => ("submit sync", *token, i64::from(*data_only)),
+        Op::Allocate { token, length_bytes, .. } => {
+            ("submit allocate", *token, *length_bytes as i64)
+        }
     }
 }
 
@@ -40,5 +45,8 @@ pub(super) fn describe_outcome(outcome: &Outcome) -> (&'static str, i64) {
         Outcome::Opened(result) => ("opened", value(result, |_| 0)),
         Outcome::Identified(result) => ("identified", value(result, |i| i.size_bytes as i64)),
         Outcome::Read { result, .. } => ("read", value(result, |&n| n as i64)),
+        Outcome::Written { result, .. } => ("written", value(result, |&n| n as i64)),
+        Outcome::Synced(result) => ("synced", value(result, |()| 0)),
+        Outcome::Allocated(result) => ("allocated", value(result, |()| 0)),
     }
 }

@@ -1,13 +1,14 @@
 //! The virtual disk: directories of files whose bytes are generated.
 //!
 //! Owns: files, their identities, what happens to them while they are open. Never: time (it is an
-//! argument), completions. Flow: `SimIo` opens, identifies and reads here; a script changes files.
+//! argument), completions, what survives the loss of power (`durable`). Flow: `SimIo` opens,
+//! identifies, reads and writes here; a script changes files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use seedring_platform::op::{DirectAlignment, Identity};
 
-use super::rng;
+use super::{durable::Unsynced, rng};
 
 /// What a file's bytes are.
 #[derive(Clone, Debug)]
@@ -21,9 +22,14 @@ pub enum Content {
 }
 
 #[derive(Clone, Debug)]
-struct Node {
-    content: Content,
-    identity: Identity,
+pub(super) struct Node {
+    pub content: Content,
+    pub identity: Identity,
+    pub directory: DirectoryId,
+    /// Of files that operations wrote to.
+    pub unsynced: Option<Unsynced>,
+    /// Blocks of `BLOCK_BYTES` that count against the directory's space.
+    pub blocks: BTreeSet<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
@@ -32,13 +38,30 @@ pub struct DirectoryId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 pub struct NodeId(pub u64);
 
-#[derive(Debug, Default)]
+pub(super) const BLOCK_BYTES: u64 = 4096;
+
+/// A path beneath a directory.
+pub(super) type Name = (DirectoryId, Vec<u8>);
+
+/// How much may be written beneath a directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Space {
+    pub limit_bytes: u64,
+    pub used_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default)]
 pub struct Disk {
-    nodes: BTreeMap<NodeId, Node>,
-    names: BTreeMap<(DirectoryId, Vec<u8>), NodeId>,
+    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) names: BTreeMap<Name, NodeId>,
+    /// Names that are lost with the power, and the change that made them.
+    pub(super) unsynced_names: BTreeMap<Name, u64>,
+    /// Changes so far, of bytes, sizes and names.
+    pub(super) changes: u64,
+    pub(super) space: BTreeMap<DirectoryId, Space>,
     /// Symbolic links; where they lead does not matter, nothing follows them.
     links: BTreeSet<(DirectoryId, Vec<u8>)>,
-    next: u64,
+    pub(super) next: u64,
     /// What direct I/O needs on this disk; `None`: the file system refuses it.
     pub direct: Option<DirectAlignment>,
 }
@@ -68,7 +91,9 @@ impl Disk {
             device: 1,
             direct: None,
         };
-        self.nodes.insert(id, Node { content, identity });
+        let (unsynced, blocks) = (None, BTreeSet::new());
+        let node = Node { content, identity, directory, unsynced, blocks };
+        self.nodes.insert(id, node);
         self.names.insert((directory, path.as_bytes().to_vec()), id);
         id
     }
@@ -85,6 +110,15 @@ impl Disk {
     /// What opening `path` beneath a directory finds, or the errno of `openat2` with
     /// `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`.
     pub fn resolve(&self, directory: DirectoryId, path: &[u8]) -> Result<NodeId, i32> {
+        self.walk(directory, path)?.1.ok_or(libc::ENOENT)
+    }
+
+    /// Where `path` leads without its detours, and what is there.
+    pub(super) fn walk(
+        &self,
+        directory: DirectoryId,
+        path: &[u8],
+    ) -> Result<(Vec<u8>, Option<NodeId>), i32> {
         if path.starts_with(b"/") {
             return Err(libc::EXDEV);
         }
@@ -106,13 +140,14 @@ impl Disk {
         }
         let mut path = walked.join(&b'/');
         if let Some(node) = self.find(directory, &path) {
-            return Ok(node);
+            return Ok((path, Some(node)));
         }
         path.push(b'/');
         let next = self.names.range((directory, path.clone())..).next();
         let is_folder =
             next.is_some_and(|((d, name), _)| *d == directory && name.starts_with(&path));
-        Err(if is_folder { libc::EISDIR } else { libc::ENOENT })
+        path.pop();
+        if is_folder { Err(libc::EISDIR) } else { Ok((path, None)) }
     }
 
     pub fn identity(&self, node: NodeId, direct: bool) -> Identity {
@@ -138,10 +173,12 @@ impl Disk {
         n
     }
 
-    /// Somebody writes to the file: other bytes, other times, the same inode and size.
+    /// Somebody writes to the file: other bytes, other times, the same inode and size. Durable at
+    /// once, as all that scripts do.
     pub fn change(&mut self, node: NodeId, seed: u64, now_ns: u64) {
         let node = self.nodes.get_mut(&node).expect("invariant: nodes are never dropped");
         node.content = Content::Generated { seed, base: 0 };
+        node.unsynced = None;
         node.identity.modified_ns = i128::from(now_ns);
         node.identity.changed_ns = i128::from(now_ns);
     }
@@ -149,13 +186,16 @@ impl Disk {
     pub fn truncate(&mut self, node: NodeId, size_bytes: u64, now_ns: u64) {
         let node = self.nodes.get_mut(&node).expect("invariant: nodes are never dropped");
         node.identity.size_bytes = size_bytes.min(node.identity.size_bytes);
+        node.unsynced = None;
         node.identity.modified_ns = i128::from(now_ns);
         node.identity.changed_ns = i128::from(now_ns);
     }
 
     /// The name goes; who has the file open keeps the bytes (their link count, so ctime, changes).
     pub fn unlink(&mut self, directory: DirectoryId, path: &str, now_ns: u64) {
-        if let Some(id) = self.names.remove(&(directory, path.as_bytes().to_vec())) {
+        let name = (directory, path.as_bytes().to_vec());
+        self.unsynced_names.remove(&name);
+        if let Some(id) = self.names.remove(&name) {
             let node = self.nodes.get_mut(&id).expect("invariant: nodes are never dropped");
             node.identity.changed_ns = i128::from(now_ns);
         }

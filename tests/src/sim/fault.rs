@@ -82,6 +82,19 @@ fault_kinds! {
     OpenFailed,
     /// Looking at an open file again fails: EIO, ESTALE.
     IdentifyFailed,
+    /// A write takes only the first bytes of its batch.
+    ShortWrite,
+    /// A write fails with EIO; some of it may have been taken.
+    WriteFailed,
+    /// A write or a sync takes seconds.
+    WriteStalled,
+    /// A write or an allocation fails with ENOSPC.
+    DiskFull,
+    /// A sync fails with EIO: what it should have made durable is lost with the power, although it
+    /// can be read until then, and although the next sync succeeds.
+    SyncFailed,
+    /// An allocation fails with EOPNOTSUPP.
+    AllocateRefused,
 }
 
 const KINDS: usize = FaultKind::ALL.len();
@@ -121,12 +134,22 @@ impl Faults {
     /// Every kind at once, each with a chance drawn from the seed; some kinds left out.
     pub fn storm(rng: &mut Rng) -> Faults {
         let mut faults = Faults::weather();
-        for &kind in FaultKind::ALL {
+        for &kind in FaultKind::ALL.iter().filter(|kind| !kind.is_of_writing()) {
             let ceiling = kind.ceiling();
             let chance = if rng.per_mille(300) { 0 } else { rng.between(0, ceiling) as u16 };
             faults.set(kind, chance);
         }
         faults.set(FaultKind::WakeLost, 1000);
+        faults
+    }
+
+    /// The same for what writes files; apart, so that the seeds of those who only read stay theirs.
+    pub fn storm_on_writes(rng: &mut Rng) -> Faults {
+        let mut faults = Faults::storm(rng);
+        for &kind in FaultKind::ALL.iter().filter(|kind| kind.is_of_writing()) {
+            let chance = if rng.per_mille(300) { 0 } else { rng.between(0, kind.ceiling()) };
+            faults.set(kind, chance as u16);
+        }
         faults
     }
 
@@ -174,6 +197,15 @@ impl Faults {
 }
 
 impl FaultKind {
+    /// Strikes only who writes files.
+    pub fn is_of_writing(self) -> bool {
+        use FaultKind::*;
+        matches!(
+            self,
+            ShortWrite | WriteFailed | WriteStalled | DiskFull | SyncFailed | AllocateRefused
+        )
+    }
+
     /// The highest chance in 1,000 that a storm gives it: those that end connections or torrents
     /// are rare, so that a run still gets somewhere.
     fn ceiling(self) -> u64 {
@@ -189,6 +221,9 @@ impl FaultKind {
             SendReset | ReceiveReset | ConnectionTimedOut => 4,
             FileChanged | FileShrunk | FileVanished => 400,
             PoolExhausted | WakeLost => 1000,
+            ShortWrite | AllocateRefused => 300,
+            WriteFailed | WriteStalled | DiskFull => 40,
+            SyncFailed => 100,
         }
     }
 }

@@ -12,8 +12,9 @@ use std::{
 use seedring_platform::{
     descriptors::{File, Socket, Virtual},
     memory::Lease,
-    op::{Completion, Op, OpenRequest, Outcome, Token},
+    op::{Allocation, Completion, Op, OpenRequest, Outcome, Token},
     send_batch::SendBatch,
+    write_batch::WriteBatch,
 };
 
 use super::{
@@ -85,6 +86,36 @@ pub(super) enum Kind {
         length: u32,
         lease: Lease,
     },
+    Write {
+        file: File,
+        offset: u64,
+        batch: Box<WriteBatch>,
+        snapshot: u64,
+    },
+    Sync {
+        file: File,
+        /// The last change that it makes durable.
+        covers: u64,
+    },
+    Allocate {
+        file: File,
+        length_bytes: u64,
+        mode: Allocation,
+    },
+}
+
+impl Kind {
+    /// The file that the operation holds.
+    fn file(&self) -> Option<&File> {
+        match self {
+            Kind::Identify { file }
+            | Kind::Read { file, .. }
+            | Kind::Write { file, .. }
+            | Kind::Sync { file, .. }
+            | Kind::Allocate { file, .. } => Some(file),
+            _ => None,
+        }
+    }
 }
 
 pub(super) struct Flight {
@@ -158,7 +189,7 @@ impl Core {
                 if batch.is_empty() {
                     self.violation(format!("an empty batch was submitted, token {token:?}"));
                 }
-                let snapshot = snapshot(&batch);
+                let snapshot = snapshot(batch.slices());
                 Kind::Send { socket, batch, zero_copy, snapshot }
             }
             Op::Open { request, .. } => Kind::Open { request },
@@ -166,6 +197,16 @@ impl Core {
             Op::Read { file, offset, length, lease, .. } => {
                 self.check_read(&file, offset, length, &lease);
                 Kind::Read { file, offset, length, lease }
+            }
+            Op::Write { file, offset, batch, .. } => {
+                self.check_write(&file, offset, &batch);
+                let snapshot = snapshot(batch.slices());
+                Kind::Write { file, offset, batch, snapshot }
+            }
+            // What was reaped before is what it makes durable.
+            Op::Sync { file, .. } => Kind::Sync { file, covers: self.disk.last_change() },
+            Op::Allocate { file, length_bytes, mode, .. } => {
+                Kind::Allocate { file, length_bytes, mode }
             }
         };
         let id = self.next_id();
@@ -180,15 +221,25 @@ impl Core {
         if length as usize > lease.len() || length == 0 {
             self.violation(format!("a read of {length} bytes into {}", lease.len()));
         }
-        let direct = self.files.get(&file_id(file)).is_some_and(|file| file.direct);
-        if let Some(needs) = self.disk.direct.filter(|_| direct) {
-            let (memory, bytes) = (u64::from(needs.memory_bytes), u64::from(needs.offset_bytes));
-            let address = lease.as_ptr() as u64;
-            let aligned = [(address, memory), (offset, bytes), (u64::from(length), bytes)];
-            if !aligned.iter().all(|(value, unit)| value.is_multiple_of(*unit)) {
-                self.violation(format!("an unaligned direct read: {length} bytes at {offset}"));
-            }
+        let memory = [(lease.as_ptr() as usize, length as usize)];
+        if !self.is_aligned(file, offset, memory.into_iter()) {
+            self.violation(format!("an unaligned direct read: {length} bytes at {offset}"));
         }
+    }
+
+    /// Whether a direct file takes a transfer of this memory (addresses and lengths); any other
+    /// file does.
+    pub fn is_aligned(
+        &self,
+        file: &File,
+        offset: u64,
+        mut memory: impl Iterator<Item = (usize, usize)>,
+    ) -> bool {
+        let direct = self.files.get(&file_id(file)).is_some_and(|file| file.direct);
+        let Some(needs) = self.disk.direct.filter(|_| direct) else { return true };
+        let (unit, bytes) = (needs.memory_bytes as usize, needs.offset_bytes as usize);
+        offset.is_multiple_of(bytes as u64)
+            && memory.all(|(at, length)| at.is_multiple_of(unit) && length.is_multiple_of(bytes))
     }
 
     /// The operation holds its descriptor from now on.
@@ -199,7 +250,8 @@ impl Core {
             Kind::Connect { socket, .. } => (socket, |_| None),
             Kind::Receive { socket, .. } => (socket, |s| Some(&mut s.receive)),
             Kind::Send { socket, .. } => (socket, |s| Some(&mut s.send)),
-            Kind::Identify { file } | Kind::Read { file, .. } => {
+            _ => {
+                let Some(file) = kind.file() else { return };
                 let id = file_id(file);
                 match self.files.get_mut(&id) {
                     Some(file) => file.in_flight += 1,
@@ -207,7 +259,6 @@ impl Core {
                 }
                 return;
             }
-            Kind::Release { .. } | Kind::Open { .. } => return,
         };
         let id = socket_id(handle);
         let Some(socket) = self.net.sockets.get_mut(&id) else {
@@ -230,13 +281,13 @@ impl Core {
             Kind::Connect { socket, .. }
             | Kind::Receive { socket, .. }
             | Kind::Send { socket, .. } => socket,
-            Kind::Identify { file } | Kind::Read { file, .. } => {
-                if let Some(file) = self.files.get_mut(&file_id(file)) {
+            _ => {
+                if let Some(file) = kind.file().and_then(|file| self.files.get_mut(&file_id(file)))
+                {
                     file.in_flight -= 1;
                 }
                 return;
             }
-            Kind::Release { .. } | Kind::Open { .. } => return,
         };
         if let Some(socket) = self.net.sockets.get_mut(&socket_id(handle)) {
             socket.in_flight -= 1;
@@ -272,16 +323,23 @@ impl Core {
                 Kind::Connect { .. } => (100_000, 200_000_000),
                 Kind::Open { .. } | Kind::Identify { .. } => (10_000, 2_000_000),
                 Kind::Read { .. } => (50_000, 10_000_000),
+                Kind::Write { .. } => (20_000, 20_000_000),
+                Kind::Sync { .. } => (500_000, 50_000_000),
+                Kind::Allocate { .. } => (10_000, 5_000_000),
                 _ => {
                     self.signal(Some((shard, id)));
                     continue;
                 }
             };
             let read = matches!(flight.kind, Kind::Read { .. });
+            let writes = matches!(flight.kind, Kind::Write { .. } | Kind::Sync { .. });
             if matches!(flight.kind, Kind::Connect { .. }) && self.strikes(FaultKind::ConnectSlow) {
                 (low_ns, high_ns) = (5_000_000_000, 30_000_000_000);
             }
             if read && self.strikes(FaultKind::ReadStalled) {
+                (low_ns, high_ns) = (500_000_000, 20_000_000_000);
+            }
+            if writes && self.strikes(FaultKind::WriteStalled) {
                 (low_ns, high_ns) = (500_000_000, 20_000_000_000);
             }
             let delay_ns = self.rng.between(low_ns, high_ns);
@@ -374,7 +432,35 @@ impl Core {
                 self.let_go(id, &kind);
                 Produced::last(Outcome::Read { result, lease })
             }
+            Kind::Write { file, offset, batch, snapshot } => {
+                let result = self.write(&file, offset, &batch);
+                self.check_written(token, &batch, snapshot);
+                self.let_go(id, &Kind::Identify { file });
+                Produced::last(Outcome::Written { result, batch })
+            }
+            Kind::Sync { file, covers } => {
+                let result = self.sync(&file, covers);
+                self.let_go(id, &Kind::Identify { file });
+                Produced::last(Outcome::Synced(result))
+            }
+            Kind::Allocate { file, length_bytes, mode } => {
+                let result = self.allocate(&file, length_bytes, mode);
+                self.let_go(id, &Kind::Identify { file });
+                Produced::last(Outcome::Allocated(result))
+            }
         }
+    }
+
+    /// Writes that the kernel has and that did not complete.
+    pub fn writes_in_flight(&self) -> impl Iterator<Item = (&File, u64, &WriteBatch)> {
+        let started = |shard: &ShardIo, id: &u64| !shard.queued.contains(id);
+        let all = self.shards.iter().flat_map(move |shard| {
+            shard.ops.iter().filter(move |(id, _)| started(shard, id)).map(|(_, flight)| flight)
+        });
+        all.filter_map(|flight| match &flight.kind {
+            Kind::Write { file, offset, batch, .. } => Some((file, *offset, &**batch)),
+            _ => None,
+        })
     }
 }
 
@@ -405,5 +491,8 @@ fn name(flight: &Flight) -> &'static str {
         Kind::Open { .. } => "open",
         Kind::Identify { .. } => "identify",
         Kind::Read { .. } => "read",
+        Kind::Write { .. } => "write",
+        Kind::Sync { .. } => "sync",
+        Kind::Allocate { .. } => "allocate",
     }
 }

@@ -313,7 +313,13 @@ impl World {
     pub fn root(&self, directory: DirectoryId) -> OwnedFile {
         let mut core = self.core.borrow_mut();
         let id = core.next_id();
-        let root = OpenFile { node: None, directory: Some(directory), direct: false, in_flight: 0 };
+        let root = OpenFile {
+            node: None,
+            directory: Some(directory),
+            direct: false,
+            writable: false,
+            in_flight: 0,
+        };
         core.files.insert(id, root);
         OwnedFile::from_virtual(Box::new(Root(id)))
     }

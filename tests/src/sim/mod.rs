@@ -6,6 +6,7 @@
 
 mod describe;
 pub mod disk;
+mod durable;
 pub mod fault;
 mod flight;
 pub mod io;
@@ -21,8 +22,10 @@ pub mod swarm;
 pub mod torrent;
 mod trace;
 mod world;
+mod writing;
 
 pub use disk::{Content, DirectoryId, NodeId};
+pub use durable::Survives;
 pub use fault::{FaultKind, Faults};
 pub use io::{SimIo, SimOptions, Waiting};
 pub use net::Link;

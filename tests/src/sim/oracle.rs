@@ -49,6 +49,12 @@ enum Owed {
         address: usize,
         length: u32,
     },
+    Write {
+        length: usize,
+        hash: u64,
+    },
+    Sync,
+    Allocate,
 }
 
 /// A backend whose every completion is held against what was submitted.
@@ -60,9 +66,9 @@ pub struct Checked<I> {
     findings: Findings,
 }
 
-fn hash(batch: &SendBatch) -> u64 {
+fn hash<'a>(slices: impl Iterator<Item = &'a [u8]>) -> u64 {
     let mut hash = 0x5bd1_e995;
-    for slice in batch.slices() {
+    for slice in slices {
         for &byte in slice.iter().step_by(61).chain(slice.last()) {
             hash = mix(hash ^ u64::from(byte));
         }
@@ -114,14 +120,8 @@ impl<I: Io> Checked<I> {
             Op::ReceiveOnce { token, .. } => (*token, Owed::ReceiveOnce),
             Op::Receive { token, .. } => (*token, Owed::Receive),
             Op::SendBatch { token, batch, zero_copy, .. } => {
-                for slice in batch.slices() {
-                    let start = slice.as_ptr() as usize;
-                    let before = self.written.range(..start + slice.len()).next_back();
-                    if before.is_some_and(|(_, &end)| end > start) {
-                        self.found(format!("{token:?} sends memory that a read writes to"));
-                    }
-                }
-                let (length, hash) = (batch.len_bytes(), hash(batch));
+                self.check_unwritten(*token, batch.slices());
+                let (length, hash) = (batch.len_bytes(), hash(batch.slices()));
                 (*token, Owed::Send { length, zero_copy: *zero_copy, hash })
             }
             Op::Open { token, .. } => (*token, Owed::Open),
@@ -132,6 +132,23 @@ impl<I: Io> Checked<I> {
                     self.found(format!("{token:?} reads into a lease that is in flight"));
                 }
                 (*token, Owed::Read { address, length: *length })
+            }
+            Op::Write { token, batch, .. } => {
+                self.check_unwritten(*token, batch.slices());
+                let (length, hash) = (batch.len_bytes(), hash(batch.slices()));
+                (*token, Owed::Write { length, hash })
+            }
+            Op::Sync { token, .. } => (*token, Owed::Sync),
+            Op::Allocate { token, .. } => (*token, Owed::Allocate),
+        }
+    }
+
+    fn check_unwritten<'a>(&self, token: Token, slices: impl Iterator<Item = &'a [u8]>) {
+        for slice in slices {
+            let start = slice.as_ptr() as usize;
+            let before = self.written.range(..start + slice.len()).next_back();
+            if before.is_some_and(|(_, &end)| end > start) {
+                self.found(format!("{token:?} sends or writes memory that a read writes to"));
             }
         }
     }
@@ -181,7 +198,7 @@ impl<I: Io> Checked<I> {
             Outcome::Sent { result, batch } => self.check_sent(token, result, batch.as_deref()),
             Outcome::Released { batch, .. } => {
                 // Several batches of one token may be out, and come home in any order.
-                let now = hash(batch);
+                let now = hash(batch.slices());
                 let what = "Released, with bytes that no batch in flight had";
                 self.settle(token, |owed| *owed == Owed::Release { hash: now }, what);
             }
@@ -202,6 +219,22 @@ impl<I: Io> Checked<I> {
                     self.found(format!("{token:?}: more was read than was asked for"));
                 }
             }
+            Outcome::Written { result, batch } => {
+                let now = hash(batch.slices());
+                let same = |owed: &Owed| matches!(owed, Owed::Write { hash, .. } if *hash == now);
+                let what = "Written, with bytes that no batch in flight had";
+                if let Some(Owed::Write { length, .. }) = self.settle(token, same, what)
+                    && result.as_ref().is_ok_and(|&n| n == 0 || n > length)
+                {
+                    self.found(format!("{token:?}: {result:?} written of {length}"));
+                }
+            }
+            Outcome::Synced(_) => {
+                self.settle(token, |owed| *owed == Owed::Sync, "Synced");
+            }
+            Outcome::Allocated(_) => {
+                self.settle(token, |owed| *owed == Owed::Allocate, "Allocated");
+            }
         }
     }
 
@@ -220,7 +253,7 @@ impl<I: Io> Checked<I> {
             self.found(format!("{token:?}: {result:?} sent of {length}"));
         }
         match batch {
-            Some(batch) if hash(batch) != then => {
+            Some(batch) if hash(batch.slices()) != then => {
                 self.found(format!("{token:?}: the batch changed while it was in flight"));
             }
             Some(_) => {}

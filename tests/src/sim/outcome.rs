@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr};
 
 use seedring_platform::{
     descriptors::{File, Socket},
-    op::{Identity, OpenRequest, Outcome, Received, Shutdown, Token},
+    op::{Access, Identity, OpenRequest, Outcome, Received, Shutdown, Token},
     send_batch::SendBatch,
 };
 
@@ -19,10 +19,10 @@ use super::{
     world::{Closed, Core, OpenFile},
 };
 
-/// A hash of what a batch would send now.
-pub(super) fn snapshot(batch: &SendBatch) -> u64 {
+/// A hash of what a batch would send or write now.
+pub(super) fn snapshot<'a>(slices: impl Iterator<Item = &'a [u8]>) -> u64 {
     let mut hash = 0u64;
-    for slice in batch.slices() {
+    for slice in slices {
         for chunk in slice.chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
@@ -300,7 +300,7 @@ impl Core {
     }
 
     pub fn check_snapshot(&mut self, token: Token, batch: &SendBatch, then: u64) {
-        if snapshot(batch) != then {
+        if snapshot(batch.slices()) != then {
             self.violation(format!("bytes of a batch changed while it was in flight ({token:?})"));
         }
     }
@@ -308,16 +308,32 @@ impl Core {
     pub fn open(&mut self, request: &OpenRequest) -> io::Result<(File, Identity)> {
         let directory = self.files.get(&file_id(&request.root)).and_then(|file| file.directory);
         let Some(directory) = directory else { return fails(libc::ENOTDIR) };
-        let node = match self.disk.resolve(directory, request.path.as_bytes()) {
-            Ok(node) => node,
+        let (path, found) = match self.disk.walk(directory, request.path.as_bytes()) {
+            Ok(walked) => walked,
             Err(errno) => return fails(errno),
         };
+        let creates = request.access == Access::Create;
+        if found.is_none() && !creates {
+            return fails(libc::ENOENT);
+        }
         if self.strikes(FaultKind::OpenFailed) {
             return fails(*self.rng.pick(&[libc::EMFILE, libc::EACCES, libc::EIO]));
         }
+        let node = match found {
+            Some(node) => node,
+            None => self.disk.create(directory, &path, self.now_ns),
+        };
+        // The directory's sync comes after, and fails alone.
+        if creates && self.strikes(FaultKind::SyncFailed) {
+            return fails(libc::EIO);
+        }
+        if creates {
+            self.disk.sync_name(directory, &path);
+        }
         let id = self.next_id();
         let direct = request.direct && self.disk.direct.is_some();
-        let file = OpenFile { node: Some(node), directory: None, direct, in_flight: 0 };
+        let writable = request.access != Access::Read;
+        let file = OpenFile { node: Some(node), directory: None, direct, writable, in_flight: 0 };
         self.files.insert(id, file);
         let closed = self.closed.clone();
         let handle = Descriptor { id, what: Closed::File(id), local: None, closed };

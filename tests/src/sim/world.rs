@@ -79,6 +79,7 @@ pub(super) struct OpenFile {
     pub node: Option<NodeId>,
     pub directory: Option<DirectoryId>,
     pub direct: bool,
+    pub writable: bool,
     pub in_flight: u32,
 }
 

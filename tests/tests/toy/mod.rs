@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use seedring_platform::{
     descriptors::{File, Socket},
     memory::{Class, Share},
-    op::{Completion, Io, Op, OpenRequest, Outcome, Shutdown, Token},
+    op::{Access, Completion, Io, Op, OpenRequest, Outcome, Shutdown, Token},
     send_batch::SendBatch,
 };
 
@@ -47,7 +47,8 @@ fn token(conn: u64, what: u64) -> Token {
 
 impl<I: Io> Toy<I> {
     pub fn new(mut io: I, listener: Socket, root: File, zero_copy: bool) -> Toy<I> {
-        let request = OpenRequest { root, path: c"content".to_owned(), direct: false };
+        let (path, access) = (c"content".to_owned(), Access::Read);
+        let request = OpenRequest { root, path, direct: false, access };
         io.submit(Op::Open { token: OPEN, request: Box::new(request) }).expect("room");
         let accept = Op::Accept { token: LISTENER, listener: listener.clone() };
         io.submit(accept).expect("room");
@@ -137,7 +138,7 @@ impl<I: Io> Toy<I> {
             }
             Outcome::Sent { result, batch } => self.sent(id, result, batch),
             Outcome::Released { batch, .. } => self.io.recycle(batch),
-            Outcome::Connected(_) | Outcome::Identified(_) => panic!("never asked for"),
+            _ => panic!("never asked for"),
         }
     }
 

@@ -8,7 +8,9 @@ use std::io;
 use io_uring::cqueue;
 
 use super::{
-    Ring, entries, open,
+    Ring,
+    create::Next,
+    entries, open,
     queue::{Entry, buffer_of},
     slots::{Accept, Receive, SlotId, Work},
 };
@@ -46,10 +48,14 @@ impl Ring {
             Work::Send { .. } => self.sent(id, entry),
             Work::Release { .. } => self.released(id, entry),
             Work::Open { .. } => self.opened(id, entry),
+            Work::Create(_) => self.create_step(id, entry),
             Work::Connect { .. }
             | Work::OpenedStat { .. }
             | Work::Identify { .. }
-            | Work::Read { .. } => self.ended(id, entry),
+            | Work::Read { .. }
+            | Work::Write { .. }
+            | Work::Sync { .. }
+            | Work::Allocate { .. } => self.ended(id, entry),
         }
     }
 
@@ -70,6 +76,9 @@ impl Ring {
                 Outcome::Identified(result.and_then(|_| open::identity(&file, &status)))
             }
             Work::Read { lease, .. } => Outcome::Read { result, lease },
+            Work::Write { batch, .. } => Outcome::Written { result, batch },
+            Work::Sync { .. } => Outcome::Synced(result.map(|_| ())),
+            Work::Allocate { .. } => Outcome::Allocated(result.map(|_| ())),
             _ => unreachable!("invariant: the caller matched these"),
         };
         self.say(id, outcome);
@@ -186,33 +195,56 @@ impl Ring {
     }
 
     fn opened(&mut self, id: SlotId, entry: Entry) {
-        let Some(Work::Open { how, direct, .. }) = self.slots.work_mut(id) else {
+        let Some(Work::Open { request, how, direct }) = self.slots.work_mut(id) else {
             unreachable!("invariant: the caller matched an open")
         };
         // The file system has no direct I/O (overlayfs, old tmpfs): once more without.
         if *direct && entry.result == -libc::EINVAL && !self.draining {
             *direct = false;
-            **how = open::how(false);
+            **how = open::how(request.access, false);
             self.arm(id);
             return;
         }
         match result_of(entry) {
-            Ok(_) if !self.draining => {
-                let file = File::from_os(open::adopt(entry.result));
-                let stat = Work::OpenedStat { file, status: open::empty_status() };
-                self.slots.take(id);
-                self.slots.put(id, stat);
-                self.arm(id);
-            }
             Ok(_) => {
-                drop(open::adopt(entry.result));
-                self.slots.vacate(id);
-                self.say(id, Outcome::Opened(Err(entries::cancelled())));
+                let file = File::from_os(open::adopt(entry.result));
+                self.look_at_opened(id, file);
             }
             Err(error) => {
                 self.slots.vacate(id);
                 self.say(id, Outcome::Opened(Err(error)));
             }
         }
+    }
+
+    fn create_step(&mut self, id: SlotId, entry: Entry) {
+        let Some(Work::Create(creating)) = self.slots.work_mut(id) else {
+            unreachable!("invariant: the caller matched a create")
+        };
+        match creating.step(entry.result) {
+            Next::Step if !self.draining => self.arm(id),
+            Next::Step => {
+                self.slots.vacate(id);
+                self.say(id, Outcome::Opened(Err(entries::cancelled())));
+            }
+            Next::Made(file) => self.look_at_opened(id, file),
+            Next::Failed(error) => {
+                self.slots.vacate(id);
+                self.say(id, Outcome::Opened(Err(error)));
+            }
+        }
+    }
+
+    /// The second half of an open.
+    fn look_at_opened(&mut self, id: SlotId, file: File) {
+        if self.draining {
+            drop(file);
+            self.slots.vacate(id);
+            self.say(id, Outcome::Opened(Err(entries::cancelled())));
+            return;
+        }
+        self.slots.take(id);
+        self.slots.put(id, Work::OpenedStat { file, status: open::empty_status() });
+        self.arm(id);
     }
 }

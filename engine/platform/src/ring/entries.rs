@@ -5,15 +5,23 @@
 
 use std::io;
 
-use io_uring::{opcode, squeue, types};
+use io_uring::{
+    opcode, squeue,
+    types::{self, FsyncFlags},
+};
 
 use super::{
     Ring,
     buffers::GROUP,
+    create::Creating,
     open,
     slots::{Accept, Receive, SlotId, Work},
 };
-use crate::op::{Op, Token};
+use crate::{
+    descriptors::File,
+    op::{Access, Allocation, Op, Token},
+    write_batch::WriteBatch,
+};
 
 /// Names that are not slots: the generation that a slot of the highest index never reaches.
 pub(super) const WAKE: u64 = u64::MAX;
@@ -49,8 +57,11 @@ pub(super) fn work_of(op: Op, zero_copy_allowed: bool) -> (Token, Work) {
             (token, Work::Send { socket, batch, zero_copy: zero_copy && zero_copy_allowed })
         }
         Op::Open { token, request } => {
-            let direct = request.direct;
-            let how = Box::new(open::how(direct));
+            let (access, direct) = (request.access, request.direct);
+            if access == Access::Create {
+                return (token, Work::Create(Box::new(Creating::new(request))));
+            }
+            let how = Box::new(open::how(access, direct));
             (token, Work::Open { request, how, direct })
         }
         Op::Identify { token, file } => {
@@ -59,6 +70,14 @@ pub(super) fn work_of(op: Op, zero_copy_allowed: bool) -> (Token, Work) {
         Op::Read { token, file, offset, length, lease } => {
             assert!(length as usize <= lease.len(), "{length} bytes into {}", lease.len());
             (token, Work::Read { file, offset, length, lease })
+        }
+        Op::Write { token, file, offset, batch } => {
+            assert!(!batch.is_empty(), "a batch to write has bytes");
+            (token, Work::Write { file, offset, batch })
+        }
+        Op::Sync { token, file, data_only } => (token, Work::Sync { file, data_only }),
+        Op::Allocate { token, file, length_bytes, mode } => {
+            (token, Work::Allocate { file, length_bytes, mode })
         }
     }
 }
@@ -71,8 +90,8 @@ impl Ring {
             unreachable!("invariant: only occupied slots are armed")
         };
         let entry = entry_of(work, registered).user_data(id.user_data());
-        // SAFETY: every address in the entry points into boxes or leases that the slot holds
-        // until `complete` sees the operation's last completion.
+        // SAFETY: every address in the entry points into boxes, leases or shares that the slot
+        // holds until `complete` sees the operation's last completion.
         unsafe { self.queue.push(entry) };
     }
 }
@@ -124,6 +143,44 @@ fn entry_of(work: &mut Work, arenas_registered: usize) -> squeue::Entry {
                 opcode::Read::new(fd, data, *length).offset(*offset).build()
             }
         }
+        Work::Write { file, offset, batch } => write_entry(file, *offset, batch, arenas_registered),
+        Work::Create(creating) => creating.entry(),
+        Work::Sync { file, data_only } => {
+            let flags = if *data_only { FsyncFlags::DATASYNC } else { FsyncFlags::empty() };
+            opcode::Fsync::new(types::Fd(file.raw())).flags(flags).build()
+        }
+        Work::Allocate { file, length_bytes, mode } => {
+            let fd = types::Fd(file.raw());
+            // Mode 0 of fallocate takes the space of a range and never shrinks: of the last byte
+            // alone, that makes a file of this size with a hole before it.
+            let offset = match mode {
+                Allocation::Sparse => *length_bytes - 1,
+                Allocation::Full => 0,
+            };
+            opcode::Fallocate::new(fd, *length_bytes - offset).offset(offset).build()
+        }
         Work::Release { .. } => unreachable!("invariant: a taken send is not armed again"),
+    }
+}
+
+/// One range of registered memory needs no pinning of pages; several go as vectors.
+fn write_entry(
+    file: &File,
+    offset: u64,
+    batch: &mut WriteBatch,
+    arenas_registered: usize,
+) -> squeue::Entry {
+    let fd = types::Fd(file.raw());
+    let registered = batch.only_arena().filter(|arena| usize::from(*arena) < arenas_registered);
+    let vectors = batch.prepare();
+    match (registered, vectors) {
+        (Some(arena), [only]) => {
+            let (data, len) = (only.iov_base.cast_const().cast(), only.iov_len as u32);
+            opcode::WriteFixed::new(fd, data, len, arena).offset(offset).build()
+        }
+        _ => {
+            let (data, count) = (vectors.as_ptr(), vectors.len() as u32);
+            opcode::Writev::new(fd, data, count).offset(offset).build()
+        }
     }
 }

@@ -10,7 +10,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::{
     descriptors::File,
-    op::{DirectAlignment, Identity},
+    op::{Access, DirectAlignment, Identity},
 };
 
 const RESOLVE_BENEATH: u64 = 0x08;
@@ -21,12 +21,30 @@ const STATX_DIOALIGN: u32 = 0x2000;
 const ALIGNMENT_UNSAID: DirectAlignment =
     DirectAlignment { memory_bytes: 4096, offset_bytes: 4096 };
 
-/// `O_NONBLOCK`: a FIFO in the content must not hang the open; it is cleared afterwards.
-pub(super) fn how(direct: bool) -> types::OpenHow {
-    let mut flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+/// Of files that are made, less the umask.
+const FILE_MODE: u64 = 0o644;
+
+/// `O_NONBLOCK`: a FIFO in the content must not hang the open; it is cleared afterwards. Never
+/// `O_TRUNC`.
+pub(super) fn how(access: Access, direct: bool) -> types::OpenHow {
+    let (kind, mode) = match access {
+        Access::Read => (libc::O_RDONLY, 0),
+        Access::Write => (libc::O_RDWR, 0),
+        Access::Create => (libc::O_RDWR | libc::O_CREAT, FILE_MODE),
+    };
+    let mut flags = kind | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
     if direct {
         flags |= libc::O_DIRECT;
     }
+    beneath(flags).mode(mode)
+}
+
+/// A directory to make something in, and to sync: `O_PATH` would not do for that.
+pub(super) fn how_directory() -> types::OpenHow {
+    beneath(libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC)
+}
+
+fn beneath(flags: i32) -> types::OpenHow {
     types::OpenHow::new().flags(flags as u64).resolve(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
 }
 

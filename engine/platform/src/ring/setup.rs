@@ -51,7 +51,7 @@ impl SetupError {
 const ZERO_COPY_KERNEL_MIN: (u32, u32) = (6, 2);
 
 /// Operations without which there is no backend, with the kernel that brought the last of them.
-const NEEDED: [(u8, &str); 11] = [
+const NEEDED: [(u8, &str); 16] = [
     (opcode::AcceptMulti::CODE, "accept"),
     (opcode::Connect::CODE, "connect"),
     (opcode::RecvMulti::CODE, "recv"),
@@ -63,6 +63,11 @@ const NEEDED: [(u8, &str); 11] = [
     (opcode::AsyncCancel::CODE, "async_cancel"),
     (opcode::PollAdd::CODE, "poll_add"),
     (opcode::Recv::CODE, "recv"),
+    (opcode::Writev::CODE, "writev"),
+    (opcode::WriteFixed::CODE, "write_fixed"),
+    (opcode::Fsync::CODE, "fsync"),
+    (opcode::Fallocate::CODE, "fallocate"),
+    (opcode::MkDirAt::CODE, "mkdirat"),
 ];
 
 /// Sets up a ring of `entries` with a completion queue of `completion_entries`.

@@ -8,11 +8,13 @@ use std::collections::HashMap;
 
 use io_uring::types::OpenHow;
 
+use super::create::Creating;
 use crate::{
     descriptors::{File, Socket},
     memory::Lease,
-    op::{OpenRequest, Token},
+    op::{Allocation, OpenRequest, Token},
     send_batch::SendBatch,
+    write_batch::WriteBatch,
 };
 
 const NONE: u32 = u32::MAX;
@@ -57,6 +59,8 @@ pub(super) enum Work {
         how: Box<OpenHow>,
         direct: bool,
     },
+    /// An open that may have to make what is missing, and syncs directories.
+    Create(Box<Creating>),
     /// The second half of an open.
     OpenedStat {
         file: File,
@@ -71,6 +75,20 @@ pub(super) enum Work {
         offset: u64,
         length: u32,
         lease: Lease,
+    },
+    Write {
+        file: File,
+        offset: u64,
+        batch: Box<WriteBatch>,
+    },
+    Sync {
+        file: File,
+        data_only: bool,
+    },
+    Allocate {
+        file: File,
+        length_bytes: u64,
+        mode: Allocation,
     },
 }
 

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, io, mem, ops::Range, time::Duration};
 use seedring_platform::{
     descriptors::File,
     memory::{Class, Lease},
-    op::{Identity, Io, Op, OpenRequest},
+    op::{Access, Identity, Io, Op, OpenRequest},
 };
 use seedring_proto::units::FileIndex;
 
@@ -140,7 +140,8 @@ impl Storage {
         }
         while let Some((id, place)) = self.files.next_to_open(now) {
             let Place { path, direct } = place;
-            let request = Box::new(OpenRequest { root: self.root.clone(), path, direct });
+            let (root, access) = (self.root.clone(), Access::Read);
+            let request = Box::new(OpenRequest { root, path, direct, access });
             let op = Op::Open { token: Target::Open(id).token(), request };
             if io.submit(op).is_err() {
                 self.files.open_refused(id, now);
