@@ -4,7 +4,12 @@
 
 mod support;
 
-use std::fs;
+use std::{
+    fs,
+    io::{ErrorKind, Read},
+    net::TcpStream,
+    time::Duration,
+};
 
 use rustix::process::Signal;
 use support::{Peer, Site, Tracker, all, is, one, torrent};
@@ -158,4 +163,33 @@ fn new_trackers_of_a_private_torrent_end_its_connections() {
         assert_eq!(again.piece(&private, 1).unwrap(), private.bytes[support::PIECE..]);
         engine.stop();
     }
+}
+
+#[test]
+fn timeouts_change_and_nobody_is_dropped() {
+    let site = Site::new();
+    let item = site.item("file", 4, &[]);
+    let mut engine = site.run("timeouts: { handshake: 2m, idle: 1h }", &all("full"));
+    engine.ready();
+    let address = engine.address();
+    let mut peer = Peer::connect(address, &item).unwrap();
+    let mute = || {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream
+    };
+    let is_closed = |mut stream: &TcpStream| match stream.read(&mut [0]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    };
+    let before = mute();
+    assert!(!is_closed(&before), "two minutes for a handshake");
+    site.write_yaml("timeouts: { handshake: 1s, idle: 30s, connect: 2s }", &all("full"));
+    engine.signal(Signal::HUP);
+    engine.wait_log("reloaded: 0 added, 0 removed, 0 changed");
+    assert!(is_closed(&mute()), "a second for a handshake");
+    assert!(!is_closed(&before), "it keeps the time that it began with");
+    assert!(peer.piece(&item, 1).is_some(), "open connections stay");
+    assert!(!engine.log().contains("timeouts."), "{}", engine.log());
+    engine.stop();
 }

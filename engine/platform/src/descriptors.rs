@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use crate::op::Shutdown;
 
 /// A peer that acknowledges nothing for so long is gone; bounds how long its send holds leases.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const USER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -232,6 +232,7 @@ pub struct ListenOptions {
 /// here: Linux copies them to accepted sockets, so that an accept costs no further calls.
 pub fn listen(options: ListenOptions) -> io::Result<OwnedSocket> {
     let socket = stream_socket(options.address)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_reuse_address(true)?;
     if options.reuse_port {
         socket.set_reuse_port(true)?;
@@ -252,6 +253,14 @@ pub(crate) fn connecting(remote: SocketAddr, bind: Option<IpAddr>) -> io::Result
         socket.bind(&SocketAddr::new(local, 0).into())?;
     }
     Ok(Socket::from_os(socket.into()))
+}
+
+/// A connect is done. The user timeout comes only now: it would end a connect too, before the
+/// caller's own deadline. Its failure costs time when the peer is gone, nothing else.
+pub(crate) fn connected(socket: &Socket) {
+    if let Some(fd) = socket.as_os() {
+        let _ = SockRef::from(&fd).set_tcp_user_timeout(Some(USER_TIMEOUT));
+    }
 }
 
 /// The port is chosen at connect, by the whole 4-tuple: binding must not use one up.
@@ -276,7 +285,6 @@ fn stream_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
     let kind = Type::STREAM.cloexec();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL),
     )?;

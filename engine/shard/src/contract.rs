@@ -10,12 +10,17 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use seedring_platform::descriptors::OwnedSocket;
-use seedring_proto::units::{PeerId, PieceIndex};
+use seedring_proto::{
+    peer::session::SILENT_AFTER,
+    units::{PeerId, PieceIndex},
+    wire::Handshake,
+};
 
 use crate::{
     limits::Meter,
@@ -161,8 +166,14 @@ pub struct Globals {
     pub connections_max: AtomicU32,
     pub zero_copy: AtomicBool,
     pub direct_io: AtomicBool,
-    /// Handshakes that must be whole within this time, ms.
+    /// From accept, or from the end of a connect, to a whole handshake, ms. Connections that began
+    /// before a change keep what they began with.
     pub handshake_timeout_ms: AtomicU64,
+    /// A connect that is not done within this time is given up, ms; as above.
+    pub connect_timeout_ms: AtomicU64,
+    /// An open connection on which no message comes for so long is closed, ms. A change is seen
+    /// by all connections within a second.
+    pub idle_timeout_ms: AtomicU64,
 }
 
 impl Globals {
@@ -176,8 +187,23 @@ impl Globals {
             connections_max: AtomicU32::new(2_000),
             zero_copy: AtomicBool::new(true),
             direct_io: AtomicBool::new(true),
-            handshake_timeout_ms: AtomicU64::new(10_000),
+            handshake_timeout_ms: AtomicU64::new(Handshake::DEADLINE.as_millis() as u64),
+            connect_timeout_ms: AtomicU64::new(15_000),
+            idle_timeout_ms: AtomicU64::new(SILENT_AFTER.as_millis() as u64),
         }
+    }
+
+    pub fn handshake_timeout(&self) -> Duration {
+        // Relaxed, here and below: a number alone, nothing is published with it.
+        Duration::from_millis(self.handshake_timeout_ms.load(Ordering::Relaxed))
+    }
+
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms.load(Ordering::Relaxed))
+    }
+
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms.load(Ordering::Relaxed))
     }
 }
 

@@ -16,13 +16,12 @@ use seedring_platform::{
 use seedring_proto::units::InfoHash;
 
 use crate::{
-    connections::{Connections, Key, choke::Choking, dial::Dialing},
+    connections::{Connections, Key, choke::Choking, deadlines::Deadlines, dial::Dialing},
     contract::{Command, Event, Globals, Handover},
     mailbox::{Receiver, Sender},
     mix::Hashed,
     stats::Stats,
     storage::{self, News, Part, Storage},
-    timers::Timers,
     token::Target,
     torrent::{Local, TorrentId},
     verify::Verify,
@@ -86,7 +85,7 @@ pub struct Shard<I: Io> {
     pub(crate) verify: Verify,
     pub(crate) dialing: Dialing,
     pub(crate) choking: Choking,
-    pub(crate) timers: Timers<Key>,
+    pub(crate) deadlines: Deadlines,
     /// Connections that may have something to send.
     pub(crate) ready: VecDeque<Key>,
     /// Held back by a rate limit, in turn.
@@ -112,6 +111,7 @@ impl<I: Io> Shard<I> {
         let storage = Storage::new(options.storage, options.root.clone(), io.pool());
         let choking = Choking::new(options.seed);
         let stats = Stats::new(options.shard);
+        let deadlines = Deadlines::new(options.globals.idle_timeout());
         let mut shard = Shard {
             io,
             options,
@@ -125,7 +125,7 @@ impl<I: Io> Shard<I> {
             verify: Verify::default(),
             dialing: Dialing::default(),
             choking,
-            timers: Timers::new(),
+            deadlines,
             ready: VecDeque::new(),
             throttled: VecDeque::new(),
             throttled_until: Duration::ZERO,
@@ -201,7 +201,7 @@ impl<I: Io> Shard<I> {
 
     fn next_deadline(&self) -> Duration {
         let mut at = self.chores_at;
-        if let Some(timer) = self.timers.next() {
+        if let Some(timer) = self.deadlines.timers.next() {
             at = at.min(timer);
         }
         if !self.throttled.is_empty() {

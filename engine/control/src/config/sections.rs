@@ -50,13 +50,13 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Timeouts {
-    /// From accept or dial to a complete handshake, in all.
+    /// From accept, or from the moment a dialled peer answers, to a complete handshake.
     #[schemars(extend("x-least" = "1s", "x-most" = "2m"))]
     pub handshake: Period,
-    /// A connection on which nothing arrives; peers send a keep-alive each two minutes.
+    /// An open connection on which no message arrives; peers send a keep-alive each two minutes.
     #[schemars(extend("x-least" = "30s", "x-most" = "1h"))]
     pub idle: Period,
-    /// Dialling a peer.
+    /// Dialling a peer, until it answers.
     #[schemars(extend("x-least" = "1s", "x-most" = "2m"))]
     pub connect: Period,
     /// At a stop: telling trackers, finishing what is being sent.

@@ -50,12 +50,17 @@ pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
     Ok(wanted)
 }
 
-/// Limits that all shards read. `now`: the shards' time.
+/// Limits and timeouts that all shards read. `now`: the shards' time.
 pub(super) fn set_limits(globals: &Globals, config: &Config, now: Duration) {
     globals.upload.change(config.limits.upload.bytes_per_second, now);
     globals.connections_max.store(config.limits.connections, Ordering::Relaxed);
-    let handshake_ms = config.timeouts.handshake.0.as_millis() as u64;
-    globals.handshake_timeout_ms.store(handshake_ms, Ordering::Relaxed);
+    for (timeout_ms, timeout) in [
+        (&globals.handshake_timeout_ms, config.timeouts.handshake),
+        (&globals.connect_timeout_ms, config.timeouts.connect),
+        (&globals.idle_timeout_ms, config.timeouts.idle),
+    ] {
+        timeout_ms.store(timeout.0.as_millis() as u64, Ordering::Relaxed);
+    }
 }
 
 fn load(path: &Path) -> Result<(Config, Vec<Wanted>), String> {
@@ -192,5 +197,39 @@ impl Engine {
             let part = part.max(1) as u32;
             self.shards.send(shard, seedring_shard::Command::Slots(part));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_told_of_every_limit_and_timeout_that_they_follow() {
+        let globals = Globals::new(seedring_proto::units::PeerId([0; 20]), "test");
+        let tell = |text: &str| {
+            let parsed = Config::parse(text, "x.yaml", Path::new("/srv"), &|_| None);
+            set_limits(&globals, &parsed.expect("valid").config, Duration::ZERO);
+            let timeouts =
+                [globals.handshake_timeout(), globals.connect_timeout(), globals.idle_timeout()];
+            timeouts.map(|timeout| timeout.as_secs())
+        };
+        let defaults = tell("");
+        assert_eq!(defaults, [10, 15, 180]);
+        assert_eq!(tell("timeouts: { handshake: 3s, connect: 1m, idle: 45s }\n"), [3, 60, 45]);
+        assert_eq!(tell(""), defaults, "keys that are gone are at their defaults again");
+    }
+
+    /// What shards begin with where nobody tells them.
+    #[test]
+    fn the_defaults_of_shards_are_those_of_the_file() {
+        let globals = Globals::new(seedring_proto::units::PeerId([0; 20]), "test");
+        let before =
+            [globals.handshake_timeout(), globals.connect_timeout(), globals.idle_timeout()];
+        let parsed = Config::parse("", "x.yaml", Path::new("/srv"), &|_| None);
+        set_limits(&globals, &parsed.expect("valid").config, Duration::ZERO);
+        let after =
+            [globals.handshake_timeout(), globals.connect_timeout(), globals.idle_timeout()];
+        assert_eq!(before, after);
     }
 }

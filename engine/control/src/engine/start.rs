@@ -34,7 +34,7 @@ use super::{
     torrents::Torrents,
 };
 use crate::{
-    config::model::{CacheSize, Config, IoBackend, Shards as ShardCount, Switch, Timeouts},
+    config::model::{CacheSize, Config, IoBackend, Shards as ShardCount, Switch},
     control_socket,
     state::Store,
     trackers::{
@@ -86,15 +86,6 @@ async fn start(
             "`io: epoll` is not in this version; set `io: auto`, and run `seedring doctor` if \
              io_uring is not available here"
         ));
-    }
-    let defaults = Timeouts::default();
-    for (key, set) in [
-        ("timeouts.idle", config.timeouts.idle != defaults.idle),
-        ("timeouts.connect", config.timeouts.connect != defaults.connect),
-    ] {
-        if set {
-            tracing::warn!("{key} is not followed by this version; its default holds");
-        }
     }
     let descriptors = raise_descriptors(&config);
     let (store, loaded) = {

@@ -68,7 +68,12 @@ impl Ring {
     fn ended(&mut self, id: SlotId, entry: Entry) {
         let result = result_of(entry);
         let outcome = match self.slots.vacate(id) {
-            Work::Connect { .. } => Outcome::Connected(result.map(|_| ())),
+            Work::Connect { socket, .. } => {
+                if result.is_ok() {
+                    descriptors::connected(&socket);
+                }
+                Outcome::Connected(result.map(|_| ()))
+            }
             Work::OpenedStat { file, status } => Outcome::Opened(
                 result.and_then(|_| open::settle(&file, &status)).map(|identity| (file, identity)),
             ),

@@ -73,7 +73,7 @@ impl<I: Io> Shard<I> {
                 return;
             }
         };
-        let deadline = self.io.now() + Handshake::DEADLINE;
+        let deadline = self.io.now() + self.options.globals.connect_timeout();
         let key = self.connections.insert(Connection {
             socket: socket.clone(),
             address,
@@ -90,7 +90,7 @@ impl<I: Io> Shard<I> {
         });
         self.dialing.under_way += 1;
         self.stats.half_open += 1;
-        self.timers.set(deadline, key);
+        self.deadlines.timers.set(deadline, key);
         self.submit_now(Op::Connect { token: Target::Connect(key).token(), socket, address });
     }
 
@@ -116,6 +116,8 @@ impl<I: Io> Shard<I> {
             peer_id: self.options.globals.peer_id,
         };
         connection.out.extend_from_slice(&handshake.encode());
+        let whole_by = self.io.now() + self.options.globals.handshake_timeout();
+        self.remind(key, whole_by);
         self.stats.dialed += 1;
         self.enqueue(key);
         self.receive_once(key);

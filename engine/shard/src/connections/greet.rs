@@ -71,8 +71,7 @@ impl<I: Io> Shard<I> {
         bytes: Vec<u8>,
         admitted: Option<Arc<Shared>>,
     ) {
-        let timeout = self.options.globals.handshake_timeout_ms.load(Ordering::Relaxed);
-        let deadline = self.io.now() + Duration::from_millis(timeout);
+        let deadline = self.io.now() + self.options.globals.handshake_timeout();
         let key = self.connections.insert(Connection {
             socket,
             address,
@@ -88,7 +87,7 @@ impl<I: Io> Shard<I> {
             deadline,
         });
         self.stats.half_open += 1;
-        self.timers.set(deadline, key);
+        self.deadlines.timers.set(deadline, key);
         self.greeted(key);
     }
 
@@ -289,7 +288,7 @@ impl<I: Io> Shard<I> {
         self.dial_ended(key, DialOutcome::Connected);
         self.submit_now(Op::Receive { token: Target::Receive(key).token(), socket });
         self.open_received(key, &bytes[Handshake::LEN..]);
-        // The reminder set when the greeting began serves from here on.
+        // The reminder of the greeting serves from here on.
         self.enqueue(key);
     }
 }

@@ -8,6 +8,7 @@
 //! connection's place is free only when its last operation has completed.
 
 pub mod choke;
+pub mod deadlines;
 pub mod dial;
 pub mod greet;
 pub mod receive;
@@ -53,7 +54,7 @@ pub struct Connection {
     pub queued: bool,
     /// Among those that a rate limit holds back, or that found no memory.
     pub held: bool,
-    /// When the shard looks at this connection next, at the latest.
+    /// When the shard looks at this connection next: the moment of its live reminder.
     pub deadline: Duration,
 }
 

@@ -1,9 +1,9 @@
 //! What peers send: bytes to sessions, sessions' events to the shard.
 //!
-//! Owns: the end of a connection (close), deadlines, what a session's events lead to.
+//! Owns: the end of a connection (close), what a session's events lead to.
 //! Never: the format of messages. Flow: dispatch -> received -> session -> pump later in this tick.
 
-use std::{io, sync::atomic::Ordering, time::Duration};
+use std::{io, sync::atomic::Ordering};
 
 use seedring_platform::op::{Io, Received, Shutdown};
 use seedring_proto::{peer::session::Event as Said, wire::Violation};
@@ -145,41 +145,6 @@ impl<I: Io> Shard<I> {
             if local.is_unused() {
                 local.idle_since = Some(now);
             }
-        }
-    }
-
-    /// Timers that are due: each connection is asked what it thinks of the time.
-    pub(crate) fn fire_timers(&mut self, now: Duration, max: usize) -> bool {
-        for _ in 0..max {
-            let Some(key) = self.timers.pop_due(now) else { return false };
-            self.check_deadline(key);
-        }
-        true
-    }
-
-    /// Closes what is late; sends keep-alives; sets the next reminder.
-    pub(crate) fn check_deadline(&mut self, key: Key) {
-        let now = self.io.now();
-        let Some(connection) = self.connections.get(key) else { return };
-        let next = match &mut connection.stage {
-            Stage::Closing => return,
-            Stage::Connecting | Stage::Greeting(_) | Stage::Waiting(..) => {
-                if connection.deadline <= now {
-                    return self.close(key, Shutdown::Reset);
-                }
-                connection.deadline
-            }
-            Stage::Open(open) => match open.session.timeout(now, &mut connection.out) {
-                Ok(next) => next.unwrap_or(now + Duration::from_secs(60)),
-                Err(_) => return self.close(key, Shutdown::Orderly),
-            },
-        };
-        connection.deadline = next;
-        connection.shrink();
-        let ready = !connection.out.is_empty();
-        self.timers.set(next.max(now + Duration::from_millis(1)), key);
-        if ready {
-            self.enqueue(key);
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use seedring_proto::peer::session::SILENT_AFTER;
 use seedring_proto::peer::{Options, Session, Torrent};
 use seedring_proto::units::{InfoHash, PeerId, PieceIndex};
 use seedring_proto::wire::Reserved;
@@ -71,7 +72,7 @@ fuzz_target!(|bytes: &[u8]| {
             6 => now += Duration::from_secs(30),
             8 => session.shrink(),
             7 => {
-                let Ok(next) = session.timeout(now, &mut out) else { return };
+                let Ok(next) = session.timeout(now, SILENT_AFTER, &mut out) else { return };
                 assert!(next.is_some_and(|next| next > now));
             }
             length => {

@@ -12,7 +12,8 @@ use crate::wire::message::Message;
 
 /// We say something at least this often, give or take a tenth. BEP 3 wants it every two minutes.
 pub const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(100);
-/// A peer that says nothing is closed: two minutes by BEP 3, and room for a late keep-alive.
+/// A peer that says nothing is closed, unless the user says otherwise after this long: two minutes
+/// by BEP 3, and room for a late keep-alive.
 pub const SILENT_AFTER: Duration = Duration::from_secs(180);
 /// A connection on which nobody wants anything is closed, as libtorrent does when it is full.
 pub const INACTIVE_AFTER: Duration = Duration::from_secs(600);
@@ -132,19 +133,21 @@ impl Clock {
 
 impl Session {
     /// Does what is due, and gives the moment of the next call. A call too early does no harm.
+    /// `silent_after`: how long a peer may say nothing; it may differ from call to call.
     ///
     /// # Errors
-    /// The peer was silent for [`SILENT_AFTER`], or not interested for [`INACTIVE_AFTER`]: the
+    /// The peer was silent for `silent_after`, or not interested for [`INACTIVE_AFTER`]: the
     /// connection is to be closed, without blame.
     pub fn timeout(
         &mut self,
         now: Duration,
+        silent_after: Duration,
         out: &mut Vec<u8>,
     ) -> Result<Option<Duration>, Violation> {
         let clock = &mut self.state.clock;
-        let silent_at = clock.last_heard + SILENT_AFTER;
+        let silent_at = clock.last_heard + silent_after;
         if now >= silent_at {
-            return Err(Violation::Silent(SILENT_AFTER));
+            return Err(Violation::Silent(silent_after));
         }
         let inactive_at = clock.uninterested_since.map(|since| since + INACTIVE_AFTER);
         if inactive_at.is_some_and(|at| now >= at) {

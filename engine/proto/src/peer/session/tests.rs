@@ -405,17 +405,31 @@ fn metadata_is_served_in_pieces() {
     assert!((80_000..1_300_000).contains(&served), "{served}");
 }
 
+/// The user's limit may change under an open connection.
+#[test]
+fn silence_is_as_long_as_the_caller_says() {
+    let mut side = Side::new(FAST, |_| {});
+    let [short, long] = [30, 3600].map(Duration::from_secs);
+    assert_eq!(side.session.timeout(T0, short, &mut side.out), Ok(Some(T0 + short)));
+    let now = T0 + SILENT_AFTER;
+    let next = side.session.timeout(now, long, &mut side.out).expect("fine");
+    assert!(next.is_some_and(|next| next > now && next < T0 + long));
+    let end = side.session.timeout(now, short, &mut side.out);
+    assert_eq!(end, Err(Violation::Silent(short)));
+}
+
 #[test]
 fn keeps_alive_and_closes_the_silent_and_the_idle() {
     let mut side = Side::new(FAST, |_| {});
     side.out.clear();
-    let first = side.session.timeout(T0, &mut side.out).expect("fine").expect("a next one");
+    let first = side.session.timeout(T0, SILENT_AFTER, &mut side.out).expect("fine");
+    let first = first.expect("a next one");
     assert!(side.out.is_empty());
     assert!((T0 + KEEP_ALIVE_AFTER * 9 / 10..=T0 + KEEP_ALIVE_AFTER).contains(&first));
-    let second = side.session.timeout(first, &mut side.out).expect("fine");
+    let second = side.session.timeout(first, SILENT_AFTER, &mut side.out).expect("fine");
     assert_eq!(side.said(), ["KeepAlive"]);
     assert_eq!(second, Some(T0 + SILENT_AFTER));
-    let end = side.session.timeout(T0 + SILENT_AFTER, &mut side.out);
+    let end = side.session.timeout(T0 + SILENT_AFTER, SILENT_AFTER, &mut side.out);
     assert_eq!(end, Err(Violation::Silent(SILENT_AFTER)));
 
     let mut idle = Side::new(FAST, |_| {});
@@ -423,7 +437,7 @@ fn keeps_alive_and_closes_the_silent_and_the_idle() {
     while outcome.is_ok() {
         idle.now += Duration::from_secs(50);
         idle.hear(&[Message::KeepAlive]).expect("valid");
-        outcome = idle.session.timeout(idle.now, &mut idle.out);
+        outcome = idle.session.timeout(idle.now, SILENT_AFTER, &mut idle.out);
     }
     assert_eq!(outcome, Err(Violation::Inactive(INACTIVE_AFTER)));
     assert_eq!(idle.now, T0 + INACTIVE_AFTER);

@@ -109,7 +109,7 @@ fn silence_is_not_broken_by_half_a_message() {
     for byte in frame {
         side.now += Duration::from_secs(50);
         side.hear_bytes(&[byte]).expect("valid so far");
-        outcome = side.session.timeout(side.now, &mut side.out);
+        outcome = side.session.timeout(side.now, SILENT_AFTER, &mut side.out);
         if outcome.is_err() {
             break;
         }
