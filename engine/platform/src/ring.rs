@@ -89,7 +89,7 @@ pub struct Statistics {
     pub enters: u64,
     /// Calls that found the completion queue overflown: it is too short for the load.
     pub overflows: u64,
-    /// Receives that found no buffer: too few for the load.
+    /// Receives that found no buffer though all were offered: too few for the load.
     pub starved: u64,
 }
 
@@ -272,6 +272,7 @@ impl Io for Ring {
 
     fn recycle(&mut self, mut batch: Box<SendBatch>) {
         batch.clear();
+        batch.shrink();
         if self.batches.len() < BATCHES_KEPT {
             self.batches.push(batch);
         }

@@ -12,6 +12,8 @@ use crate::memory::Share;
 pub const PARTS_MAX: usize = 128;
 /// Small bytes of a batch at most.
 pub const OWN_BYTES_MAX: usize = 32 << 10;
+/// Room for small bytes that a batch keeps for its next use: the headers of 32 blocks, twice.
+const OWN_BYTES_KEPT: usize = 1 << 10;
 
 enum Part {
     /// Bytes of `own`.
@@ -128,6 +130,11 @@ impl SendBatch {
         self.vectors.clear();
         self.header = empty_header();
         self.len_bytes = 0;
+    }
+
+    /// Gives back what a cleared batch needs only for large messages (bitfields, metadata).
+    pub fn shrink(&mut self) {
+        self.own.shrink_to(OWN_BYTES_KEPT);
     }
 
     /// What remains, in order.

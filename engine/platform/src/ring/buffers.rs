@@ -3,6 +3,9 @@
 //! Owns: the buffers, the ring that offers them, the count of those that are away.
 //! Never: which socket they are for. Flow: kernel fills one -> completion -> `Received` -> dispatch
 //! drops it -> offered again.
+//!
+//! The kernel takes buffers in turn, so all that are offered get touched and pass through the
+//! cache: a few are offered at first, and twice as many whenever a receive found none.
 
 use std::{
     cell::Cell,
@@ -20,6 +23,8 @@ use crate::memory::mapping::Mapping;
 pub(super) const GROUP: u16 = 0;
 /// The kernel's limit for one group.
 const BUFFERS_MAX: u32 = 1 << 15;
+/// Offered at first: 256 KiB of 4 KiB buffers.
+const OFFERED_FIRST: u16 = 64;
 
 /// The memory and the shared ring. Counted: `Received` values may outlive the ring they came from.
 pub(crate) struct ReceiveBuffers {
@@ -28,6 +33,8 @@ pub(crate) struct ReceiveBuffers {
     count: u16,
     each_bytes: u32,
     tail: Cell<u16>,
+    /// Buffers 0 to this one are in use; the others were never touched.
+    offered: Cell<u16>,
     /// Buffers that completions carried out and that were not dropped yet.
     away: Cell<u16>,
 }
@@ -40,16 +47,39 @@ impl ReceiveBuffers {
         let memory_bytes = usize::from(count) * each_bytes as usize;
         let buffers = Rc::new(ReceiveBuffers {
             ring: Mapping::new(ring_bytes.next_multiple_of(4096), false)?,
-            memory: Mapping::new(memory_bytes.next_multiple_of(4096), true)?,
+            memory: Mapping::new(memory_bytes.next_multiple_of(4096), false)?,
             count,
             each_bytes,
             tail: Cell::new(0),
+            offered: Cell::new(0),
             away: Cell::new(0),
         });
-        for id in 0..count {
-            buffers.offer(id);
-        }
+        buffers.offer_up_to(count.min(OFFERED_FIRST));
         Ok(buffers)
+    }
+
+    fn offer_up_to(&self, count: u16) {
+        for id in self.offered.replace(count)..count {
+            self.offer(id);
+        }
+    }
+
+    /// A receive found no buffer: unless some are back since, offers as many again as there are.
+    /// `false`: all are offered already.
+    pub(super) fn grow(&self) -> bool {
+        let offered = self.offered.get();
+        if offered == self.count {
+            return false;
+        }
+        if self.home() == 0 {
+            self.offer_up_to(offered.saturating_mul(2).min(self.count));
+        }
+        true
+    }
+
+    #[cfg(test)]
+    pub(super) fn offered(&self) -> u16 {
+        self.offered.get()
     }
 
     pub(super) fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
@@ -62,7 +92,7 @@ impl ReceiveBuffers {
 
     /// Buffers that the kernel may have left: a starved receive is armed again when some are back.
     pub(super) fn home(&self) -> u16 {
-        self.count - self.away.get()
+        self.offered.get() - self.away.get()
     }
 
     fn at(&self, id: u16) -> NonNull<u8> {

@@ -159,7 +159,7 @@ impl Ring {
                 }
             }
             Err(_) if entry.result == -libc::ENOBUFS && !cancelled => {
-                self.starved_total += 1;
+                self.starved_total += u64::from(!self.buffers.grow());
                 self.starved.push_back(id);
             }
             Err(error) => {

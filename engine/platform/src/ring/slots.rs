@@ -145,6 +145,10 @@ impl Slots {
     pub(super) fn occupy(&mut self, token: Token, work: Work) -> SlotId {
         assert!(!self.is_full(), "the caller asked is_full");
         let index = self.vacant.pop().unwrap_or_else(|| {
+            if self.slots.len() == self.slots.capacity() {
+                // An eighth at a time: doubled, half of a large table would lie idle.
+                self.slots.reserve_exact(self.slots.len() / 8 + 64);
+            }
             self.slots.push(Slot { generation: 0, token, next_same: NONE, work: None });
             (self.slots.len() - 1) as u32
         });

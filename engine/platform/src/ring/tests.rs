@@ -1,6 +1,6 @@
 //! What only the ring does.
 
-use std::net::TcpListener;
+use std::{io::Write, net::TcpListener, os::unix::net::UnixStream};
 
 use socket2::SockRef;
 
@@ -22,6 +22,33 @@ fn reap(ring: &mut Ring, count: usize) -> Vec<Completion> {
     }
     assert_eq!(completions.len(), count, "in 10 s");
     completions
+}
+
+#[test]
+fn receive_buffers_are_offered_as_they_are_needed() {
+    let mut ring = ring();
+    assert_eq!(ring.buffers.offered(), 64);
+    let mut far = Vec::new();
+    for n in 0..100 {
+        let (near, other) = UnixStream::pair().expect("pair");
+        let socket = Socket::from_os(near.into());
+        ring.submit(Op::Receive { token: Token(n), socket }).expect("room");
+        far.push(other);
+    }
+    // One after the other, each gets a buffer that was used before.
+    for other in &mut far {
+        other.write_all(b"a").expect("write");
+        reap(&mut ring, 1);
+    }
+    assert_eq!(ring.buffers.offered(), 64);
+    // At once, they need more.
+    far.iter_mut().for_each(|other| other.write_all(b"b").expect("write"));
+    let held = reap(&mut ring, far.len());
+    for completion in &held {
+        assert!(matches!(&completion.outcome, Outcome::Received(Ok(bytes)) if **bytes == *b"b"));
+    }
+    assert_eq!(ring.buffers.offered(), 128);
+    assert_eq!(ring.statistics().starved, 0, "there were more to offer");
 }
 
 /// The kernel would end a connect by it, however long the caller wants to wait.
