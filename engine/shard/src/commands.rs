@@ -143,6 +143,7 @@ impl<I: Io> Shard<I> {
             }
         }
         self.follow_idle_timeout(now);
+        self.settle();
         self.rechoke(now);
         self.storage.close_unused(now);
         // Whoever found no memory or a full queue of pieces to hash is looked at again.

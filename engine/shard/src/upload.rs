@@ -67,7 +67,7 @@ impl<I: Io> Shard<I> {
         self.take_messages(key, &mut batch); // rejects that came up meanwhile
         if batch.is_empty() {
             self.io.recycle(batch);
-            return;
+            return self.settle_later(key);
         }
         self.send(key, batch);
     }
@@ -86,9 +86,8 @@ impl<I: Io> Shard<I> {
             batch.push_bytes(&connection.out[..n]);
             connection.out.drain(..n);
         }
-        if connection.out.capacity() > CHUNK {
-            connection.out = Vec::new();
-        }
+        // Messages are rare beside blocks, which never lie here: nothing is kept for the next one.
+        connection.out = Vec::new();
     }
 
     fn take_blocks(&mut self, key: Key, batch: &mut SendBatch, now: Duration) {
@@ -356,9 +355,10 @@ impl<I: Io> Serving<'_, I> {
         self.local.shared.upload.take(bytes, self.now);
         open.run_bytes = if open.run_end == offset { open.run_bytes + bytes } else { bytes };
         open.run_end = offset + bytes;
-        let asked_at = open.asked.next(self.now);
-        open.in_flight.push(asked_at);
-        open.payload_in_flight += block.length;
+        let flow = open.flow();
+        let asked_at = flow.asked.next(self.now);
+        flow.in_flight.push(asked_at);
+        flow.payload_in_flight += block.length;
         open.cold = open.cold.saturating_sub(1);
     }
 }

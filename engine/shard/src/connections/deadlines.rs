@@ -1,26 +1,55 @@
-//! What time does to connections.
+//! What time does to connections: limits that pass, and memory that is given back.
 //!
-//! Owns: each connection's one live reminder, the idle timeout.
+//! Owns: each connection's one live reminder, the idle timeout, who settles after a burst.
 //! Never: what silence means in the protocol (proto's session says). Flow: a stage sets a reminder
 //! -> the tick fires it -> close, keep-alive, the next reminder.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use seedring_platform::op::{Io, Shutdown};
 
 use super::{Key, Stage};
 use crate::{shard::Shard, timers::Timers};
 
+/// Connections that settle in one second; the others wait for the next.
+const SETTLED_MAX: usize = 8_192;
+
+/// Connections that ran out of work, in turn. Each is looked at once, one to two seconds later:
+/// a leech that goes on keeps its buffers, one that rests gives them back.
+#[derive(Debug, Default)]
+pub struct Settling {
+    keys: VecDeque<Key>,
+    /// How many were there a second ago.
+    aged: usize,
+}
+
+impl Settling {
+    fn push(&mut self, key: Key) {
+        self.keys.push_back(key);
+    }
+
+    /// Who has been here for a second, at most `max`.
+    fn due(&mut self, max: usize) -> Vec<Key> {
+        let due = self.keys.drain(..self.aged.min(max)).collect();
+        if self.keys.is_empty() {
+            self.keys = VecDeque::new();
+        }
+        self.aged = self.keys.len();
+        due
+    }
+}
+
 /// A shard's part in time.
 pub struct Deadlines {
     pub timers: Timers<Key>,
     /// What open connections were last told of; `Globals` has what is wanted.
     idle_timeout: Duration,
+    settling: Settling,
 }
 
 impl Deadlines {
     pub fn new(idle_timeout: Duration) -> Self {
-        Deadlines { timers: Timers::new(), idle_timeout }
+        Deadlines { timers: Timers::new(), idle_timeout, settling: Settling::default() }
     }
 }
 
@@ -61,7 +90,6 @@ impl<I: Io> Shard<I> {
                 }
             }
         };
-        connection.shrink();
         let ready = !connection.out.is_empty();
         self.remind(key, next.max(now + Duration::from_millis(1)));
         if ready {
@@ -83,5 +111,42 @@ impl<I: Io> Shard<I> {
             let at = if open { now } else { connection.deadline };
             self.remind(key, at);
         }
+    }
+
+    /// A connection has nothing to send: unless it goes on soon, it gives back what it held.
+    pub(crate) fn settle_later(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get(key)
+            && matches!(connection.stage, Stage::Open(_))
+            && !std::mem::replace(&mut connection.settling, true)
+        {
+            self.deadlines.settling.push(key);
+        }
+    }
+
+    /// Once a second: those who had nothing to do for a second.
+    pub(crate) fn settle(&mut self) {
+        for key in self.deadlines.settling.due(SETTLED_MAX) {
+            if let Some(connection) = self.connections.get(key) {
+                connection.settling = false;
+                connection.shrink();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_to_rest_is_due_after_a_second_and_in_turn() {
+        let mut settling = Settling::default();
+        settling.push(Key(1));
+        settling.push(Key(2));
+        assert_eq!(settling.due(10), []);
+        settling.push(Key(3));
+        assert_eq!(settling.due(1), [Key(1)]);
+        assert_eq!(settling.due(10), [Key(2), Key(3)]);
+        assert_eq!(settling.due(10), []);
     }
 }

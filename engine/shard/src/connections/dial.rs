@@ -86,6 +86,7 @@ impl<I: Io> Shard<I> {
             queued: false,
             receiving_once: false,
             held: false,
+            settling: false,
             deadline,
         });
         self.dialing.under_way += 1;

@@ -19,7 +19,7 @@ use seedring_proto::{
     wire::{Handshake, Reserved},
 };
 
-use super::{Asked, BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy};
+use super::{BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy};
 use crate::{
     contract::{DialOutcome, Event, Handover},
     shard::Shard,
@@ -84,6 +84,7 @@ impl<I: Io> Shard<I> {
             queued: false,
             receiving_once: false,
             held: false,
+            settling: false,
             deadline,
         });
         self.stats.half_open += 1;
@@ -262,18 +263,9 @@ impl<I: Io> Shard<I> {
             session,
             torrent: id,
             peer_id: handshake.peer_id,
-            opened_at: now,
-            in_flight: Vec::new(),
-            in_flight_bytes: 0,
-            payload_in_flight: 0,
-            sent_at: now,
-            batch_at: 0,
-            partial_at: None,
-            pinned_sends: 0,
-            pinned_bytes: 0,
+            flow: None,
             counted: false,
             batch_blocks: BATCH_BLOCKS_MAX / 4,
-            asked: Asked::default(),
             run_end: u64::MAX,
             run_bytes: 0,
             cold: 0,

@@ -54,6 +54,8 @@ pub struct Connection {
     pub queued: bool,
     /// Among those that a rate limit holds back, or that found no memory.
     pub held: bool,
+    /// Among those that may give memory back soon.
+    pub settling: bool,
     /// When the shard looks at this connection next: the moment of its live reminder.
     pub deadline: Duration,
 }
@@ -75,7 +77,27 @@ pub struct Open {
     pub session: Session,
     pub torrent: TorrentId,
     pub peer_id: PeerId,
-    pub opened_at: Duration,
+    /// Sends and requests under way; `None` once a connection has settled.
+    pub flow: Option<Box<Flow>>,
+    /// Counted as interested.
+    pub counted: bool,
+    pub batch_blocks: u32,
+    /// Where the last served block ended in the torrent, and how long the run was: sequential
+    /// readers get larger reads.
+    pub run_end: u64,
+    pub run_bytes: u64,
+    /// Pumps for which misses are looked for ahead of the send.
+    pub cold: u8,
+    pub zero_copy: ZeroCopy,
+    pub uploaded_bytes: u64,
+    pub rate: Rate,
+}
+
+/// What a connection keeps while something moves on it, and only then: most rest.
+#[derive(Default, Debug)]
+pub struct Flow {
+    /// When the requests in the queue came.
+    pub asked: Asked,
     /// When each block of the send in flight was asked for.
     pub in_flight: Vec<Duration>,
     /// Bytes of the batch in flight that the socket has not taken.
@@ -86,25 +108,24 @@ pub struct Open {
     /// Where the batch last handed to the kernel lies: what tells it from older ones that are
     /// still to be released.
     pub batch_at: usize,
-    /// The batch whose tail the socket did not take; sent on when it is released.
-    pub partial_at: Option<usize>,
+    /// The socket did not take the tail of that batch; it is sent on when it is released.
+    pub partial: bool,
     /// Zero-copy sends that the kernel still reads from: how many, and their bytes.
     pub pinned_sends: u32,
     pub pinned_bytes: usize,
-    /// Counted as interested.
-    pub counted: bool,
-    pub batch_blocks: u32,
-    /// When the requests in the queue came.
-    pub asked: Asked,
-    /// Where the last served block ended in the torrent, and how long the run was: sequential
-    /// readers get larger reads.
-    pub run_end: u64,
-    pub run_bytes: u64,
-    /// Pumps for which misses are looked for ahead of the send.
-    pub cold: u8,
-    pub zero_copy: ZeroCopy,
-    pub uploaded_bytes: u64,
-    pub rate: Rate,
+}
+
+impl Open {
+    pub fn flow(&mut self) -> &mut Flow {
+        self.flow.get_or_insert_default()
+    }
+
+    /// The queue has `requests` now; what is new came at `now`.
+    pub fn queue_has(&mut self, requests: usize, now: Duration) {
+        if requests > 0 || self.flow.is_some() {
+            self.flow().asked.grow_to(requests, now);
+        }
+    }
 }
 
 /// Whether sends of a connection use zero-copy.
@@ -199,6 +220,10 @@ impl Connections {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
+                if self.slots.len() == self.slots.capacity() {
+                    // An eighth at a time: doubled, half of a large table would lie idle.
+                    self.slots.reserve_exact(self.slots.len() / 8 + 32);
+                }
                 self.slots.push((0, None));
                 self.slots.len() as u32 - 1
             }
@@ -244,17 +269,14 @@ impl Connections {
 }
 
 impl Connection {
-    /// Gives back what a burst left behind: an idle connection stays near 1 KiB.
+    /// Gives back what a burst left behind.
     pub fn shrink(&mut self) {
-        if self.out.is_empty() {
-            self.out = Vec::new();
-        }
         if let Stage::Open(open) = &mut self.stage
-            && open.in_flight.is_empty()
+            && !self.sending
+            && open.flow.as_ref().is_none_or(|flow| flow.pinned_sends == 0)
             && open.session.queue().is_empty()
         {
-            open.in_flight = Vec::new();
-            open.asked = Asked::default();
+            open.flow = None;
             open.session.shrink();
         }
     }

@@ -55,7 +55,7 @@ impl<I: Io> Shard<I> {
             return self.close(key, Shutdown::Reset);
         }
         let mut ready = connection.out.len() > before;
-        open.asked.grow_to(open.session.queue().len(), now);
+        open.queue_has(open.session.queue().len(), now);
         for event in events {
             match event {
                 Said::Requested => ready = true,
@@ -100,7 +100,7 @@ impl<I: Io> Shard<I> {
         let stage = std::mem::replace(&mut connection.stage, Stage::Closing);
         connection.out = Vec::new();
         if let Stage::Open(open) = &stage
-            && open.partial_at.is_some()
+            && open.flow.as_ref().is_some_and(|flow| flow.partial)
         {
             // Its rest will not be sent: nothing of that send is left for the socket.
             connection.operations -= 1;

@@ -76,15 +76,17 @@ impl<I: Io> Shard<I> {
         let socket = connection.socket.clone();
         let mut zero_copy = false;
         if let Stage::Open(open) = &mut connection.stage {
-            open.sent_at = now;
-            open.batch_at = std::ptr::from_ref(&*batch).addr();
-            open.in_flight_bytes = batch.len_bytes() as u32;
             let bytes = batch.len_bytes();
-            zero_copy = matches!(open.zero_copy, ZeroCopy::On { .. })
+            let wanted = matches!(open.zero_copy, ZeroCopy::On { .. })
                 && bytes >= ZERO_COPY_BYTES_MIN
-                && open.batch_blocks >= ZERO_COPY_BLOCKS_MIN
-                && open.pinned_sends < PINNED_SENDS_MAX
-                && open.pinned_bytes + bytes <= PINNED_BYTES_MAX;
+                && open.batch_blocks >= ZERO_COPY_BLOCKS_MIN;
+            let flow = open.flow();
+            flow.sent_at = now;
+            flow.batch_at = std::ptr::from_ref(&*batch).addr();
+            flow.in_flight_bytes = bytes as u32;
+            zero_copy = wanted
+                && flow.pinned_sends < PINNED_SENDS_MAX
+                && flow.pinned_bytes + bytes <= PINNED_BYTES_MAX;
         }
         self.stats.sends += 1;
         self.stats.zero_copy_sends += u64::from(zero_copy);
@@ -139,16 +141,17 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get(key) else { return };
         let mut whole = true;
         if let Stage::Open(open) = &mut connection.stage {
-            open.pinned_sends += 1;
-            open.pinned_bytes += open.in_flight_bytes as usize;
+            let flow = open.flow();
+            flow.pinned_sends += 1;
+            flow.pinned_bytes += flow.in_flight_bytes as usize;
             if let Ok(n) = &result
-                && *n < open.in_flight_bytes as usize
+                && *n < flow.in_flight_bytes as usize
             {
                 // The rest can't be sent before the kernel gives the batch back; `released` does
                 // it then, and until then the send counts as in flight.
                 whole = false;
-                open.in_flight_bytes -= *n as u32;
-                open.partial_at = Some(open.batch_at);
+                flow.in_flight_bytes -= *n as u32;
+                flow.partial = true;
                 self.stats.sent_bytes += *n as u64;
             }
         }
@@ -175,8 +178,9 @@ impl<I: Io> Shard<I> {
         };
         let ip = connection.address.ip();
         if let Stage::Open(open) = &mut connection.stage {
-            open.pinned_sends -= 1;
-            open.pinned_bytes -= batch.len_bytes();
+            let flow = open.flow.as_mut().expect("invariant: kept while a send is pinned");
+            flow.pinned_sends -= 1;
+            flow.pinned_bytes -= batch.len_bytes();
             if let ZeroCopy::On { copied: times } = &mut open.zero_copy {
                 *times = if copied { *times + 1 } else { 0 };
                 if *times >= COPIED_MAX {
@@ -184,9 +188,9 @@ impl<I: Io> Shard<I> {
                     self.choking.routes.was_copied(ip, now);
                 }
             }
-            if open.partial_at == Some(std::ptr::from_ref(&*batch).addr()) {
-                open.partial_at = None;
-                let rest = open.in_flight_bytes as usize;
+            if flow.partial && flow.batch_at == std::ptr::from_ref(&*batch).addr() {
+                flow.partial = false;
+                let rest = flow.in_flight_bytes as usize;
                 batch.advance(batch.len_bytes() - rest);
                 connection.operations -= 1;
                 connection.sending = false;
@@ -202,18 +206,24 @@ impl<I: Io> Shard<I> {
         self.stats.sent_bytes += bytes as u64;
         let Some(connection) = self.connections.get(key) else { return };
         if let Stage::Open(open) = &mut connection.stage {
-            let took = now.saturating_sub(open.sent_at);
-            if took < SEND_QUICK {
-                open.batch_blocks = (open.batch_blocks * 2).min(BATCH_BLOCKS_MAX);
-            } else if took > SEND_SLOW {
-                open.batch_blocks = (open.batch_blocks / 2).max(1);
-            }
-            for asked_at in open.in_flight.drain(..) {
-                self.stats.served(now.saturating_sub(asked_at));
-                self.stats.blocks += 1;
-            }
-            let payload = u64::from(std::mem::take(&mut open.payload_in_flight));
-            open.in_flight_bytes = 0;
+            let payload = match open.flow.as_mut().filter(|flow| flow.in_flight_bytes > 0) {
+                Some(flow) => {
+                    let took = now.saturating_sub(flow.sent_at);
+                    if took < SEND_QUICK {
+                        open.batch_blocks = (open.batch_blocks * 2).min(BATCH_BLOCKS_MAX);
+                    } else if took > SEND_SLOW {
+                        open.batch_blocks = (open.batch_blocks / 2).max(1);
+                    }
+                    for asked_at in flow.in_flight.drain(..) {
+                        self.stats.served(now.saturating_sub(asked_at));
+                        self.stats.blocks += 1;
+                    }
+                    flow.in_flight_bytes = 0;
+                    u64::from(std::mem::take(&mut flow.payload_in_flight))
+                }
+                // The handshake, on its way since before the connection was open.
+                None => 0,
+            };
             open.uploaded_bytes += payload;
             open.rate.add(payload, now);
             open.session.sent(now);
@@ -229,8 +239,10 @@ impl<I: Io> Shard<I> {
     /// A connection that ends with a batch half sent: what did not go whole is not counted (D4:
     /// totals are never over-counted).
     pub(crate) fn settle_partial(&mut self, open: &mut Open) {
-        open.in_flight.clear();
-        open.payload_in_flight = 0;
+        if let Some(flow) = &mut open.flow {
+            flow.in_flight.clear();
+            flow.payload_in_flight = 0;
+        }
     }
 
     fn settle_closing(&mut self, key: Key) {
