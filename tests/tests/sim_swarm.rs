@@ -490,8 +490,8 @@ fn nobody_who_is_interested_starves() {
     }
 }
 
-/// Who does not hear rejects is choked for a round where a disk fails for a while, and goes on then;
-/// by its own patience it would wait for half a minute.
+/// Who does not hear rejects is choked for a round where a disk fails for a while, and goes on
+/// then; by its own patience it would wait for half a minute.
 #[test]
 fn dropped_requests_are_asked_again_without_the_fast_extension() {
     for slots in [u32::MAX, 4] {
