@@ -5,6 +5,7 @@
 //! async, unsafe.
 //! Flow: shard and control feed it bytes and time; it answers with values.
 
+pub mod address;
 pub mod bencode;
 pub mod create;
 pub mod layout;

@@ -6,6 +6,7 @@ pub mod extended;
 mod frame;
 pub mod handshake;
 pub mod message;
+pub mod pex;
 mod violation;
 
 pub use frame::{FrameLimits, FrameReader};

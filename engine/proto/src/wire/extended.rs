@@ -1,10 +1,12 @@
-//! Owns: the payloads of the extension protocol: its handshake (BEP 10) and ut_metadata (BEP 9).
+//! Owns: the payloads of the extension protocol: its handshake (BEP 10), ut_metadata (BEP 9) and
+//! lt_donthave (BEP 54); ut_pex has a file of its own.
 //! Never: keeps a payload, or trusts a number in it beyond its type.
 //! Flow: the session parses what a peer said and encodes what we say, numbers as each side chose.
 
 use std::net::IpAddr;
 
 use crate::bencode::{Document, Encoder, Value};
+use crate::units::PieceIndex;
 use crate::wire::Violation;
 use crate::wire::message::{Message, prefix};
 
@@ -12,7 +14,12 @@ use crate::wire::message::{Message, prefix};
 pub const HANDSHAKE: u8 = 0;
 /// The number under which peers send us ut_metadata.
 pub const UT_METADATA: u8 = 1;
-/// The highest number that our handshake gives.
+/// The number under which peers will send us ut_pex (BEP 11).
+pub const UT_PEX: u8 = 2;
+/// The number under which peers will send us lt_donthave (BEP 54).
+pub const LT_DONTHAVE: u8 = 3;
+/// The highest number that our handshake gives. Sessions do not give those of ut_pex and
+/// lt_donthave yet.
 pub const LOCAL_ID_MAX: u8 = UT_METADATA;
 
 /// Metadata travels in parts of this size, the last one shorter (BEP 9).
@@ -23,6 +30,10 @@ pub const METADATA_PIECE_BYTES: usize = 16384;
 pub struct ExtensionHandshake<'a> {
     /// The number under which the sender wants ut_metadata; `Some(0)` switches it off.
     pub ut_metadata: Option<u8>,
+    /// The same for ut_pex.
+    pub ut_pex: Option<u8>,
+    /// The same for lt_donthave.
+    pub lt_donthave: Option<u8>,
     /// `v`: name and version of the client, as it was sent.
     pub client: Option<&'a [u8]>,
     /// `reqq`: requests that the sender queues without dropping.
@@ -49,7 +60,11 @@ impl<'a> ExtensionHandshake<'a> {
         let mut said = Self::default();
         for (key, value) in document.root().dict_iter() {
             match key {
-                b"m" => said.ut_metadata = value.dict_get("ut_metadata").and_then(number),
+                b"m" => {
+                    said.ut_metadata = value.dict_get("ut_metadata").and_then(number);
+                    said.ut_pex = value.dict_get("ut_pex").and_then(number);
+                    said.lt_donthave = value.dict_get("lt_donthave").and_then(number);
+                }
                 b"v" => said.client = value.as_bytes(),
                 b"reqq" => said.request_queue = number(value),
                 b"yourip" => said.your_ip = value.as_bytes().and_then(address),
@@ -67,8 +82,15 @@ impl<'a> ExtensionHandshake<'a> {
         let mut payload = Vec::with_capacity(160);
         let mut dict = Encoder::new(&mut payload);
         dict.begin_dict().key("m").begin_dict();
-        if let Some(id) = self.ut_metadata {
-            dict.key("ut_metadata").int(i64::from(id));
+        let numbers = [
+            ("lt_donthave", self.lt_donthave),
+            ("ut_metadata", self.ut_metadata),
+            ("ut_pex", self.ut_pex),
+        ];
+        for (name, id) in numbers {
+            if let Some(id) = id {
+                dict.key(name).int(i64::from(id));
+            }
         }
         dict.end();
         if let Some(bytes) = self.metadata_bytes {
@@ -150,6 +172,28 @@ impl<'a> MetadataMessage<'a> {
         out.push(receiver_id);
         out.extend_from_slice(&head);
         out.extend_from_slice(data);
+    }
+}
+
+/// lt_donthave (BEP 54): the sender lost a piece that it said it had. The payload is the piece's
+/// index in 4 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DontHave(pub PieceIndex);
+
+impl DontHave {
+    /// Reads the payload after the extension number.
+    ///
+    /// # Errors
+    /// Another length than 4.
+    pub fn parse(payload: &[u8]) -> Result<Self, Violation> {
+        let index = <[u8; 4]>::try_from(payload)
+            .map_err(|_| Violation::DontHaveLength { got: payload.len() })?;
+        Ok(Self(PieceIndex(u32::from_be_bytes(index))))
+    }
+
+    /// Appends the whole message under the number that the receiver chose.
+    pub fn encode(self, receiver_id: u8, out: &mut Vec<u8>) {
+        Message::Extended { id: receiver_id, payload: &self.0.0.to_be_bytes() }.encode(out);
     }
 }
 

@@ -51,6 +51,18 @@ pub enum Violation {
     MetadataMessage(bencode::Error),
     #[error("{bytes} bytes of metadata sent and more asked for")]
     MetadataFlood { bytes: u64 },
+    #[error("a metadata piece of a whole of {got} bytes, after {claimed} were claimed")]
+    MetadataTotal { got: u32, claimed: u32 },
+    #[error("metadata piece {piece} has {got} bytes, expected were {expected}")]
+    MetadataLength { piece: u32, got: usize, expected: usize },
+    #[error("metadata piece {piece} of a whole that has {count}")]
+    MetadataOutOfRange { piece: u32, count: u32 },
+    #[error("a peer exchange message that is not bencode: {0}")]
+    PexMessage(bencode::Error),
+    #[error("peer exchange more often than once a minute, {ignored} messages too many")]
+    PexFlood { ignored: u32 },
+    #[error("an lt_donthave message of {got} bytes, expected were 4")]
+    DontHaveLength { got: usize },
     #[error("nothing heard for {0:?}")]
     Silent(Duration),
     #[error("nobody interested for {0:?}")]

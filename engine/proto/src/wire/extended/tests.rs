@@ -21,6 +21,8 @@ fn writes_sorted_keys() {
     let mut out = Vec::new();
     ExtensionHandshake {
         ut_metadata: Some(1),
+        ut_pex: Some(2),
+        lt_donthave: Some(3),
         client: Some(b"seedring 0.1"),
         request_queue: Some(2000),
         your_ip: Some([10, 0, 0, 1].into()),
@@ -29,7 +31,8 @@ fn writes_sorted_keys() {
         listen_port: Some(6881),
     }
     .encode(&mut out);
-    let payload = b"d1:md11:ut_metadatai1ee13:metadata_sizei31235e1:pi6881e4:reqqi2000e\
+    let payload = b"d1:md11:lt_donthavei3e11:ut_metadatai1e6:ut_pexi2ee\
+        13:metadata_sizei31235e1:pi6881e4:reqqi2000e\
         11:upload_onlyi1e1:v12:seedring 0.16:yourip4:\x0a\0\0\x01e";
     assert_eq!(&out[6..], payload);
     assert_eq!(out[..6], [0, 0, 0, payload.len() as u8 + 2, 20, 0]);
@@ -45,6 +48,34 @@ fn senseless_values_count_as_not_said() {
     for garbage in [&b""[..], b"d", b"hello", b"d1:v99999999999:"] {
         let parsed = ExtensionHandshake::parse(garbage);
         assert!(matches!(parsed, Err(Violation::ExtensionHandshake(_))), "{garbage:?}");
+    }
+}
+
+#[test]
+fn the_numbers_that_a_peer_chose() {
+    let said = ExtensionHandshake::parse(
+        b"d1:md11:lt_donthavei7e11:ut_metadatai2e6:ut_pexi0e11:upload_onlyi3eee",
+    );
+    let expected = ExtensionHandshake {
+        ut_metadata: Some(2),
+        ut_pex: Some(0),
+        lt_donthave: Some(7),
+        ..Default::default()
+    };
+    assert_eq!(said, Ok(expected));
+    let said = ExtensionHandshake::parse(b"d1:md11:lt_donthavei256e6:ut_pexi-1eee");
+    assert_eq!(said, Ok(ExtensionHandshake::default()));
+}
+
+#[test]
+fn dont_have_is_a_piece_and_nothing_else() {
+    let mut out = Vec::new();
+    DontHave(PieceIndex(0x0102_0304)).encode(7, &mut out);
+    assert_eq!(out, [0, 0, 0, 6, 20, 7, 1, 2, 3, 4]);
+    assert_eq!(DontHave::parse(&out[6..]), Ok(DontHave(PieceIndex(0x0102_0304))));
+    for payload in [&b""[..], b"abc", b"abcde"] {
+        let length = Violation::DontHaveLength { got: payload.len() };
+        assert_eq!(DontHave::parse(payload), Err(length));
     }
 }
 
@@ -84,5 +115,6 @@ proptest! {
     fn random_payloads_never_panic(payload in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = ExtensionHandshake::parse(&payload);
         let _ = MetadataMessage::parse(&payload);
+        let _ = DontHave::parse(&payload);
     }
 }
