@@ -4,6 +4,7 @@
 
 mod allowed_fast;
 mod client;
+pub mod pex;
 mod remote_pieces;
 pub mod requests;
 pub mod session;

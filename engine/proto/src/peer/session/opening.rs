@@ -71,6 +71,7 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
         upload_only: options.upload_only.then_some(true),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         listen_port: options.listen_port,
+        ..ExtensionHandshake::default()
     }
     .encode(out);
 }
