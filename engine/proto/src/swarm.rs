@@ -1,8 +1,10 @@
-//! Owns: decisions over all peers at once: who is served, which piece is taken up next.
+//! Owns: decisions over all peers at once: who is served, which piece is taken up next, who gives
+//! metadata, who is dialled.
 //! Never: holds a session or a connection; sees peers as values.
 //! Flow: the shard's timer hands candidates in and carries the decisions out.
 
 pub mod choker;
+pub mod metadata;
 pub mod picker;
 
 pub use choker::{Candidate, Choker, Slots};
