@@ -6,6 +6,7 @@
 pub mod choker;
 pub mod metadata;
 pub mod picker;
+pub mod roster;
 
 pub use choker::{Candidate, Choker, Slots};
 pub use picker::Picker;
