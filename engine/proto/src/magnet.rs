@@ -2,6 +2,7 @@
 //! Never: resolves a host or asks a tracker.
 //! Flow: links that users give come in; links to torrents that are shared go out.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -9,7 +10,7 @@ use std::str::FromStr;
 use crate::limits::{ADDRESSES_MAX, MAGNET_BYTES_MAX};
 use crate::metainfo::{Metainfo, usable_url};
 use crate::sanitise;
-use crate::units::{InfoHash, InfoHashError};
+use crate::units::{FileIndex, InfoHash, InfoHashError};
 
 const BTIH: &str = "urn:btih:";
 const BTMH: &str = "urn:btmh:";
@@ -67,6 +68,23 @@ impl Magnet {
             peers: Vec::new(),
             select: Vec::new(),
         }
+    }
+}
+
+impl Magnet {
+    /// The trackers as tiers (BEP 12): a link says nothing of an order among them, so each is a
+    /// tier of its own, as in libtorrent and qBittorrent. All of them are then announced to where
+    /// that is wished, and one that is there twice is asked once.
+    pub fn tiers(&self) -> Vec<Vec<String>> {
+        let mut seen = BTreeSet::new();
+        let once = self.trackers.iter().filter(|url| seen.insert(url.as_str()));
+        once.map(|url| vec![url.clone()]).collect()
+    }
+
+    /// Whether the link asks for this file (BEP 53). Indices past the torrent's last file mean
+    /// nothing.
+    pub fn selects(&self, file: FileIndex) -> bool {
+        self.select.is_empty() || self.select.iter().any(|range| range.contains(&file.0))
     }
 }
 
@@ -147,9 +165,11 @@ impl Magnet {
             "x.pe" if room(self.peers.len()) => {
                 self.peers.extend(url(value).as_deref().and_then(peer));
             }
-            "so" if self.select.is_empty() => {
-                let ranges = value.split(',').filter_map(range);
-                self.select = ranges.take(ADDRESSES_MAX).collect();
+            "so" => {
+                let ranges = decode(value, false);
+                let ranges = String::from_utf8_lossy(&ranges);
+                let room = ADDRESSES_MAX - self.select.len();
+                self.select.extend(ranges.split(',').filter_map(range).take(room));
             }
             _ => {}
         }

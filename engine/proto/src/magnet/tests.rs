@@ -42,6 +42,56 @@ fn reads_what_users_paste() {
 }
 
 #[test]
+fn each_tracker_is_a_tier() {
+    let link = format!("magnet:?xt=urn:btih:{HEX}&tr=udp://b&tr=http://a/x&tr=udp%3A%2F%2Fb");
+    let magnet: Magnet = link.parse().expect("valid");
+    assert_eq!(magnet.tiers(), [["udp://b"], ["http://a/x"]]);
+    assert!(Magnet::new(hash()).tiers().is_empty());
+}
+
+#[test]
+fn selected_files() {
+    let selects = |so: &str| {
+        let link = format!("magnet:?xt=urn:btih:{HEX}&so={so}");
+        let magnet: Magnet = link.parse().expect("valid");
+        (0..8).filter(|at| magnet.selects(FileIndex(*at))).collect::<Vec<u32>>()
+    };
+    // The example of BEP 53, and as it looks when all of the value is encoded.
+    assert_eq!(selects("0,2,4,6-8"), [0, 2, 4, 6, 7]);
+    assert_eq!(selects("0%2C2%2C4%2C6-8"), [0, 2, 4, 6, 7]);
+    assert_eq!(selects("1&so=3"), [1, 3], "more of a kind add up");
+    assert_eq!(selects("5-4294967295"), [5, 6, 7]);
+    for nonsense in ["", "x", "-1", "3-", "7-3", "4294967296"] {
+        assert_eq!(selects(nonsense).len(), 8, "{nonsense:?} selects nothing: all are wanted");
+    }
+}
+
+#[test]
+fn peers_to_begin_with() {
+    let peers = |text: &str| {
+        let link = format!("magnet:?xt=urn:btih:{HEX}&x.pe={text}");
+        link.parse::<Magnet>().expect("valid").peers
+    };
+    let table = [
+        ("1.2.3.4:5", Some(("1.2.3.4", 5))),
+        ("%5B2001:db8::1%5D:6881", Some(("2001:db8::1", 6881))),
+        ("example.org%3A80", Some(("example.org", 80))),
+        ("2001:db8::1:6881", None),
+        ("[1.2.3.4]:5", None),
+        ("1.2.3.4", None),
+        ("1.2.3.4:0", None),
+        ("1.2.3.4:65536", None),
+        (":5", None),
+        ("a%0Ab:5", None),
+    ];
+    for (text, peer) in table {
+        let expected: Vec<_> =
+            peer.into_iter().map(|(host, port)| (host.to_owned(), port)).collect();
+        assert_eq!(peers(text), expected, "{text}");
+    }
+}
+
+#[test]
 fn names_are_sanitised() {
     let link = format!("magnet:?xt=urn:btih:{HEX}&dn=..%2F..%2Fetc%00%0A");
     assert_eq!(link.parse::<Magnet>().expect("valid").name.as_deref(), Some("....etc_"));
@@ -73,6 +123,11 @@ fn refuses_with_a_reason() {
 fn addresses_are_bounded() {
     let link = format!("magnet:?xt=urn:btih:{HEX}{}", "&tr=udp:a".repeat(5000));
     assert_eq!(link.parse::<Magnet>().expect("valid").trackers.len(), ADDRESSES_MAX);
+    let many = "&so=1,3,5,7,9".repeat(400);
+    let link = format!("magnet:?xt=urn:btih:{HEX}{many}{}", "&x.pe=a:1&ws=http:a".repeat(2000));
+    let magnet: Magnet = link.parse().expect("valid");
+    let lists = [magnet.select.len(), magnet.peers.len(), magnet.web_seeds.len()];
+    assert_eq!(lists, [ADDRESSES_MAX; 3]);
 }
 
 #[test]
