@@ -26,7 +26,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A descriptor of a backend outside this crate (the simulator's sockets and files).
-pub trait Virtual: Send + Any {
+pub trait Virtual: Send + Sync + Any {
     fn id(&self) -> u64;
 
     fn local_addr(&self) -> Option<SocketAddr> {
@@ -67,6 +67,17 @@ impl Descriptor {
         match self {
             Descriptor::Os(_) => None,
             Descriptor::Virtual(it) => Some(&**it),
+        }
+    }
+
+    fn try_clone(&self) -> io::Result<Descriptor> {
+        match self {
+            Descriptor::Os(fd) => Ok(Descriptor::Os(fd.try_clone()?)),
+            Descriptor::Virtual(it) => {
+                let clone = it.try_clone();
+                let clone = clone.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+                Ok(Descriptor::Virtual(clone))
+            }
         }
     }
 
@@ -176,15 +187,17 @@ impl OwnedSocket {
     }
 }
 
+impl OwnedFile {
+    /// A second descriptor on the same open file.
+    pub fn try_clone(&self) -> io::Result<OwnedFile> {
+        Ok(OwnedFile { inner: self.inner.try_clone()? })
+    }
+}
+
 impl File {
     /// A second descriptor on the same open file, for another thread.
     pub fn try_clone_owned(&self) -> io::Result<OwnedFile> {
-        let inner = match &*self.inner {
-            Descriptor::Os(fd) => Descriptor::Os(fd.try_clone()?),
-            Descriptor::Virtual(it) => Descriptor::Virtual(
-                it.try_clone().ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?,
-            ),
-        };
+        let inner = self.inner.try_clone()?;
         Ok(OwnedFile { inner })
     }
 }

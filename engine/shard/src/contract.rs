@@ -84,6 +84,22 @@ pub enum Event {
         torrent: TorrentId,
         piece: PieceIndex,
     },
+    /// Nothing that is wanted of a download is missing any more, as this shard sees it; all of it
+    /// is synced. Control compares with the bits, and takes `Shared::download` away.
+    Complete(TorrentId),
+    /// A download can't be written on: it is halted (`Download::halt`) until control lets it go on.
+    /// What was being written is not had; nothing else is lost.
+    WriteFailed {
+        torrent: TorrentId,
+        path: PathBuf,
+        error: io::Error,
+    },
+    /// A peer sent blocks of a piece that failed its hash, and nobody else did: it is banned.
+    Poisoned {
+        torrent: TorrentId,
+        address: SocketAddr,
+        piece: PieceIndex,
+    },
     /// A file can't be read as the torrent says. Nothing is served from it.
     Trouble {
         torrent: TorrentId,

@@ -162,6 +162,7 @@ impl SimTorrent {
             base_is_file: false,
             stamps: Box::new([]),
             direct_io,
+            writing: None,
         })
     }
 }

@@ -163,6 +163,7 @@ pub fn contents_of(
         base_is_file: place.single_file,
         stamps: stamps.clone(),
         direct_io,
+        writing: None,
     })
 }
 

@@ -125,6 +125,7 @@ pub(crate) fn contents(piece_bytes: u32, files: &[u64], byte: u8) -> Contents {
         base_is_file: false,
         stamps: Box::new([]),
         direct_io: false,
+        writing: None,
     }
 }
 

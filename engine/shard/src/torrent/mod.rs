@@ -5,6 +5,7 @@
 //! Never: connections, sockets, decisions on when to announce. Flow: control makes it, shards read
 //! it.
 
+mod download;
 mod local;
 mod piece_map;
 
@@ -17,6 +18,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use seedring_platform::{descriptors::OwnedFile, op::Allocation};
 use seedring_proto::{
     layout::Layout,
     metainfo::PieceHashes,
@@ -24,6 +26,7 @@ use seedring_proto::{
 };
 
 pub use self::{
+    download::{Choice, Download, PRIORITY_NORMAL},
     local::{Local, View},
     piece_map::PieceMap,
 };
@@ -68,8 +71,13 @@ pub struct Shared {
     pub epoch: AtomicU32,
     /// Peers that want something, on all shards.
     pub interested: AtomicU32,
+    /// While something that is wanted is missing: what shards share about getting it. Put here by
+    /// control before `Phase::Active`, taken away by control when all is there and synced.
+    pub download: ArcSwapOption<Download>,
     /// Payload bytes sent, all time (from the store, then counted up).
     pub uploaded_bytes: AtomicU64,
+    /// Payload bytes received, all time, as trackers count them: what was thrown away as well.
+    pub downloaded_bytes: AtomicU64,
     pub upload: Meter,
     pub connections_max: AtomicU32,
     /// Unchoke slots; `u32::MAX` is unlimited.
@@ -89,7 +97,9 @@ impl Shared {
             by_shard: Box::new([AtomicU32::new(0)]),
             epoch: AtomicU32::new(0),
             interested: AtomicU32::new(0),
+            download: ArcSwapOption::empty(),
             uploaded_bytes: AtomicU64::new(0),
+            downloaded_bytes: AtomicU64::new(0),
             upload: Meter::new(None),
             connections_max: AtomicU32::new(u32::MAX),
             slots: AtomicU32::new(u32::MAX),
@@ -179,6 +189,19 @@ pub struct Contents {
     /// is at the first open. May be empty.
     pub stamps: Box<[Option<Stamp>]>,
     pub direct_io: bool,
+    /// `Some`: this torrent is downloaded; without it, nothing is ever written.
+    pub writing: Option<Writing>,
+}
+
+/// Where a downloading torrent's files are made.
+#[derive(Debug)]
+pub struct Writing {
+    /// The folder that control opened when it had made sure that it is the right one, and not what
+    /// lies under a disk that is not mounted. Files are opened and made beneath it, by the layout's
+    /// paths (a single file: by the last component of `base`). Whatever happens to the path
+    /// afterwards, nothing is made elsewhere.
+    pub folder: OwnedFile,
+    pub allocation: Allocation,
 }
 
 /// What a file was when its pieces were verified.

@@ -69,6 +69,11 @@ impl PieceMap {
         flip(&word.verified, bit, on, &self.verified_count)
     }
 
+    /// Verified bits of 64 pieces from `64 * at`, the lowest bit the first.
+    pub fn verified_word(&self, at: usize) -> u64 {
+        self.words[at].verified.load(Ordering::Acquire)
+    }
+
     pub fn offered_count(&self) -> u32 {
         self.settled(&self.offered_count)
     }
