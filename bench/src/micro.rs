@@ -2,6 +2,7 @@
 //! Never: starts an engine. Flow: one subcommand a part.
 
 mod device;
+mod hash;
 mod zero_copy;
 
 use std::process::ExitCode;
@@ -16,12 +17,15 @@ pub struct Options {
 
 #[derive(clap::Subcommand)]
 enum Part {
+    /// Hash pieces side by side, with each kernel that this CPU has.
+    Hash(hash::Options),
     /// Send cached blocks to a device that only takes frames, copying and zero-copy.
     ZeroCopy(zero_copy::Options),
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
     match options.part {
+        Part::Hash(options) => hash::run(&options),
         Part::ZeroCopy(options) => zero_copy::run(&options),
     }
 }
