@@ -1,22 +1,32 @@
-//! Owns: the SHA-1 of each piece of scanned content, several pieces at a time.
-//! Never: keeps more than a window a thread in memory, or a file open longer than it is read.
-//! Flow: `make` calls it; threads take the next piece until there is none.
+//! Owns: the SHA-1 of each piece of scanned content, many pieces at a time.
+//! Never: keeps more than a window a lane in memory, or many files open.
+//! Flow: `make` calls it; each thread has as many lanes as hash best side by side, and each lane
+//! takes the next piece until there is none.
 
+use std::collections::VecDeque;
 use std::fs::File;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use sha1::{Digest, Sha1};
+use rustix::fs::{Advice, fadvise};
+use seedring_platform::hash::{Feed, Pace, PieceHasher, Sha1Hash, update_many};
 
 use super::{Content, Error, at};
 
 /// Called with the bytes hashed so far; `false` stops the work.
 pub type Progress<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 
+/// What a lane reads in one go.
 const WINDOW_BYTES: usize = 256 << 10;
+/// What a lane announces to the kernel in one go: lanes read at different places, and a disk that
+/// has to seek for each of their windows would be slow.
+const AHEAD_BYTES: u64 = 4 << 20;
 const THREADS_MAX: usize = 8;
+/// Open files of a thread.
+const OPEN_MAX: usize = 16;
 const HASH_BYTES: usize = 20;
 
 struct Work<'a> {
@@ -61,9 +71,10 @@ pub(super) fn hash_pieces(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if threads == 0 { cores.min(THREADS_MAX) } else { threads.min(THREADS_MAX) };
     let threads = threads.clamp(1, pieces as usize);
+    let lanes = Pace::measured().streams().min((pieces as usize).div_ceil(threads));
     let mut hashes = vec![0; pieces as usize * HASH_BYTES];
-    let done: Vec<Vec<(u32, [u8; HASH_BYTES])>> = std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| work.run())).collect();
+    let done: Vec<Vec<(u32, Sha1Hash)>> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| work.run(lanes))).collect();
         running
             .into_iter()
             .map(|thread| thread.join().expect("invariant: it never panics"))
@@ -80,79 +91,159 @@ pub(super) fn hash_pieces(
 }
 
 impl Work<'_> {
-    fn run(&self) -> Vec<(u32, [u8; HASH_BYTES])> {
-        let mut reader = Reader { work: self, open: None, window: vec![0; WINDOW_BYTES] };
+    fn run(&self, lanes: usize) -> Vec<(u32, Sha1Hash)> {
         let mut done = Vec::new();
-        loop {
-            let piece = self.next.fetch_add(1, Ordering::Relaxed);
-            if piece >= self.pieces {
-                return done;
+        if let Err(error) = self.hash_side_by_side(lanes, &mut done) {
+            // Partner: the load before each window. Only to stop soon; nothing rests on it.
+            self.stop.store(true, Ordering::Relaxed);
+            let mut failure = self.failure.lock().expect("invariant: no panic with it");
+            failure.get_or_insert(error);
+        }
+        done
+    }
+
+    /// All lanes fill their windows, then all windows are hashed.
+    fn hash_side_by_side(
+        &self,
+        lanes: usize,
+        done: &mut Vec<(u32, Sha1Hash)>,
+    ) -> Result<(), Error> {
+        let mut reader = Reader { work: self, open: VecDeque::new() };
+        let mut lanes: Vec<Lane> = (0..lanes).map_while(|_| self.next_piece()).collect();
+        while !lanes.is_empty() {
+            let mut bytes = 0;
+            for lane in &mut lanes {
+                reader.fill(lane)?;
+                bytes += lane.filled as u64;
             }
-            match reader.hash(piece) {
-                Ok(hash) => done.push((piece, hash)),
-                Err(error) => {
-                    // Partner: the load before each window. Only to stop soon; nothing rests on it.
-                    self.stop.store(true, Ordering::Relaxed);
-                    let mut failure = self.failure.lock().expect("invariant: no panic with it");
-                    failure.get_or_insert(error);
-                    return done;
+            hash_windows(&mut lanes);
+            let hashed = self.hashed_bytes.fetch_add(bytes, Ordering::Relaxed);
+            if !(self.progress)(hashed + bytes) {
+                return Err(Error::Cancelled);
+            }
+            let mut index = 0;
+            while index < lanes.len() {
+                let lane = &mut lanes[index];
+                if lane.at_byte < lane.end {
+                    index += 1;
+                    continue;
+                }
+                done.push((lane.piece, std::mem::take(&mut lane.hasher).finish()));
+                match self.next_piece() {
+                    Some(next) => {
+                        let window = std::mem::take(&mut lane.window);
+                        *lane = Lane { window, ..next };
+                    }
+                    None => drop(lanes.swap_remove(index)),
                 }
             }
         }
+        Ok(())
     }
+
+    fn next_piece(&self) -> Option<Lane> {
+        let piece = self.next.fetch_add(1, Ordering::Relaxed);
+        if piece >= self.pieces {
+            return None;
+        }
+        let at_byte = u64::from(piece) * self.piece_bytes;
+        Some(Lane {
+            piece,
+            at_byte,
+            end: (at_byte + self.piece_bytes).min(self.content.total_bytes),
+            // The last that starts at or before the piece; empty ones before it are passed over.
+            file: self.offsets.partition_point(|offset| *offset <= at_byte) - 1,
+            announced_to: 0,
+            hasher: PieceHasher::new(),
+            window: Vec::new(),
+            filled: 0,
+        })
+    }
+}
+
+fn hash_windows(lanes: &mut [Lane]) {
+    let parts = lanes.iter_mut().map(|lane| (&mut lane.hasher, &lane.window[..lane.filled]));
+    let (hashers, windows): (Vec<&mut PieceHasher>, Vec<&[u8]>) = parts.unzip();
+    let pairs = hashers.into_iter().zip(&windows);
+    let feed = |(hasher, window)| Feed { hasher, parts: std::slice::from_ref(window) };
+    update_many(&mut pairs.map(feed).collect::<Vec<_>>());
+}
+
+/// A piece that is being read and hashed.
+struct Lane {
+    piece: u32,
+    /// Where in the torrent it goes on, and where the piece ends.
+    at_byte: u64,
+    end: u64,
+    /// The file that `at_byte` is in.
+    file: usize,
+    /// Bytes of the torrent that the kernel was told of.
+    announced_to: u64,
+    hasher: PieceHasher,
+    window: Vec<u8>,
+    filled: usize,
 }
 
 struct Reader<'a> {
     work: &'a Work<'a>,
-    /// The file read last: neighbouring pieces are mostly in the same one.
-    open: Option<(usize, File, PathBuf)>,
-    window: Vec<u8>,
+    /// Files read last, the last one first: neighbouring pieces are mostly in the same ones.
+    open: VecDeque<(usize, File, PathBuf)>,
 }
 
 impl Reader<'_> {
-    fn hash(&mut self, piece: u32) -> Result<[u8; HASH_BYTES], Error> {
+    /// Reads the next window of a piece, over as many files as it takes.
+    fn fill(&mut self, lane: &mut Lane) -> Result<(), Error> {
         let work = self.work;
-        let mut at_byte = u64::from(piece) * work.piece_bytes;
-        let end = (at_byte + work.piece_bytes).min(work.content.total_bytes);
-        // The last file that starts at or before the piece; empty files before it are passed over.
-        let mut index = work.offsets.partition_point(|offset| *offset <= at_byte) - 1;
-        let mut hasher = Sha1::new();
-        while at_byte < end {
-            if work.stop.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
-            let file = &work.content.files[index];
-            let file_end = work.offsets[index] + file.length;
-            if at_byte >= file_end {
-                index += 1;
+        if work.stop.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        // Lossless: at most the window.
+        let wanted = (lane.end - lane.at_byte).min(WINDOW_BYTES as u64) as usize;
+        // The first window of a lane is its longest.
+        lane.window.resize(lane.window.len().max(wanted), 0);
+        lane.filled = 0;
+        while lane.filled < wanted {
+            let start = work.offsets[lane.file];
+            let file_end = start + work.content.files[lane.file].length;
+            if lane.at_byte >= file_end {
+                lane.file += 1;
                 continue;
             }
-            // Lossless: at most the window.
-            let length = (end.min(file_end) - at_byte).min(WINDOW_BYTES as u64) as usize;
-            self.read(index, at_byte - work.offsets[index], length)?;
-            hasher.update(&self.window[..length]);
-            at_byte += length as u64;
-            let hashed = work.hashed_bytes.fetch_add(length as u64, Ordering::Relaxed);
-            if !(work.progress)(hashed + length as u64) {
-                return Err(Error::Cancelled);
+            let left = (wanted - lane.filled) as u64;
+            let length = (file_end - lane.at_byte).min(left) as usize;
+            let (_, file, path) = self.open(lane.file)?;
+            let offset = lane.at_byte - start;
+            if lane.at_byte >= lane.announced_to {
+                let ahead = (file_end.min(lane.end) - lane.at_byte).min(AHEAD_BYTES);
+                // Only advice: where the file system takes none, reading is as good as before.
+                let _ = fadvise(file, offset, NonZero::new(ahead), Advice::WillNeed);
+                lane.announced_to = lane.at_byte + ahead;
             }
+            let into = &mut lane.window[lane.filled..lane.filled + length];
+            match file.read_exact_at(into, offset) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    return Err(Error::Changed(path.clone()));
+                }
+                Err(source) => return Err(at(path, source)),
+            }
+            lane.filled += length;
+            lane.at_byte += length as u64;
         }
-        Ok(hasher.finalize().into())
+        Ok(())
     }
 
-    fn read(&mut self, index: usize, offset: u64, length: usize) -> Result<(), Error> {
-        if self.open.as_ref().is_none_or(|(open, ..)| *open != index) {
-            let path = self.work.content.file_path(&self.work.content.files[index]);
-            let file = File::open(&path).map_err(|source| at(&path, source))?;
-            self.open = Some((index, file, path));
-        }
-        let (_, file, path) = self.open.as_ref().expect("invariant: opened above");
-        match file.read_exact_at(&mut self.window[..length], offset) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Err(Error::Changed(path.clone()))
+    fn open(&mut self, index: usize) -> Result<&(usize, File, PathBuf), Error> {
+        match self.open.iter().position(|(open, ..)| *open == index) {
+            Some(0) => {}
+            Some(place) => self.open.make_contiguous()[..=place].rotate_right(1),
+            None => {
+                let path = self.work.content.file_path(&self.work.content.files[index]);
+                let file = File::open(&path).map_err(|source| at(&path, source))?;
+                self.open.truncate(OPEN_MAX - 1);
+                self.open.push_front((index, file, path));
             }
-            Err(source) => Err(at(path, source)),
         }
+        Ok(&self.open[0])
     }
 }
