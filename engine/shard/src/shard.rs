@@ -24,7 +24,7 @@ use crate::{
     storage::{self, News, Part, Storage},
     token::Target,
     torrent::{Local, TorrentId},
-    verify::Verify,
+    verify::{HASH_TIME, Verify},
 };
 
 /// Completions taken a tick.
@@ -35,8 +35,6 @@ const MESSAGES_MAX: usize = 64;
 const TIMERS_MAX: usize = 256;
 /// Connections served a tick.
 const PUMPS_MAX: usize = 512;
-/// Bytes hashed a tick: about 150 µs, so that verification never holds uploads up for long.
-const HASH_BYTES_MAX: usize = 256 << 10;
 /// Housekeeping interval.
 const CHORES_EVERY: Duration = Duration::from_secs(1);
 
@@ -54,6 +52,8 @@ pub struct Options {
     pub shard: usize,
     pub globals: Arc<Globals>,
     pub storage: storage::Options,
+    /// How many pieces go side by side, and how long they take.
+    pub hashing: seedring_platform::hash::Pace,
     /// A descriptor of `/`.
     pub root: File,
     /// Mixed into what is random in sessions.
@@ -184,7 +184,7 @@ impl<I: Io> Shard<I> {
         self.deliver_news();
         self.wake_throttled(now);
         self.wake_starved();
-        let hashing = self.verify_step(HASH_BYTES_MAX);
+        let hashing = self.verify_step(HASH_TIME);
         self.deliver_news();
         self.dial_next();
         let pumping = self.pump_ready(PUMPS_MAX);

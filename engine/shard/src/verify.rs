@@ -5,36 +5,45 @@
 //! Never: reading (storage), what follows from a bad file (control). Flow: Command::Verify or a
 //! request for an unverified piece -> gather -> hash -> piece map -> event, waiting connections.
 //!
-//! At most 256 KiB are hashed a tick, so that uploads go on beside it. Bytes pass through the block
-//! cache: a piece that a peer asked for is read once, and a scan of everything leaves the cache as
-//! it was.
+//! Pieces are hashed side by side, what is there of each, about 150 microseconds a tick, so that
+//! uploads go on beside it. Bytes pass through the block cache: a piece that a peer asked for is
+//! read once, and a scan of everything leaves the cache as it was.
 //!
 //! A piece is verified only if none of its files was found changed, by any shard, between its first
 //! byte and its bit: `Shared::epoch` moves on before bits are cleared, and is compared before and
 //! after a bit is set.
 
+mod ahead;
+
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     path::PathBuf,
     sync::atomic::Ordering,
+    time::Duration,
 };
 
-use seedring_platform::{hash::PieceHasher, memory::Class, op::Io};
+use seedring_platform::{
+    hash::{Feed, PieceHasher, update_many},
+    memory::Class,
+    op::Io,
+};
 use seedring_proto::units::{FileIndex, PieceIndex};
 
+use self::ahead::Width;
 use crate::{
     connections::Key,
     contract::{Event, Trouble},
     shard::Shard,
     storage::{Gather, cache::Waiter},
-    torrent::{Contents, Local, TorrentId},
+    torrent::{Local, TorrentId},
 };
 
+/// Time for hashing a tick, so that verification never holds uploads up for long.
+pub const HASH_TIME: Duration = Duration::from_micros(150);
 /// Jobs worked on at once: many small torrents are bound by opens, not by hashing.
 const ACTIVE_MAX: usize = 32;
-/// Bytes read ahead of the hashing, over all active jobs; at most a quarter of the pool.
-const AHEAD_BYTES: u64 = 8 << 20;
-/// Bytes hashed in one go.
+/// Bytes of a piece hashed in one go.
 const STEP_BYTES: u32 = 64 << 10;
 /// Pieces after which progress is told.
 const REPORT_PIECES: u32 = 64;
@@ -52,21 +61,44 @@ pub struct Verify {
     /// Pieces that peers wait for: served first. At most `WANTED_MAX`.
     urgent: VecDeque<Job>,
     wanted: HashMap<(TorrentId, PieceIndex), Vec<Key>>,
+    width: Width,
 }
 
+/// Pieces of a torrent, some of which are under way.
 struct Job {
     torrent: TorrentId,
-    piece: PieceIndex,
+    /// The first that is not begun, and the one after the last.
+    next: u32,
     end: u32,
     offer: bool,
     /// A peer waits for it; no progress is told.
     urgent: bool,
+    /// Pieces under way, in order.
+    lanes: Vec<Lane>,
+    ahead_to: u64,
+    report: Report,
+}
+
+/// A piece that is being hashed.
+struct Lane {
+    piece: PieceIndex,
     hasher: PieceHasher,
     done_bytes: u32,
     /// The torrent's epoch when the piece was begun.
     epoch: u32,
     ahead_to: u64,
-    report: Report,
+    found: Found,
+}
+
+/// What a look for a lane's next bytes found.
+#[derive(Default)]
+enum Found {
+    #[default]
+    Nothing,
+    /// So many bytes, in these of the shard's `parts`.
+    Bytes(u32, Range<usize>),
+    /// A file of it is in trouble.
+    Failed,
 }
 
 #[derive(Default)]
@@ -76,38 +108,34 @@ struct Report {
     bytes: u64,
 }
 
-enum Turn {
-    /// Hashed something; more may be ready.
-    Hashed(usize),
-    /// Waits for reads or memory.
-    Waiting,
-    Finished,
-}
-
 impl Job {
     fn new(torrent: TorrentId, first: PieceIndex, count: u32, offer: bool, urgent: bool) -> Self {
         Job {
             torrent,
-            piece: first,
+            next: first.0,
             end: first.0.saturating_add(count),
             offer,
             urgent,
-            hasher: PieceHasher::new(),
-            done_bytes: 0,
-            epoch: 0,
+            lanes: Vec::new(),
             ahead_to: 0,
             report: Report::default(),
         }
     }
 
-    /// Begins its piece (again): what was hashed of it counts for nothing.
-    fn restart(&mut self, epoch: u32) {
-        if self.done_bytes > 0 {
-            self.hasher = PieceHasher::new();
-            self.done_bytes = 0;
-        }
-        self.ahead_to = 0;
-        self.epoch = epoch;
+    fn is_finished(&self) -> bool {
+        self.lanes.is_empty() && self.next >= self.end
+    }
+
+    fn give_up(&mut self) {
+        self.lanes.clear();
+        self.next = self.end;
+    }
+}
+
+impl Lane {
+    fn new(piece: PieceIndex, epoch: u32) -> Self {
+        let hasher = PieceHasher::new();
+        Lane { piece, hasher, done_bytes: 0, epoch, ahead_to: 0, found: Found::Nothing }
     }
 }
 
@@ -164,8 +192,8 @@ impl<I: Io> Shard<I> {
         self.verify.ready = true;
     }
 
-    /// Hashes up to `budget` bytes. `true`: there is more to do at once.
-    pub(crate) fn verify_step(&mut self, budget: usize) -> bool {
+    /// Hashes for about as long as `budget`. `true`: there is more to do at once.
+    pub(crate) fn verify_step(&mut self, budget: Duration) -> bool {
         // Each tick, also where nothing is hashed: what the machine could not do is tried again.
         self.storage.go_on(&mut self.io);
         if !std::mem::take(&mut self.verify.ready) {
@@ -173,46 +201,161 @@ impl<I: Io> Shard<I> {
         }
         let mut left = budget;
         for urgent in [true, false] {
-            if self.verify_queue(urgent, &mut left) {
-                self.verify.ready = true;
-                return true;
+            while let Some(spent) = self.verify_batch(urgent) {
+                left = left.saturating_sub(spent);
+                if left < spent {
+                    self.verify.ready = true;
+                    self.verify.width.hashing_is_behind();
+                    return true;
+                }
             }
         }
+        let now = self.io.now();
+        self.verify.width.disk_is_behind(now, self.stats.hashed_bytes);
         false
     }
 
-    /// Each job of a queue goes on as far as its bytes are there. `true`: the budget is used up.
-    fn verify_queue(&mut self, urgent: bool, left: &mut usize) -> bool {
-        // Jobs at the back of the queue that had their turn and wait.
-        let mut waiting = 0;
-        loop {
-            let Verify { jobs, active, urgent: asked_for, .. } = &mut self.verify;
-            if !urgent {
-                let room = ACTIVE_MAX.saturating_sub(active.len()).min(jobs.len());
-                active.extend(jobs.drain(..room));
-            }
-            let queue = if urgent { asked_for } else { active };
-            if waiting >= queue.len() {
-                return false;
-            }
-            let Some(mut job) = queue.pop_front() else { return false };
-            let turn = self.verify_turn(&mut job);
+    /// Hashes what is there of as many pieces as go side by side, of the jobs at the front of a
+    /// queue, which go to its back. Answers how long it took; `None`: all of them wait.
+    fn verify_batch(&mut self, urgent: bool) -> Option<Duration> {
+        let Verify { jobs, active, urgent: asked_for, .. } = &mut self.verify;
+        if !urgent {
+            let room = ACTIVE_MAX.saturating_sub(active.len()).min(jobs.len());
+            active.extend(jobs.drain(..room));
+        }
+        let count = if urgent { asked_for.len() } else { active.len() };
+        let mut room = self.options.hashing.streams();
+        let mut batch: Vec<Job> = Vec::new();
+        while room > 0 && batch.len() < count {
             let queue = if urgent { &mut self.verify.urgent } else { &mut self.verify.active };
-            match turn {
-                Turn::Hashed(bytes) => {
-                    *left = left.saturating_sub(bytes);
-                    if *left == 0 {
-                        // The next tick goes on with the next job, so that all get on.
-                        queue.push_back(job);
-                        return true;
+            let Some(mut job) = queue.pop_front() else { break };
+            room -= self.find_bytes(&mut job, count, room);
+            batch.push(job);
+        }
+        let spent = self.hash_batch(&mut batch);
+        let mut finished = false;
+        for mut job in batch {
+            self.settle_lanes(&mut job);
+            if job.is_finished() {
+                finished = true;
+                self.job_finished(job);
+            } else if urgent {
+                self.verify.urgent.push_back(job);
+            } else {
+                self.verify.active.push_back(job);
+            }
+        }
+        (finished || !spent.is_zero()).then_some(spent)
+    }
+
+    /// Looks for the next bytes of a job's pieces, at most `room` of them, and begins more pieces
+    /// where it may. Answers of how many there is something to do. `jobs` are active.
+    fn find_bytes(&mut self, job: &mut Job, jobs: usize, room: usize) -> usize {
+        let Some(local) = self.torrents.get_mut(&job.torrent) else {
+            job.give_up();
+            return 0;
+        };
+        let Some(contents) = local.contents().cloned() else {
+            job.give_up();
+            return 0;
+        };
+        let (id, epoch) = (local.shared.id, local.shared.epoch.load(Ordering::Acquire));
+        self.storage.see_epoch(id, epoch, &mut self.news);
+        let lanes_max = self.begin_lanes(job, &contents, jobs, epoch);
+        let mut found = 0;
+        for index in 0..job.lanes.len() {
+            if found == room {
+                break;
+            }
+            let lane = &mut job.lanes[index];
+            if lane.epoch != epoch {
+                // What was hashed of it counts for nothing.
+                *lane = Lane::new(lane.piece, epoch);
+            }
+            let length = contents.layout.piece_length(lane.piece);
+            let step = (length - lane.done_bytes).min(STEP_BYTES);
+            let offset = contents.layout.piece_offset(lane.piece) + u64::from(lane.done_bytes);
+            self.read_ahead(job, index, &contents, (jobs, jobs * lanes_max));
+            let before = self.parts.len();
+            let (io, stats, parts) = (&mut self.io, &mut self.stats, &mut self.parts);
+            let (range, class) = ((offset, step), || Class::K256);
+            let waiter = Waiter::Verify;
+            match self.storage.gather(io, stats, id, &contents, range, class, waiter, parts) {
+                Gather::Ready => {
+                    job.lanes[index].found = Found::Bytes(step, before..self.parts.len());
+                    found += 1;
+                }
+                Gather::Waiting => {}
+                Gather::NoMemory => {
+                    self.stats.memory_stalls += 1;
+                    self.verify.starved = true;
+                    break;
+                }
+                Gather::Failed => {
+                    job.lanes[index].found = Found::Failed;
+                    found += 1;
+                }
+            }
+        }
+        found
+    }
+
+    /// Feeds what was found to the hashers of all lanes. Answers how long that takes.
+    fn hash_batch(&mut self, batch: &mut [Job]) -> Duration {
+        let slices: Vec<&[u8]> =
+            self.parts.iter().map(|part| &part.share[part.from..part.to]).collect();
+        let (mut feeds, mut longest, mut failed) = (Vec::new(), 0, false);
+        for lane in batch.iter_mut().flat_map(|job| &mut job.lanes) {
+            match &lane.found {
+                Found::Bytes(bytes, parts) => {
+                    longest = longest.max(*bytes);
+                    self.stats.hashed_bytes += u64::from(*bytes);
+                    feeds.push(Feed { hasher: &mut lane.hasher, parts: &slices[parts.clone()] });
+                }
+                Found::Failed => failed = true,
+                Found::Nothing => {}
+            }
+        }
+        if failed {
+            // A piece that can't be read costs something too: there may be very many.
+            longest = STEP_BYTES;
+        }
+        if !feeds.is_empty() {
+            update_many(&mut feeds);
+            // What was hashed can be evicted now.
+            self.memory_came_home |= !self.starved.is_empty();
+        }
+        let spent = match longest {
+            0 => Duration::ZERO,
+            bytes => self.options.hashing.time(feeds.len(), bytes as usize),
+        };
+        self.parts.clear();
+        spent
+    }
+
+    /// After a batch: what is hashed whole is compared, what can't be read is over.
+    fn settle_lanes(&mut self, job: &mut Job) {
+        let local = self.torrents.get_mut(&job.torrent);
+        let Some(contents) = local.and_then(|local| local.contents().cloned()) else {
+            return job.give_up();
+        };
+        for mut lane in std::mem::take(&mut job.lanes) {
+            let length = contents.layout.piece_length(lane.piece);
+            match std::mem::take(&mut lane.found) {
+                Found::Nothing => job.lanes.push(lane),
+                Found::Failed => self.piece_unreadable(job, lane.piece, length),
+                Found::Bytes(bytes, _) => {
+                    lane.done_bytes += bytes;
+                    if lane.done_bytes < length {
+                        job.lanes.push(lane);
+                        continue;
                     }
-                    queue.push_front(job);
+                    let good = lane.hasher.finish() == contents.piece_hash(lane.piece);
+                    let piece = (lane.piece, length);
+                    if let Err(epoch) = self.piece_hashed(job, piece, lane.epoch, good) {
+                        job.lanes.push(Lane::new(lane.piece, epoch));
+                    }
                 }
-                Turn::Waiting => {
-                    waiting += 1;
-                    queue.push_back(job);
-                }
-                Turn::Finished => self.job_finished(job),
             }
         }
     }
@@ -235,100 +378,30 @@ impl<I: Io> Shard<I> {
         self.tell(Event::Verified { torrent: job.torrent, pieces, failed, bytes, done });
     }
 
-    fn verify_turn(&mut self, job: &mut Job) -> Turn {
-        if job.piece.0 >= job.end {
-            return Turn::Finished;
-        }
-        let Some(local) = self.torrents.get_mut(&job.torrent) else { return Turn::Finished };
-        let Some(contents) = local.contents().cloned() else { return Turn::Finished };
-        let (id, epoch) = (local.shared.id, local.shared.epoch.load(Ordering::Acquire));
-        self.storage.see_epoch(id, epoch, &mut self.news);
-        if job.epoch != epoch {
-            job.restart(epoch);
-        }
-        let length = contents.layout.piece_length(job.piece);
-        let offset = contents.layout.piece_offset(job.piece) + u64::from(job.done_bytes);
-        let step = (length - job.done_bytes).min(STEP_BYTES);
-        self.read_ahead(job, &contents, offset + u64::from(step));
-        let (io, stats) = (&mut self.io, &mut self.stats);
-        let gathered = self.storage.gather(
-            io,
-            stats,
-            id,
-            &contents,
-            (offset, step),
-            || Class::K256,
-            Waiter::Verify,
-            &mut self.parts,
-        );
-        match gathered {
-            Gather::Ready => {
-                for part in self.parts.drain(..) {
-                    job.hasher.update(&part.share[part.from..part.to]);
-                }
-                // What was hashed can be evicted now.
-                self.memory_came_home |= !self.starved.is_empty();
-                job.done_bytes += step;
-                self.stats.hashed_bytes += u64::from(step);
-                if job.done_bytes == length {
-                    let hasher = std::mem::replace(&mut job.hasher, PieceHasher::new());
-                    let good = hasher.finish() == contents.piece_hash(job.piece);
-                    self.piece_hashed(job, length, good);
-                }
-                Turn::Hashed(step as usize)
-            }
-            Gather::Waiting => Turn::Waiting,
-            Gather::NoMemory => {
-                self.stats.memory_stalls += 1;
-                self.verify.starved = true;
-                Turn::Waiting
-            }
-            Gather::Failed => {
-                job.hasher = PieceHasher::new();
-                self.piece_unreadable(job, length);
-                Turn::Hashed(STEP_BYTES as usize)
-            }
-        }
-    }
-
-    /// Keeps the disk busy ahead of the hashing.
-    fn read_ahead(&mut self, job: &mut Job, contents: &Contents, from: u64) {
-        const CHUNK: u64 = 256 << 10;
-        let end = u64::from(job.end - 1) * u64::from(contents.layout.piece_bytes)
-            + u64::from(contents.layout.piece_length(PieceIndex(job.end - 1)));
-        let jobs = 1 + self.verify.active.len() + self.verify.urgent.len(); // and this one
-        let all = AHEAD_BYTES.min(self.io.pool().cap_bytes() as u64 / 4);
-        let to = (from + (all / jobs as u64).max(CHUNK)).min(end);
-        let mut at = job.ahead_to.max(from);
-        while at < to {
-            let length = (to - at).min(CHUNK) as u32;
-            let (io, stats, id) = (&mut self.io, &mut self.stats, job.torrent);
-            let (range, class) = ((at, length), || Class::K256);
-            if !self.storage.look_ahead(io, stats, id, contents, range, class, Waiter::Verify) {
-                return;
-            }
-            at += u64::from(length);
-            job.ahead_to = at;
-        }
-    }
-
-    fn piece_hashed(&mut self, job: &mut Job, length: u32, good: bool) {
-        let piece = job.piece;
+    /// Sets the bits of a piece that was begun in this epoch. `Err`: a file changed meanwhile, and
+    /// the piece has to begin again, in the epoch that is told.
+    fn piece_hashed(
+        &mut self,
+        job: &mut Job,
+        (piece, length): (PieceIndex, u32),
+        begun: u32,
+        good: bool,
+    ) -> Result<(), u32> {
         let mut news = false;
         if let Some(local) = self.torrents.get(&job.torrent) {
             let shared = &local.shared;
             let epoch = shared.epoch.load(Ordering::Acquire);
-            if epoch != job.epoch {
-                return job.restart(epoch);
+            if epoch != begun {
+                return Err(epoch);
             }
             // Verified before offered: whoever sees the offer may rely on the hash.
             shared.pieces.set_verified(piece, good);
             // Who found a file changed moved the epoch on and then cleared the bits: either the
             // bit is cleared after it was set here, or the new epoch is seen here.
             let epoch = shared.epoch.load(Ordering::Acquire);
-            if epoch != job.epoch {
+            if epoch != begun {
                 shared.pieces.set_verified(piece, false);
-                return job.restart(epoch);
+                return Err(epoch);
             }
             let offered = good && (job.offer || shared.pieces.is_offered(piece));
             news = shared.pieces.set_offered(piece, offered)
@@ -344,27 +417,25 @@ impl<I: Io> Shard<I> {
             self.stats.hash_failures += 1;
             self.tell(Event::PieceFailed { torrent: job.torrent, piece });
         }
-        self.piece_over(job, good);
+        self.piece_over(job, piece, good);
+        Ok(())
     }
 
     /// A file of the piece is in trouble: its bits stay as storage's news leave them.
-    fn piece_unreadable(&mut self, job: &mut Job, length: u32) {
+    fn piece_unreadable(&mut self, job: &mut Job, piece: PieceIndex, length: u32) {
         job.report.bytes += u64::from(length);
         job.report.failed += 1;
-        self.piece_over(job, false);
+        self.piece_over(job, piece, false);
     }
 
-    fn piece_over(&mut self, job: &mut Job, good: bool) {
-        let piece = job.piece;
+    fn piece_over(&mut self, job: &mut Job, piece: PieceIndex, good: bool) {
         job.report.pieces += 1;
-        job.piece = PieceIndex(piece.0 + 1);
-        job.done_bytes = 0;
         if let Some(waiting) = self.verify.wanted.remove(&(job.torrent, piece)) {
             self.piece_settled(waiting, piece, good);
             // There is room among the wanted pieces again.
             self.memory_came_home |= !self.starved.is_empty();
         }
-        if !job.urgent && job.report.pieces >= REPORT_PIECES && job.piece.0 < job.end {
+        if !job.urgent && job.report.pieces >= REPORT_PIECES && !job.is_finished() {
             self.tell_progress(job, false);
             job.report = Report::default();
         }

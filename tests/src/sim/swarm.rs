@@ -7,7 +7,11 @@ use std::{
     cell::RefCell, collections::BTreeSet, net::SocketAddr, rc::Rc, sync::Arc, time::Duration,
 };
 
-use seedring_platform::{descriptors::File, wake::Waker};
+use seedring_platform::{
+    descriptors::File,
+    hash::{Kernel, Pace},
+    wake::Waker,
+};
 use seedring_proto::units::{PeerId, PieceIndex};
 use seedring_shard::{
     Command, Event, Globals, Links, Options, Shard, Tick,
@@ -112,6 +116,8 @@ impl Swarm {
                 shard: number,
                 globals: globals.clone(),
                 storage: storage::Options { reads_max: 64, open_files_max: 16 },
+                // Not measured: a seed has to give the same swarm on every machine.
+                hashing: Pace::of(&[(Kernel::Single, 36_000), (Kernel::Avx512, 115_000)]),
                 root: File::from(world.root(root)),
                 seed: world.seed(),
             };

@@ -15,6 +15,7 @@ use anyhow::{Context as _, anyhow};
 use seedring_platform::{
     cpu,
     descriptors::{File, ListenOptions, OwnedFile, OwnedSocket, listen, open_directory},
+    hash::Pace,
     memory::{Pool, PoolOptions},
     op::Io as _,
     ring::{Ring, RingOptions},
@@ -284,6 +285,7 @@ impl Start {
             shard: self.shard,
             globals: self.globals,
             storage: storage::Options { reads_max: READS_MAX, open_files_max: self.open_files_max },
+            hashing: Pace::measured().clone(),
             root: File::from(self.root),
             seed: rand::random(),
         };

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use seedring_platform::op::{Completion, Identity, Op, Outcome};
+use seedring_platform::{
+    hash::{Kernel, Pace},
+    op::{Completion, Identity, Op, Outcome},
+};
 use seedring_proto::units::{InfoHash, PeerId};
 
 use super::*;
@@ -20,6 +23,8 @@ use crate::{
 
 const TORRENT: TorrentId = TorrentId(5);
 const GOOD: u8 = 7;
+/// Less than anything takes: one batch, and no more.
+const ONE_BATCH: Duration = Duration::from_nanos(1);
 
 struct Bench {
     shard: Shard<TestIo>,
@@ -32,7 +37,8 @@ struct Bench {
 fn bench(pool_bytes: usize, piece_bytes: u32, length: u64) -> Bench {
     let globals = Arc::new(Globals::new(PeerId([0; 20]), "test"));
     let storage = storage::Options { reads_max: 64, open_files_max: 16 };
-    let options = Options { shard: 0, globals, storage, root: file(), seed: 1 };
+    let hashing = Pace::of(&[(Kernel::Single, 36_000), (Kernel::ShaNi4, 58_000)]);
+    let options = Options { shard: 0, globals, storage, hashing, root: file(), seed: 1 };
     let (_, commands) = channel(4, Box::new(|| {}));
     let (events, told) = channel(1_024, Box::new(|| {}));
     let links = Links { commands, events, to_shards: Vec::new(), from_shards: Vec::new() };
@@ -125,7 +131,7 @@ fn a_piece_that_finds_no_place_among_the_wanted_says_so() {
     bench.shard.starved.push_back(Key(3));
     bench.shard.memory_came_home = false;
     let mut job = bench.shard.verify.urgent.pop_front().unwrap();
-    bench.shard.piece_over(&mut job, true);
+    bench.shard.piece_over(&mut job, PieceIndex(0), true);
     assert!(bench.shard.memory_came_home, "who found no place looks again");
 }
 
@@ -144,8 +150,8 @@ fn what_peers_wait_for_keeps_its_place_at_the_front() {
     let local = bench.shard.torrents.get_mut(&TORRENT).unwrap();
     assert!(bench.shard.verify.want(TORRENT, PieceIndex(50), Key(1), local));
     for n in 1..6 {
-        bench.shard.verify_step(PIECE as usize);
-        assert_eq!(bench.shared.pieces.verified_count(), n, "the others go on meanwhile");
+        bench.shard.verify_step(ONE_BATCH);
+        assert_eq!(bench.shared.pieces.verified_count(), 4 * n, "the others go on meanwhile");
     }
     for op in std::mem::take(&mut bench.shard.io().ops) {
         if let Op::Read { token, length, mut lease, .. } = op {
@@ -154,6 +160,57 @@ fn what_peers_wait_for_keeps_its_place_at_the_front() {
             bench.shard.dispatch(Completion { token, outcome });
         }
     }
-    bench.shard.verify_step(PIECE as usize);
+    bench.shard.verify_step(ONE_BATCH);
     assert!(bench.is_verified(50));
+    assert_eq!(bench.shared.pieces.verified_count(), 21, "and nothing else before it");
+}
+
+/// At how many places large pieces are begun with this pool, after so many ticks full of hashing.
+fn places_after(pool_bytes: usize, ticks: usize) -> usize {
+    const PIECE: u32 = 1 << 20;
+    let mut bench = bench(pool_bytes, PIECE, 64 * u64::from(PIECE));
+    bench.shard.options.hashing = Pace::of(&[(Kernel::Avx512, 115_000)]);
+    bench.shard.verify(TORRENT, PieceIndex(0), 64, true);
+    (0..ticks).for_each(|_| bench.shard.verify.width.hashing_is_behind());
+    bench.shard.tick();
+    bench.shard.verify.active.iter().map(|job| job.lanes.len()).sum()
+}
+
+#[test]
+fn large_pieces_are_read_at_many_places_only_where_hashing_is_behind() {
+    assert_eq!(places_after(64 << 20, 0), 1);
+    assert_eq!(places_after(64 << 20, 4), 2);
+    assert_eq!(places_after(64 << 20, 16), 16);
+    assert_eq!(places_after(16 << 20, 16), 8, "two chunks each in a quarter of the pool");
+    let mut width = Width::default();
+    (0..8).for_each(|_| width.hashing_is_behind());
+    width.disk_is_behind(Duration::from_secs(1), 100 << 20);
+    assert_eq!(width.lanes(), 4, "fast enough not to be one that seeks");
+    width.disk_is_behind(Duration::from_millis(1_200), 101 << 20);
+    assert_eq!(width.lanes(), 4, "too early to say");
+    width.disk_is_behind(Duration::from_millis(1_300), 130 << 20);
+    assert_eq!(width.lanes(), 1);
+}
+
+#[test]
+fn pieces_hashed_side_by_side_are_told_apart() {
+    for piece_bytes in [16 << 10, 40_000, 1 << 20] {
+        let length = 40 * u64::from(piece_bytes) + 12_345;
+        let mut bench = bench(64 << 20, piece_bytes, length);
+        bench.shard.options.hashing = Pace::of(&[(Kernel::Avx512, 115_000)]);
+        bench.shard.verify(TORRENT, PieceIndex(0), u32::MAX, true);
+        bench.shard.tick();
+        let bad = |offset: u64| offset / (256 << 10) == 1;
+        for _ in 0..200 {
+            bench.complete(|offset| Some(if bad(offset) { GOOD + 1 } else { GOOD }));
+        }
+        assert!(bench.shard.verify.is_idle());
+        for piece in 0..41 {
+            let from = u64::from(piece) * u64::from(piece_bytes);
+            let to = (from + u64::from(piece_bytes)).min(length);
+            let good = to <= 256 << 10 || from >= 512 << 10;
+            assert_eq!(bench.is_verified(piece), good, "{piece} of {piece_bytes}");
+        }
+        assert_eq!(bench.shard.stats().hashed_bytes, length);
+    }
 }
