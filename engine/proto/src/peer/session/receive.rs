@@ -168,6 +168,8 @@ impl State {
                 return self.on_extended(id, payload, torrent, turn, out);
             }
             Message::Piece { data, .. } => return self.unwanted(data.len(), turn.now),
+            Message::PieceBegin(block) => return self.unwanted(block.length as usize, turn.now),
+            Message::PieceData(_) => {}
             Message::Skipped { length, .. } => return self.unwanted(length as usize, turn.now),
         }
         Ok(())
