@@ -65,8 +65,8 @@ impl<I: Io> Shard<I> {
         for item in news.drain(..) {
             match item {
                 News::Wake(waiter) => self.wake(waiter),
-                News::Trouble { torrent, file, trouble, range } => {
-                    self.file_trouble(torrent, file, trouble, range);
+                News::Trouble { torrent, file, trouble, range, found } => {
+                    self.file_trouble(torrent, file, trouble, range, found);
                 }
             }
         }

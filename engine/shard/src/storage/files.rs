@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     ffi::CString,
+    hash::{DefaultHasher, Hash, Hasher},
     os::unix::ffi::OsStrExt,
     path::Path,
     time::Duration,
@@ -347,6 +348,14 @@ impl Files {
         self.renew(id, State::Failed(now), false).map(|(_, waiting)| waiting).unwrap_or_default()
     }
 
+    /// A file replaced just now is this one.
+    pub fn adopt(&mut self, torrent: TorrentId, index: FileIndex, found: Identity) {
+        let id = self.torrents.get(&torrent).and_then(|known| known.ids.get(index.0 as usize));
+        if let Some(entry) = id.and_then(|id| self.entries.get_mut(id)) {
+            entry.identity = Some(found);
+        }
+    }
+
     fn renew(&mut self, id: FileId, state: State, same_identity: bool) -> Option<Gone> {
         self.shut(id);
         let old = self.entries.remove(&id)?;
@@ -425,6 +434,14 @@ impl Files {
         self.entries.values_mut().for_each(|entry| waiting.extend(entry.waiting.drain(..)));
         waiting
     }
+}
+
+/// A number for a change of a file to what it is now: the same on every shard, never 0.
+pub fn change_of(index: FileIndex, found: &Identity) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Identity { size_bytes, modified_ns, inode, device, .. } = found;
+    (index.0, size_bytes, modified_ns, inode, device).hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 fn judge(entry: &Entry, found: &Identity) -> Verdict {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use seedring_platform::{
     descriptors::File,
     memory::{Class, Lease, Pool, Share},
-    op::Io,
+    op::{Identity, Io},
 };
 use seedring_proto::units::FileIndex;
 
@@ -63,12 +63,14 @@ pub enum Gather {
 pub enum News {
     /// Look again: a chunk that you waited for came or failed.
     Wake(Waiter),
-    /// A file can't be served; `range`: file offsets whose pieces are in doubt, if any.
+    /// A file can't be served; `range`: file offsets whose pieces are in doubt, if any; `found`:
+    /// what a changed one is now.
     Trouble {
         torrent: TorrentId,
         file: FileIndex,
         trouble: Trouble,
         range: Option<std::ops::Range<u64>>,
+        found: Option<Identity>,
     },
 }
 

@@ -69,6 +69,8 @@ pub struct Shared {
     /// Counts the times that content was found changed: bytes read before are not those that a
     /// verified bit of today speaks of.
     pub epoch: AtomicU32,
+    /// The last change of a file that bits were cleared for (`storage::files::change_of`); 0: none.
+    pub change: AtomicU64,
     /// Peers that want something, on all shards.
     pub interested: AtomicU32,
     /// While something that is wanted is missing: what shards share about getting it. Put here by
@@ -96,6 +98,7 @@ impl Shared {
             connections: AtomicU32::new(0),
             by_shard: Box::new([AtomicU32::new(0)]),
             epoch: AtomicU32::new(0),
+            change: AtomicU64::new(0),
             interested: AtomicU32::new(0),
             download: ArcSwapOption::empty(),
             uploaded_bytes: AtomicU64::new(0),
