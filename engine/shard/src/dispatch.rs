@@ -53,7 +53,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get(key) else { return };
         connection.operations =
             connection.operations.checked_sub(1).expect("invariant: as many ends as beginnings");
-        if connection.operations == 0 && matches!(connection.stage, Stage::Closing) {
+        if connection.operations == 0 && matches!(connection.stage, Stage::Closing(_)) {
             // Dropping the connection drops the last handle: the descriptor closes here.
             self.connections.remove(key);
         }

@@ -31,7 +31,7 @@ impl<I: Io> Shard<I> {
         match (&connection.stage, result) {
             (Stage::Greeting(_), Ok(bytes)) => self.greeting_received(key, &bytes),
             (Stage::Open(_), Ok(bytes)) if !bytes.is_empty() => self.open_received(key, &bytes),
-            (Stage::Closing, Ok(_)) => {}
+            (Stage::Closing(_), Ok(_)) => {}
             _ => self.close(key, Shutdown::Reset),
         }
     }
@@ -91,13 +91,13 @@ impl<I: Io> Shard<I> {
     /// Ends a connection: shut down now, closed when its last operation has completed.
     pub(crate) fn close(&mut self, key: Key, how: Shutdown) {
         let Some(connection) = self.connections.get(key) else { return };
-        if matches!(connection.stage, Stage::Closing) {
+        if matches!(connection.stage, Stage::Closing(_)) {
             return;
         }
         self.dial_ended(key, DialOutcome::Closed);
         let Some(connection) = self.connections.get(key) else { return };
         let connecting = matches!(connection.stage, Stage::Connecting);
-        let stage = std::mem::replace(&mut connection.stage, Stage::Closing);
+        let stage = std::mem::replace(&mut connection.stage, Stage::Closing(None));
         connection.out = Vec::new();
         if let Stage::Open(open) = &stage
             && open.flow.as_ref().is_some_and(|flow| flow.partial)
@@ -122,7 +122,7 @@ impl<I: Io> Shard<I> {
                 if !open.session.am_choking() {
                     self.slot_freed(open.torrent);
                 }
-                self.settle_partial(&mut open);
+                self.settle_partial(key, &mut open);
                 self.leave(open.torrent, |local| local.left(&open.peer_id));
             }
             Stage::Waiting(torrent, _) => {
@@ -130,7 +130,7 @@ impl<I: Io> Shard<I> {
                 self.leave(torrent, |local| local.waiting.retain(|k| *k != key));
             }
             Stage::Connecting | Stage::Greeting(_) => self.stats.half_open -= 1,
-            Stage::Closing => unreachable!("invariant: checked above"),
+            Stage::Closing(_) => unreachable!("invariant: checked above"),
         }
         self.options.globals.connections.fetch_sub(1, Ordering::Relaxed);
         if idle {
