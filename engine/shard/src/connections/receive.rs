@@ -46,7 +46,8 @@ impl<I: Io> Shard<I> {
         let now = self.io.now();
         let mut events = Vec::new();
         let before = connection.out.len();
-        let result = open.session.receive(bytes, &view, now, &mut connection.out, &mut events);
+        let result =
+            open.session.receive(bytes, &view, now, &mut connection.out, &mut events, &mut ());
         if connection.out.len() > OUT_BYTES_MAX {
             let address = connection.address;
             let why = format!("over {OUT_BYTES_MAX} bytes of answers wait, and it does not read");
