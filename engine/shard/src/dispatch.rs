@@ -44,6 +44,14 @@ impl<I: Io> Shard<I> {
                 let (io, stats, news) = (&mut self.io, &mut self.stats, &mut self.news);
                 self.storage.read(io, stats, slot, result, lease, news);
             }
+            (Target::WriteOpen(file), Outcome::Opened(result)) => {
+                self.opened_to_write(file, result);
+            }
+            (Target::Allocate(file), Outcome::Allocated(result)) => self.allocated(file, result),
+            (Target::Write(slot), Outcome::Written { result, batch }) => {
+                self.written(slot, result, batch);
+            }
+            (Target::Sync(file), Outcome::Synced(result)) => self.synced(file, result),
             (target, outcome) => panic!("{target:?} completed with {outcome:?}"),
         }
     }

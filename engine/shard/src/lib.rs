@@ -11,6 +11,7 @@ pub mod commands;
 pub mod connections;
 mod contract;
 mod dispatch;
+pub mod download;
 pub mod limits;
 pub mod mailbox;
 mod mix;

@@ -19,7 +19,10 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use seedring_platform::descriptors::Socket;
 use seedring_proto::{peer::session::Session, units::PeerId};
 
-use crate::torrent::{Shared, TorrentId};
+use crate::{
+    download::Source,
+    torrent::{Shared, TorrentId},
+};
 
 /// A connection on this shard: index in the low 32 bits, generation in the next 28.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -106,6 +109,8 @@ pub struct Open {
     /// Pumps for which misses are looked for ahead of the send.
     pub cold: u8,
     pub zero_copy: ZeroCopy,
+    /// Its part in our download, while there is one.
+    pub source: Option<Box<Source>>,
     pub uploaded_bytes: u64,
     pub rate: Rate,
 }

@@ -46,8 +46,9 @@ impl<I: Io> Shard<I> {
         let now = self.io.now();
         let mut events = Vec::new();
         let before = connection.out.len();
-        let result =
-            open.session.receive(bytes, &view, now, &mut connection.out, &mut events, &mut ());
+        let mut blocks = self.downloads.sink(open.torrent, key);
+        let out = &mut connection.out;
+        let result = open.session.receive(bytes, &view, now, out, &mut events, &mut blocks);
         if connection.out.len() > OUT_BYTES_MAX {
             let address = connection.address;
             let why = format!("over {OUT_BYTES_MAX} bytes of answers wait, and it does not read");
@@ -62,11 +63,13 @@ impl<I: Io> Shard<I> {
                 Said::Requested => ready = true,
                 Said::Interested => self.became_interested(key),
                 Said::NotInterested => self.lost_interest(key),
+                Said::PeerComplete if self.is_source(key) => self.peer_pieces(key),
+                Said::PeerUploadOnly if self.is_source(key) => {}
                 Said::PeerComplete | Said::PeerUploadOnly => {
                     self.dial_ended(key, DialOutcome::Seed);
                     return self.close(key, Shutdown::Orderly);
                 }
-                _ => {}
+                said => self.source_said(key, said),
             }
         }
         if let Err(violation) = result {
@@ -96,6 +99,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.dial_ended(key, DialOutcome::Closed);
+        self.source_left(key);
         let Some(connection) = self.connections.get(key) else { return };
         let connecting = matches!(connection.stage, Stage::Connecting);
         let stage = std::mem::replace(&mut connection.stage, Stage::Closing(None));

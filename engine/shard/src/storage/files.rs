@@ -72,6 +72,8 @@ pub(super) struct Entry {
     pub identity: Option<Identity>,
     /// What control knows of the file that was verified.
     pub stamp: Option<Stamp>,
+    /// We write to it: its times and size are ours.
+    pub growing: bool,
     pub used_at: Duration,
     pub looked_at: Duration,
     pub looking: bool,
@@ -152,6 +154,7 @@ impl Files {
             state: State::Closed,
             identity: None,
             stamp: contents.stamps.get(index.0 as usize).copied().flatten(),
+            growing: contents.writing.is_some(),
             used_at: Duration::ZERO,
             looked_at: Duration::ZERO,
             looking: false,
@@ -452,6 +455,10 @@ fn judge(entry: &Entry, found: &Identity) -> Verdict {
         });
     }
     let same = match (&entry.identity, &entry.stamp) {
+        (Some(known), _) if entry.growing => {
+            (known.inode, known.device) == (found.inode, found.device)
+        }
+        (None, _) if entry.growing => true,
         // Change time stays out: a link or a chmod does not change bytes.
         (Some(known), _) => {
             (known.size_bytes, known.modified_ns, known.inode, known.device)

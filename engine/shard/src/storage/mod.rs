@@ -304,6 +304,17 @@ impl Storage {
         None
     }
 
+    /// A chunk of this class, for bytes that come from elsewhere; unused cached ones make room.
+    pub fn lease(&mut self, pool: &Pool, class: Class) -> Option<Lease> {
+        for _ in 0..EVICTIONS_MAX {
+            if let Some(lease) = pool.lease(class) {
+                return Some(lease);
+            }
+            self.cache.evict()?;
+        }
+        None
+    }
+
     /// Once in a while: closes files that nobody reads.
     pub fn close_unused(&mut self, now: Duration) {
         self.files.close_unused(now.saturating_sub(FILE_IDLE));
