@@ -41,7 +41,7 @@ impl RemotePieces {
         }
     }
 
-    /// Which of the 64 pieces from `64 * at` on it has, the first in the lowest bit; 0 past the end.
+    /// Which of the 64 pieces from `64 * at` on it has, the first in the lowest bit.
     pub fn word(&self, at: usize) -> u64 {
         if let Some(word) = self.bits.get(at) {
             return *word;

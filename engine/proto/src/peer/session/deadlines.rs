@@ -141,8 +141,8 @@ impl Session {
     /// `silent_after`: how long a peer may say nothing; it may differ from call to call.
     ///
     /// # Errors
-    /// The peer was silent for `silent_after`, or neither side interested for [`INACTIVE_AFTER`]: the
-    /// connection is to be closed, without blame.
+    /// The peer was silent for `silent_after`, or neither side interested for [`INACTIVE_AFTER`]:
+    /// the connection is to be closed, without blame.
     pub fn timeout(
         &mut self,
         now: Duration,

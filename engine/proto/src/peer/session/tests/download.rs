@@ -290,6 +290,21 @@ fn metadata_is_fetched_by_who_knows_nothing() {
 }
 
 #[test]
+fn a_download_that_waits_is_small() {
+    let mut side = leech(FAST);
+    let asked = blocks(0..2000);
+    ask(&mut side, &asked);
+    asked.iter().for_each(|block| side.session.cancel(*block, &mut side.out));
+    ask(&mut side, &asked);
+    asked.iter().for_each(|block| side.session.cancel(*block, &mut side.out));
+    assert!(side.session.held_bytes() < 256 << 10, "{}", side.session.held_bytes());
+    side.now += LATE_FOR;
+    side.session.timeout(side.now, SILENT_AFTER, &mut side.out).expect("fine");
+    side.session.shrink();
+    assert!(side.session.held_bytes() <= 512, "{}", side.session.held_bytes());
+}
+
+#[test]
 fn a_session_that_only_uploads_carries_no_download() {
     let mut side = Side::serving(FAST);
     assert!(!side.session.downloads() && side.session.requests().is_none());
