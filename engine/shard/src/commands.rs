@@ -54,6 +54,9 @@ impl<I: Io> Shard<I> {
             Command::Look(id) => self.look(id),
             Command::Disconnect(id) => self.disconnect(id),
             Command::Dial { torrent, address } => self.dial(torrent, address),
+            Command::AskMetadata { torrent, peer, piece } => {
+                self.ask_metadata(torrent, Key(peer), piece);
+            }
             Command::Verify { torrent, first, count, offer } => {
                 self.verify(torrent, first, count, offer);
             }

@@ -25,5 +25,7 @@ pub mod torrent;
 mod upload;
 mod verify;
 
-pub use contract::{Command, DialOutcome, Event, Globals, Handover, PeerReport, Trouble};
+pub use contract::{
+    Command, DialOutcome, Event, Globals, Handover, MetadataSaid, PeerReport, Trouble,
+};
 pub use shard::{Links, Options, Shard, Tick};

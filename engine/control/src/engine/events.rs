@@ -32,7 +32,10 @@ impl Engine {
                 self.shards.send_all(|| Command::Have { torrent, piece });
             }
             // Nothing is downloaded yet.
-            Event::Complete(_) | Event::WriteFailed { .. } | Event::Poisoned { .. } => {}
+            Event::Complete(_)
+            | Event::WriteFailed { .. }
+            | Event::Poisoned { .. }
+            | Event::Metadata { .. } => {}
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
             Event::Trouble { torrent, path, trouble } => {
                 self.trouble(torrent, &path, trouble);

@@ -241,8 +241,9 @@ impl<I: Io> Shard<I> {
         local.entered(handshake.peer_id, key);
         local.idle_since = None;
         self.follow_download(id);
-        let downloading = self.downloads.wants_more(id);
+        let wants_more = self.downloads.wants_more(id);
         let local = self.torrents.get_mut(&id).expect("invariant: looked up above");
+        let downloading = wants_more || local.shared.pieces.piece_count() == 0;
         let contents = local.contents.clone().expect("invariant: place checked");
         let view = View { shared: &local.shared, contents: &contents };
         let now = self.io.now();

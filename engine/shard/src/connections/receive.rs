@@ -57,6 +57,8 @@ impl<I: Io> Shard<I> {
             return self.close(key, Shutdown::Reset);
         }
         let mut ready = connection.out.len() > before;
+        self.tell_metadata();
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
         open.queue_has(open.session.queue().len(), now);
         for event in events {
             match event {

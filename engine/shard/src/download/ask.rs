@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     connections::{Key, Stage},
+    contract::MetadataSaid,
     shard::Shard,
     torrent::{Choice, TorrentId},
 };
@@ -164,6 +165,8 @@ impl<I: Io> Shard<I> {
             Said::Returned(block) => self.block_returned(key, block),
             Said::Have(piece) => self.peer_got(key, piece),
             Said::Pieces | Said::DontHave(_) => self.peer_pieces(key),
+            Said::MetadataSize(bytes) => self.say_metadata(key, MetadataSaid::Size(bytes)),
+            Said::MetadataRejected(at) => self.say_metadata(key, MetadataSaid::Rejected(at)),
             Said::Unchoked | Said::AllowedFast(_) => self.ask_later(key),
             _ => {}
         }
@@ -235,6 +238,7 @@ impl<I: Io> Shard<I> {
 
     /// A connection is closing: what it was asked for is free again. Before its session goes.
     pub(crate) fn source_left(&mut self, key: Key) {
+        self.say_metadata(key, MetadataSaid::Left);
         self.uncount_pieces(key);
         let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
         let id = open.torrent;

@@ -9,6 +9,7 @@
 //! used up nothing more is asked for, so a slow disk holds receiving back.
 
 mod ask;
+mod metadata;
 mod partial;
 mod whole;
 mod writer;
@@ -34,7 +35,7 @@ use self::{
 };
 use crate::{
     connections::{Key, Stage},
-    contract::Event,
+    contract::{Event, MetadataSaid},
     mix::Hashed,
     shard::Shard,
     torrent::{Contents, Download, Shared, TorrentId},
@@ -59,6 +60,8 @@ pub struct Downloads {
     asking: VecDeque<Key>,
     /// Found no memory to ask for more.
     starved: bool,
+    /// Came in the receive that is being handled.
+    metadata: Vec<(Key, MetadataSaid)>,
     look_at: Duration,
 }
 
@@ -85,6 +88,7 @@ impl Downloads {
             held_bytes: 0,
             asking: VecDeque::new(),
             starved: false,
+            metadata: Vec::new(),
             look_at: Duration::ZERO,
         }
     }
@@ -133,6 +137,10 @@ impl Blocks for Sink<'_> {
         {
             partial.data(self.key, block, at, bytes);
         }
+    }
+
+    fn metadata(&mut self, piece: u32, total_bytes: u32, data: &[u8]) {
+        self.keep_metadata(piece, total_bytes, data);
     }
 }
 

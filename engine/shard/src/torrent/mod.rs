@@ -20,7 +20,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use seedring_platform::{descriptors::OwnedFile, op::Allocation};
 use seedring_proto::{
-    layout::Layout,
+    layout::{Layout, NewFile},
     metainfo::PieceHashes,
     units::{FileIndex, InfoHash, PieceIndex},
 };
@@ -215,6 +215,23 @@ pub struct Stamp {
 }
 
 impl Contents {
+    /// Of a torrent of which only the info-hash is known (`Shared` with no pieces): its connections
+    /// fetch the metadata, and nothing here is looked at.
+    pub fn unknown() -> Contents {
+        let byte = NewFile { length: 1, ..NewFile::default() };
+        Contents {
+            layout: Layout::new(1, vec![byte]).expect("invariant: a byte is a layout"),
+            piece_hashes: PieceHashes::none(),
+            raw_info: Arc::from([]),
+            private: false,
+            base: PathBuf::new(),
+            base_is_file: false,
+            stamps: Box::default(),
+            direct_io: false,
+            writing: None,
+        }
+    }
+
     pub fn piece_hash(&self, piece: PieceIndex) -> [u8; 20] {
         *self.piece_hashes.get(piece).expect("invariant: as many hashes as pieces in the layout")
     }
