@@ -43,6 +43,7 @@ use tokio::sync::{Notify, mpsc};
 pub use self::start::run;
 use self::{
     content::Looked,
+    download::metadata::Fetches,
     muffled::Muffled,
     peers::PeerBooks,
     pending::Pending,
@@ -99,6 +100,8 @@ pub(crate) struct Engine {
     leeches: mpsc::Receiver<Leech>,
     catalogue: Arc<status::Pages>,
     peers: PeerBooks,
+    /// Metadata that is being fetched.
+    fetches: Fetches,
     pending: Pending,
     /// Content to look at, and when.
     looking: HashMap<TorrentId, Instant>,
@@ -218,6 +221,7 @@ impl Engine {
         self.prepare_next();
         self.dial_again();
         self.downloads_second().await;
+        self.metadata_second();
         self.shards.send_all(|| seedring_shard::Command::Report);
         if self.saved_at.elapsed() >= SAVE_EVERY {
             self.save_changes();

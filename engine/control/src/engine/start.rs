@@ -24,6 +24,7 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     Engine,
     commands::added_before,
+    download::metadata::Fetches,
     muffled::Muffled,
     peers::{LEECHES_MAX, PeerBooks},
     pending::Pending,
@@ -141,6 +142,7 @@ async fn start(
         leeches,
         catalogue,
         peers: PeerBooks::default(),
+        fetches: Fetches::default(),
         pending: Pending::new(wanted),
         looking: HashMap::new(),
         rehash: HashMap::new(),

@@ -5,23 +5,47 @@
 //! Flow: begin -> announced, so that peers are known -> `metadata_arrived` -> kept on disk ->
 //! prepared like any other download -> admitted in the place of the waiting one.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use seedring_proto::{metainfo::Metainfo, units::InfoHash};
-use seedring_shard::torrent::TorrentId;
+use seedring_proto::{magnet::Magnet, metainfo::Metainfo, units::InfoHash};
+use seedring_shard::{
+    Command,
+    torrent::{Contents, Phase, TorrentId},
+};
 
 use super::super::{Engine, Note, prepare::write_whole, status::with_trackers, torrents::State};
 
+use crate::plan::{From, Origin};
+
 impl Engine {
-    /// Announced and shown; it has nothing that peers could ask for.
+    /// Announced and shown, and open for peers: it has nothing that they could ask for, and asks
+    /// them for the metadata.
     pub(in crate::engine) async fn begin_metadata(&mut self, id: TorrentId) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         torrent.state = State::Metadata;
+        let shared = torrent.shared.clone();
+        shared.contents.store(Some(Arc::new(Contents::unknown())));
+        shared.set_phase(Phase::Active);
+        // BEP 9 `x.pe`: numbers alone, since a name would have to be looked up for a stranger.
+        let named: Vec<SocketAddr> = match &torrent.wanted.origin {
+            Origin::Download { from: From::Magnet(link), .. } => {
+                let peers = link.parse::<Magnet>().map(|magnet| magnet.peers).unwrap_or_default();
+                let ip =
+                    |(host, port): (String, u16)| Some(SocketAddr::new(host.parse().ok()?, port));
+                peers.into_iter().filter_map(ip).collect()
+            }
+            _ => Vec::new(),
+        };
         let announced = std::mem::replace(&mut torrent.announced, true);
         self.catalogue.put(torrent);
         if !announced {
             self.announce(id).await;
         }
+        self.fetch_metadata(id);
+        self.shards.send_all(|| Command::Add(vec![shared.clone()]));
+        self.shards.send_all(|| Command::Look(id));
+        self.peers.learn(id, &named, &self.shards.listening, Instant::now());
+        self.dial_due(id);
     }
 
     pub(in crate::engine) fn waits_for_metadata(&self, hash: &InfoHash) -> bool {
@@ -87,7 +111,10 @@ impl Engine {
         new.announced = waiting.announced;
         new.on_trackers = waiting.on_trackers;
         new.private |= waiting.private;
+        self.forget_fetch(old);
+        waiting.shared.set_phase(Phase::Removed);
+        self.shards.send_all(|| Command::Remove(old));
+        // Whoever was connected is dialled again for the real torrent.
         self.peers.renumber(old, new.shared.id);
-        debug_assert!(Arc::strong_count(&waiting.shared) <= 2, "no shard knows it");
     }
 }

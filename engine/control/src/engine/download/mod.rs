@@ -9,6 +9,7 @@
 pub mod delete;
 pub mod look;
 pub mod magnet;
+pub mod metadata;
 pub mod prepare;
 pub mod root;
 pub mod select;
