@@ -37,16 +37,16 @@ fn by_embedded_tracker(test: &str, client: Client, link: Link, shape: Shape) -> 
 }
 
 /// A torrent that libtorrent made, tracked by opentracker on a third host.
-fn by_opentracker(test: &str, client: Client) -> Result<()> {
+fn by_opentracker(test: &str, client: Client, scheme: &str) -> Result<()> {
     let scratch = Scratch::new(TMP, test)?;
     let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
     let network = Network::new(3)?;
     let torrent = scratch.path().join("foreign.torrent");
-    let announce = format!("http://{}:6969/announce", network.host(2).address());
+    let announce = format!("{scheme}://{}:6969/announce", network.host(2).address());
     let info_hash = make_torrent(&content, &announce, &torrent, 0)?;
     let mut tracker =
         Opentracker::start(&network.host(2), &scratch.folder("tracker")?, &[&info_hash])?;
-    assert_eq!(tracker.announce_url(), announce);
+    assert_eq!(tracker.announce_url(scheme), announce);
     let recipe = Recipe {
         content: &content,
         torrent: Some(&torrent),
@@ -116,27 +116,33 @@ fn libtorrent_embedded_huge() -> Result<()> {
 
 #[test]
 fn qbittorrent_opentracker() -> Result<()> {
-    by_opentracker("qbittorrent_opentracker", Client::Qbittorrent)
+    by_opentracker("qbittorrent_opentracker", Client::Qbittorrent, "http")
 }
 
 #[test]
 fn transmission_opentracker() -> Result<()> {
-    by_opentracker("transmission_opentracker", Client::Transmission)
+    by_opentracker("transmission_opentracker", Client::Transmission, "http")
 }
 
 #[test]
 fn aria2_opentracker() -> Result<()> {
-    by_opentracker("aria2_opentracker", Client::Aria2)
+    by_opentracker("aria2_opentracker", Client::Aria2, "http")
 }
 
 #[test]
 fn rtorrent_opentracker() -> Result<()> {
-    by_opentracker("rtorrent_opentracker", Client::Rtorrent)
+    by_opentracker("rtorrent_opentracker", Client::Rtorrent, "http")
 }
 
 #[test]
 fn libtorrent_opentracker() -> Result<()> {
-    by_opentracker("libtorrent_opentracker", Client::Libtorrent)
+    by_opentracker("libtorrent_opentracker", Client::Libtorrent, "http")
+}
+
+/// Seed and client have no other way to each other than a tracker over UDP.
+#[test]
+fn libtorrent_opentracker_udp() -> Result<()> {
+    by_opentracker("libtorrent_opentracker_udp", Client::Libtorrent, "udp")
 }
 
 /// `create` yields the info-hash that libtorrent computes for the same content.

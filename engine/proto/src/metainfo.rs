@@ -253,6 +253,11 @@ impl Info {
 }
 
 impl PieceHashes {
+    /// Of a torrent whose metadata is not known.
+    pub fn none() -> Self {
+        Self { raw_info: Arc::from([]), start: 0, count: 0 }
+    }
+
     fn read(info: Value<'_, '_>, raw_info: &Arc<[u8]>, count: u32) -> Result<Self, Error> {
         let pieces = info.dict_get("pieces").ok_or(Error::Missing("pieces"))?;
         let hashes =

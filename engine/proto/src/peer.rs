@@ -14,5 +14,5 @@ pub use allowed_fast::AllowedFast;
 pub use client::{client_name, peer_id};
 pub use remote_pieces::RemotePieces;
 pub use requests::Requests;
-pub use session::{Event, Options, Session, Torrent};
+pub use session::{Blocks, Event, Options, Session, Torrent};
 pub use upload_queue::UploadQueue;

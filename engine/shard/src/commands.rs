@@ -54,6 +54,9 @@ impl<I: Io> Shard<I> {
             Command::Look(id) => self.look(id),
             Command::Disconnect(id) => self.disconnect(id),
             Command::Dial { torrent, address } => self.dial(torrent, address),
+            Command::AskMetadata { torrent, peer, piece } => {
+                self.ask_metadata(torrent, Key(peer), piece);
+            }
             Command::Verify { torrent, first, count, offer } => {
                 self.verify(torrent, first, count, offer);
             }
@@ -85,6 +88,8 @@ impl<I: Io> Shard<I> {
             self.close(key, Shutdown::Orderly);
         }
         self.verify.drop_torrent(id);
+        self.end_download(id);
+        self.downloads.writer.drop_torrent(id);
         self.storage.drop_torrent(id, &mut self.news);
         if let Some(local) = self.torrents.remove(&id)
             && self.by_hash.get(&local.shared.info_hash) == Some(&id)
@@ -101,8 +106,11 @@ impl<I: Io> Shard<I> {
             for key in self.keys_of(id) {
                 self.close(key, Shutdown::Orderly);
             }
-            return;
+            return self.end_download(id);
         }
+        self.follow_contents(id);
+        self.follow_download(id);
+        let Some(local) = self.torrents.get_mut(&id) else { return };
         // Only who needs the contents takes them: a shard without peers of it stays without.
         if !local.waiting.is_empty() && local.contents().is_some() {
             for key in std::mem::take(&mut local.waiting) {
@@ -110,6 +118,17 @@ impl<I: Io> Shard<I> {
             }
         }
         self.verify.ready = true;
+    }
+
+    /// Control has put other contents in place of those in use here: files are opened anew.
+    fn follow_contents(&mut self, id: TorrentId) {
+        let Some(local) = self.torrents.get_mut(&id) else { return };
+        let now = local.shared.contents.load_full();
+        let (Some(now), Some(before)) = (now, &local.contents) else { return };
+        if !Arc::ptr_eq(&now, before) {
+            local.contents = Some(now);
+            self.storage.drop_torrent(id, &mut self.news);
+        }
     }
 
     /// Whoever is connected came by trackers that the torrent has left.
@@ -155,7 +174,8 @@ impl<I: Io> Shard<I> {
     fn cool_down(&mut self, now: Duration) {
         let mut ids = Vec::new();
         for (id, local) in &mut self.torrents {
-            if local.contents.is_none() || !local.is_unused() || ids.len() == COOLED_MAX {
+            let kept = !local.is_unused() || self.downloads.is_known(*id);
+            if local.contents.is_none() || kept || ids.len() == COOLED_MAX {
                 continue;
             }
             let since = *local.idle_since.get_or_insert(now);
@@ -228,7 +248,9 @@ impl<I: Io> Shard<I> {
         let ids: Vec<TorrentId> = self.torrents.keys().copied().collect();
         ids.into_iter().for_each(|id| {
             self.verify.drop_torrent(id);
+            self.end_download(id);
         });
+        self.downloads.writer.sync_all();
     }
 
     /// Closes every connection that has nothing in flight to its peer; those that do may finish
@@ -249,6 +271,11 @@ impl<I: Io> Shard<I> {
             return self.outbox.is_empty();
         }
         self.close_quiet();
+        // What is good and on its way to the disk gets there.
+        if !self.downloads.writer.is_settled() {
+            return false;
+        }
+        self.downloads.writer.clear();
         self.storage.clear(&mut self.news);
         self.news.clear();
         self.parts.clear();

@@ -43,6 +43,8 @@ pub enum Command {
     Disconnect(TorrentId),
     /// Connect to a peer that a tracker named.
     Dial { torrent: TorrentId, address: SocketAddr },
+    /// Ask a peer for a piece of metadata (BEP 9); `peer` as in `Event::Metadata` of this shard.
+    AskMetadata { torrent: TorrentId, peer: u64, piece: u32 },
     /// Hash pieces `first .. first + count` and set or clear their bits. `offer`: good pieces
     /// become offered too.
     Verify { torrent: TorrentId, first: PieceIndex, count: u32, offer: bool },
@@ -83,6 +85,14 @@ pub enum Event {
     PieceFailed {
         torrent: TorrentId,
         piece: PieceIndex,
+    },
+    /// What a peer says of metadata that is not known yet. `peer` names its connection on this
+    /// shard.
+    Metadata {
+        torrent: TorrentId,
+        peer: u64,
+        address: SocketAddr,
+        said: MetadataSaid,
     },
     /// Nothing that is wanted of a download is missing any more, as this shard sees it; all of it
     /// is synced. Control compares with the bits, and takes `Shared::download` away.
@@ -126,6 +136,22 @@ pub enum Event {
     },
     /// Nothing is in flight; final statistics.
     Stopped(Box<Stats>),
+}
+
+/// What a peer says of metadata; control's machine judges it.
+#[derive(Debug)]
+pub enum MetadataSaid {
+    /// It has some, of so many bytes, and takes requests for it.
+    Size(u32),
+    /// A piece, of a whole of `total_bytes` as it says.
+    Piece {
+        piece: u32,
+        total_bytes: u32,
+        data: Box<[u8]>,
+    },
+    Rejected(u32),
+    /// Its connection is closing.
+    Left,
 }
 
 /// Why a file can't be served.

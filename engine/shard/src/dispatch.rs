@@ -44,6 +44,14 @@ impl<I: Io> Shard<I> {
                 let (io, stats, news) = (&mut self.io, &mut self.stats, &mut self.news);
                 self.storage.read(io, stats, slot, result, lease, news);
             }
+            (Target::WriteOpen(file), Outcome::Opened(result)) => {
+                self.opened_to_write(file, result);
+            }
+            (Target::Allocate(file), Outcome::Allocated(result)) => self.allocated(file, result),
+            (Target::Write(slot), Outcome::Written { result, batch }) => {
+                self.written(slot, result, batch);
+            }
+            (Target::Sync(file), Outcome::Synced(result)) => self.synced(file, result),
             (target, outcome) => panic!("{target:?} completed with {outcome:?}"),
         }
     }
@@ -53,7 +61,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get(key) else { return };
         connection.operations =
             connection.operations.checked_sub(1).expect("invariant: as many ends as beginnings");
-        if connection.operations == 0 && matches!(connection.stage, Stage::Closing) {
+        if connection.operations == 0 && matches!(connection.stage, Stage::Closing(_)) {
             // Dropping the connection drops the last handle: the descriptor closes here.
             self.connections.remove(key);
         }
@@ -65,8 +73,8 @@ impl<I: Io> Shard<I> {
         for item in news.drain(..) {
             match item {
                 News::Wake(waiter) => self.wake(waiter),
-                News::Trouble { torrent, file, trouble, range } => {
-                    self.file_trouble(torrent, file, trouble, range);
+                News::Trouble { torrent, file, trouble, range, found } => {
+                    self.file_trouble(torrent, file, trouble, range, found);
                 }
             }
         }

@@ -11,6 +11,7 @@ pub mod commands;
 pub mod connections;
 mod contract;
 mod dispatch;
+pub mod download;
 pub mod limits;
 pub mod mailbox;
 mod mix;
@@ -24,5 +25,7 @@ pub mod torrent;
 mod upload;
 mod verify;
 
-pub use contract::{Command, DialOutcome, Event, Globals, Handover, PeerReport, Trouble};
+pub use contract::{
+    Command, DialOutcome, Event, Globals, Handover, MetadataSaid, PeerReport, Trouble,
+};
 pub use shard::{Links, Options, Shard, Tick};

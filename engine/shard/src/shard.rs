@@ -18,11 +18,11 @@ use seedring_proto::units::InfoHash;
 use crate::{
     connections::{Connections, Key, choke::Choking, deadlines::Deadlines, dial::Dialing},
     contract::{Command, Event, Globals, Handover},
+    download::Downloads,
     mailbox::{Receiver, Sender},
     mix::Hashed,
     stats::Stats,
     storage::{self, News, Part, Storage},
-    token::Target,
     torrent::{Local, TorrentId},
     verify::{HASH_TIME, Verify},
 };
@@ -83,6 +83,7 @@ pub struct Shard<I: Io> {
     pub(crate) by_hash: HashMap<InfoHash, TorrentId>,
     pub(crate) storage: Storage,
     pub(crate) verify: Verify,
+    pub(crate) downloads: Downloads,
     pub(crate) dialing: Dialing,
     pub(crate) choking: Choking,
     pub(crate) deadlines: Deadlines,
@@ -123,6 +124,7 @@ impl<I: Io> Shard<I> {
             by_hash: HashMap::new(),
             storage,
             verify: Verify::default(),
+            downloads: Downloads::new(),
             dialing: Dialing::default(),
             choking,
             deadlines,
@@ -185,6 +187,7 @@ impl<I: Io> Shard<I> {
         self.wake_throttled(now);
         self.wake_starved();
         let hashing = self.verify_step(HASH_TIME);
+        let downloading = self.download_step();
         self.deliver_news();
         self.dial_next();
         let pumping = self.pump_ready(PUMPS_MAX);
@@ -193,27 +196,21 @@ impl<I: Io> Shard<I> {
             return Tick::Stopped;
         }
         let woken = self.verify.ready || self.memory_came_home || !self.news.is_empty();
-        if full || messages || fired || hashing || pumping || woken {
+        if full || messages || fired || hashing || downloading || pumping || woken {
             return Tick::Busy;
         }
         Tick::Idle(Some(self.next_deadline()))
     }
 
     fn next_deadline(&self) -> Duration {
-        let mut at = self.chores_at;
-        if let Some(timer) = self.deadlines.timers.next() {
-            at = at.min(timer);
-        }
-        if !self.throttled.is_empty() {
-            at = at.min(self.throttled_until);
-        }
-        if let Some(attempt) = self.storage.next_attempt(self.io.now()) {
-            at = at.min(attempt);
-        }
-        if let Some(dial) = self.next_dial() {
-            at = at.min(dial);
-        }
-        at
+        let others = [
+            self.deadlines.timers.next(),
+            (!self.throttled.is_empty()).then_some(self.throttled_until),
+            self.storage.next_attempt(self.io.now()),
+            self.downloads.next_deadline(),
+            self.next_dial(),
+        ];
+        others.into_iter().flatten().fold(self.chores_at, Duration::min)
     }
 
     fn pump_ready(&mut self, max: usize) -> bool {
@@ -240,14 +237,6 @@ impl<I: Io> Shard<I> {
     pub(crate) fn submit_now(&mut self, op: Op) {
         let submitted = self.io.submit(op);
         assert!(submitted.is_ok(), "the in-flight table is sized for all its holders");
-    }
-
-    pub(crate) fn accept(&mut self, listener: u32) {
-        let op = Op::Accept {
-            token: Target::Listener(listener).token(),
-            listener: self.listeners[listener as usize].clone(),
-        };
-        self.submit_now(op);
     }
 
     pub fn stats(&self) -> &Stats {

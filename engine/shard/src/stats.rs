@@ -24,6 +24,9 @@ pub struct Stats {
     pub handed_over: u64,
     pub sent_bytes: u64,
     pub uploaded_bytes: u64,
+    /// Payload that came, what was thrown away as well; and what of it was written.
+    pub downloaded_bytes: u64,
+    pub written_bytes: u64,
     pub blocks: u64,
     pub rejected: u64,
     pub sends: u64,
@@ -63,6 +66,8 @@ impl Stats {
             handed_over: 0,
             sent_bytes: 0,
             uploaded_bytes: 0,
+            downloaded_bytes: 0,
+            written_bytes: 0,
             blocks: 0,
             rejected: 0,
             sends: 0,

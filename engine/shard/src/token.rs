@@ -18,6 +18,10 @@ pub enum Target {
     Open(FileId),
     Identify(FileId),
     Read(u32),
+    WriteOpen(u32),
+    Allocate(u32),
+    Write(u32),
+    Sync(u32),
 }
 
 const KIND_SHIFT: u32 = 60;
@@ -32,6 +36,10 @@ impl Target {
             Target::Open(FileId(n)) => (4, u64::from(n)),
             Target::Identify(FileId(n)) => (5, u64::from(n)),
             Target::Read(n) => (6, u64::from(n)),
+            Target::WriteOpen(n) => (7, u64::from(n)),
+            Target::Allocate(n) => (8, u64::from(n)),
+            Target::Write(n) => (9, u64::from(n)),
+            Target::Sync(n) => (10, u64::from(n)),
         };
         debug_assert!(value < 1 << KIND_SHIFT);
         Token(kind << KIND_SHIFT | value)
@@ -47,6 +55,10 @@ impl Target {
             4 => Target::Open(FileId(value as u32)),
             5 => Target::Identify(FileId(value as u32)),
             6 => Target::Read(value as u32),
+            7 => Target::WriteOpen(value as u32),
+            8 => Target::Allocate(value as u32),
+            9 => Target::Write(value as u32),
+            10 => Target::Sync(value as u32),
             kind => panic!("a token of kind {kind}, which nobody makes"),
         }
     }
@@ -67,6 +79,10 @@ mod tests {
             Target::Open(FileId(u32::MAX)),
             Target::Identify(FileId(0)),
             Target::Read(77),
+            Target::WriteOpen(1),
+            Target::Allocate(2),
+            Target::Write(3),
+            Target::Sync(u32::MAX),
         ] {
             assert_eq!(Target::of(target.token()), target);
         }

@@ -18,7 +18,7 @@ use seedring_proto::{
 };
 
 use crate::{
-    connections::{Key, Open, Stage},
+    connections::{Key, Open, Sending, Stage},
     contract::Globals,
     shard::Shard,
     stats::Stats,
@@ -57,7 +57,7 @@ impl<I: Io> Shard<I> {
     pub(crate) fn pump(&mut self, key: Key) {
         let now = self.io.now();
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.sending || self.stopping || matches!(connection.stage, Stage::Closing) {
+        if connection.sending || self.stopping || matches!(connection.stage, Stage::Closing(_)) {
             return;
         }
         let mut batch = self.io.batch();
@@ -274,7 +274,7 @@ impl<I: Io> Serving<'_, I> {
             Gather::Ready if !batch.room_for(1 + self.parts.len(), 13) => {
                 if batch.is_empty() && batch.room_for(2, 13 + block.length as usize) {
                     self.copy(batch, block);
-                    self.account(open, at, block, offset);
+                    self.account(open, at, block, offset, batch.len_bytes());
                     return Step::Taken;
                 }
                 self.parts.clear();
@@ -285,7 +285,7 @@ impl<I: Io> Serving<'_, I> {
                 for part in self.parts.drain(..) {
                     batch.push_share(&part.share, part.from..part.to);
                 }
-                self.account(open, at, block, offset);
+                self.account(open, at, block, offset, batch.len_bytes());
                 Step::Taken
             }
             Gather::Waiting => {
@@ -346,8 +346,8 @@ impl<I: Io> Serving<'_, I> {
         closed.map(|meter| meter.ready_at()).max()
     }
 
-    /// Notes a block as part of the batch, and pays for it.
-    fn account(&mut self, open: &mut Open, at: usize, block: Block, offset: u64) {
+    /// Notes a block as part of the batch, which ends with it at `end`, and pays for it.
+    fn account(&mut self, open: &mut Open, at: usize, block: Block, offset: u64, end: usize) {
         let taken = open.session.take(at);
         debug_assert_eq!(taken, Some(block));
         let bytes = u64::from(block.length);
@@ -357,8 +357,7 @@ impl<I: Io> Serving<'_, I> {
         open.run_end = offset + bytes;
         let flow = open.flow();
         let asked_at = flow.asked.next(self.now);
-        flow.in_flight.push(asked_at);
-        flow.payload_in_flight += block.length;
+        flow.in_flight.push(Sending { asked_at, end: end as u32, length: block.length });
         open.cold = open.cold.saturating_sub(1);
     }
 }

@@ -26,7 +26,7 @@ use std::{
 use seedring_platform::{
     hash::{Feed, PieceHasher, update_many},
     memory::Class,
-    op::Io,
+    op::{Identity, Io},
 };
 use seedring_proto::units::{FileIndex, PieceIndex};
 
@@ -35,7 +35,7 @@ use crate::{
     connections::Key,
     contract::{Event, Trouble},
     shard::Shard,
-    storage::{Gather, cache::Waiter},
+    storage::{Gather, cache::Waiter, files::change_of},
     torrent::{Local, TorrentId},
 };
 
@@ -442,15 +442,29 @@ impl<I: Io> Shard<I> {
     }
 
     /// A file can't be served, or changed: what is in doubt is not sent before it is hashed again.
+    ///
+    /// Every shard that has the file finds the same change. The first clears bits and tells
+    /// control; who finds that done takes the file as it is now, so that what was hashed meanwhile
+    /// stays verified.
     pub(crate) fn file_trouble(
         &mut self,
         torrent: TorrentId,
         file: FileIndex,
         trouble: Trouble,
         range: Option<std::ops::Range<u64>>,
+        found: Option<Identity>,
     ) {
         let Some(local) = self.torrents.get_mut(&torrent) else { return };
         let Some(contents) = local.contents().cloned() else { return };
+        let found = found.filter(|_| matches!(trouble, Trouble::Changed));
+        let change = found.map(|found| change_of(file, &found));
+        // Partner of the swap below: what it followed (the epoch, the cleared bits) is seen here.
+        if let Some(found) = found
+            && change == Some(local.shared.change.load(Ordering::Acquire))
+        {
+            self.verify.ready = true;
+            return self.storage.known_change(torrent, file, found);
+        }
         if range.is_some() && matches!(trouble, Trouble::Changed | Trouble::Short { .. }) {
             // Before the bits are cleared; its partners are the loads around `set_verified`. Every
             // shard drops what it has of the torrent, and pieces half hashed begin again.
@@ -467,11 +481,16 @@ impl<I: Io> Shard<I> {
                 local.shared.pieces.set_verified(piece, false);
             }
         }
-        let path: PathBuf = contents.path(file);
         self.verify.ready = true;
+        // Of two that found it at the same moment both have cleared, and one tells.
+        let told = change.is_some_and(|c| local.shared.change.swap(c, Ordering::AcqRel) == c);
+        if told {
+            return;
+        }
+        let path: PathBuf = contents.path(file);
         self.tell(Event::Trouble { torrent, path, trouble });
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

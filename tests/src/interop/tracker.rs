@@ -42,8 +42,9 @@ impl Opentracker {
         Ok(tracker)
     }
 
-    pub fn announce_url(&self) -> String {
-        format!("http://{}:{PORT}/announce", self.host.address())
+    /// `scheme` is http or udp.
+    pub fn announce_url(&self, scheme: &str) -> String {
+        format!("{scheme}://{}:{PORT}/announce", self.host.address())
     }
 
     /// Seeds and leeches that it knows of.

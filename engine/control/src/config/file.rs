@@ -321,6 +321,10 @@ fn check_url(text: &str, schemes: &[&str], example: &str) -> Result<String, Stri
     if host.is_empty() || host.starts_with(':') {
         return Err(format!("\"{text}\" names no host; write such as {example}"));
     }
+    let port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if scheme.eq_ignore_ascii_case("udp") && !port {
+        return Err(format!("\"{text}\" names no port; write such as udp://tracker.example:6969"));
+    }
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(format!("\"{}\" has a space in it; write %20", text.escape_debug()));
     }

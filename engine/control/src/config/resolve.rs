@@ -338,17 +338,6 @@ impl Resolver<'_> {
                             "add tracker: { listen: \"127.0.0.1:6969\" }, or remove embedded";
                         self.error(place, &key, message.to_string(), help);
                     }
-                    if let TrackerRef::Url(url) = tracker
-                        && url.starts_with("udp://")
-                    {
-                        let message = format!("{url}: UDP trackers are not announced to yet");
-                        self.warn(
-                            place,
-                            &key,
-                            message,
-                            "most have an http:// or https:// URL as well",
-                        );
-                    }
                 }
             }
             _ => {}

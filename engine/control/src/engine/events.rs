@@ -45,6 +45,9 @@ impl Engine {
                 tracing::debug!("{address} is banned: its piece {} of {torrent:?} is bad", piece.0);
                 self.peers.ban(address.ip());
             }
+            Event::Metadata { torrent, peer, address, said } => {
+                self.metadata_said(torrent, (shard, peer), address, said);
+            }
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
             Event::Trouble { torrent, path, trouble } => {
                 self.trouble(torrent, &path, trouble);

@@ -228,6 +228,7 @@ fn tracker_options(config: &Config, peer_id: PeerId, port: u16, key: u32) -> tra
     options.numwant = config.tracker_client.numwant;
     options.http.user_agent = config.tracker_client.user_agent.clone();
     options.http.total_timeout = config.tracker_client.timeout.0;
+    options.udp.timing.announce = config.tracker_client.timeout.0;
     options.schedule.limits.requests_per_host_max =
         config.tracker_client.concurrent_per_host as usize;
     options

@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::http::FetchError;
-use super::rule::{self, Hop};
+use super::rule::{self, Forbidden, Hop};
 
 /// RFC 8305, section 8: the next address is tried when the one before is silent for this long.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -78,7 +78,7 @@ pub struct Bind {
 
 impl Bind {
     /// `Err` where this family must not be used.
-    fn source(self, target: IpAddr) -> Result<Option<IpAddr>, ()> {
+    pub(super) fn source(self, target: IpAddr) -> Result<Option<IpAddr>, ()> {
         match (self.v4, self.v6, target) {
             (None, None, _) => Ok(None),
             (Some(v4), _, IpAddr::V4(_)) => Ok(Some(v4.into())),
@@ -94,32 +94,46 @@ pub async fn connect(
     bind: Bind,
     tls: &TlsConnector,
 ) -> Result<(Stream, SocketAddr), FetchError> {
+    // Jobs are told apart before, and a redirect does not lead there.
+    if url.scheme() == Scheme::Udp {
+        return Err(FetchError::Request);
+    }
     let addresses = resolve(url, hop, bind).await?;
     let (tcp, address) = race(addresses, bind).await?;
     tcp.set_nodelay(true).ok();
-    let stream = match url.scheme() {
-        Scheme::Http => Stream::Plain(tcp),
-        Scheme::Https => {
-            let name = ServerName::try_from(url.host().to_owned())
-                .map_err(|_| FetchError::Tls(io::Error::other("not a host name for TLS")))?;
-            Stream::Tls(Box::new(tls.connect(name, tcp).await.map_err(FetchError::Tls)?))
-        }
+    let stream = if url.scheme() == Scheme::Https {
+        let name = ServerName::try_from(url.host().to_owned())
+            .map_err(|_| FetchError::Tls(io::Error::other("not a host name for TLS")))?;
+        Stream::Tls(Box::new(tls.connect(name, tcp).await.map_err(FetchError::Tls)?))
+    } else {
+        Stream::Plain(tcp)
     };
     Ok((stream, address))
 }
 
+async fn resolve(url: &TrackerUrl, hop: Hop, bind: Bind) -> Result<Vec<SocketAddr>, FetchError> {
+    usable(lookup(url).await?, url.host(), bind, |ip| rule::check(hop, ip, url.path()))
+}
+
+/// On a thread of tokio's for what blocks.
+pub(super) async fn lookup(url: &TrackerUrl) -> Result<Vec<SocketAddr>, FetchError> {
+    let found = tokio::net::lookup_host((url.host(), url.port())).await;
+    let found = found.map_err(|why| FetchError::Resolve { host: url.host().to_owned(), why })?;
+    Ok(found.collect())
+}
+
 /// The host's addresses that may be dialled, families taking turns, the resolver's first in
 /// front.
-async fn resolve(url: &TrackerUrl, hop: Hop, bind: Bind) -> Result<Vec<SocketAddr>, FetchError> {
-    let host = || url.host().to_owned();
-    let found: Vec<SocketAddr> = tokio::net::lookup_host((url.host(), url.port()))
-        .await
-        .map_err(|why| FetchError::Resolve { host: host(), why })?
-        .collect();
+pub(super) fn usable(
+    found: Vec<SocketAddr>,
+    host: &str,
+    bind: Bind,
+    check: impl Fn(IpAddr) -> Result<(), Forbidden>,
+) -> Result<Vec<SocketAddr>, FetchError> {
     let mut refused = None;
     let mut usable = Vec::new();
     for address in found {
-        match rule::check(hop, address.ip(), url.path()) {
+        match check(address.ip()) {
             Err(forbidden) => refused = Some(forbidden),
             Ok(()) if bind.source(address.ip()).is_ok() => usable.push(address),
             Ok(()) => {}
@@ -127,7 +141,7 @@ async fn resolve(url: &TrackerUrl, hop: Hop, bind: Bind) -> Result<Vec<SocketAdd
     }
     match (usable.is_empty(), refused) {
         (true, Some(forbidden)) => Err(FetchError::Forbidden(forbidden)),
-        (true, None) => Err(FetchError::NoAddress { host: host() }),
+        (true, None) => Err(FetchError::NoAddress { host: host.to_owned() }),
         _ => Ok(take_turns(usable)),
     }
 }

@@ -13,6 +13,7 @@ pub mod rule;
 mod run;
 #[cfg(test)]
 mod tests;
+pub mod udp;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use tokio::task::JoinHandle;
 
 pub use connect::TlsSetupError;
 pub use http::HttpOptions;
+pub use udp::UdpOptions;
 
 /// Commands that wait; a sender waits when there are more.
 const COMMANDS_MAX: usize = 1024;
@@ -48,6 +50,7 @@ pub struct Options {
     pub crypto: Crypto,
     pub schedule: schedule::Options,
     pub http: HttpOptions,
+    pub udp: UdpOptions,
 }
 
 impl Options {
@@ -63,6 +66,7 @@ impl Options {
             crypto: Crypto::Unsupported,
             schedule: schedule::Options { seed: u64::from(key), ..schedule::Options::default() },
             http: HttpOptions::default(),
+            udp: UdpOptions::default(),
         }
     }
 }

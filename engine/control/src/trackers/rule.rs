@@ -11,6 +11,8 @@
 //!   link-local (where clouds keep their metadata service) not at all.
 //! - A redirect may not lead inwards: from a public address to a private one, from either to this
 //!   machine.
+//! - Over UDP an announce path protects nobody, since the first packet does not hold it: what a
+//!   .torrent file names does not lead to this machine at all. Groups of machines are for none.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -48,6 +50,13 @@ pub enum Forbidden {
     LinkLocal(IpAddr),
     #[error("the tracker redirects inwards, to {0}")]
     Inwards(IpAddr),
+    #[error(
+        "a .torrent file's UDP tracker leads to this machine ({0}); \
+         list the tracker in the configuration if that is meant"
+    )]
+    MachineByUdp(IpAddr),
+    #[error("the tracker's address {0} stands for more than one machine")]
+    Group(IpAddr),
 }
 
 pub fn scope(ip: IpAddr) -> Scope {
@@ -74,6 +83,21 @@ pub fn check(hop: Hop, ip: IpAddr, path: &str) -> Result<(), Forbidden> {
         },
         Hop::Redirect(from) if scope < from => Err(Forbidden::Inwards(ip)),
         Hop::Redirect(_) => Ok(()),
+    }
+}
+
+/// The rule for UDP.
+pub fn check_datagram(origin: Origin, ip: IpAddr) -> Result<(), Forbidden> {
+    let ip = ip.to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    if ip.is_multicast() || broadcast {
+        return Err(Forbidden::Group(ip));
+    }
+    match (origin, scope(ip)) {
+        (Origin::User, _) => Ok(()),
+        (Origin::Torrent, Scope::Machine) => Err(Forbidden::MachineByUdp(ip)),
+        (Origin::Torrent, Scope::LinkLocal) => Err(Forbidden::LinkLocal(ip)),
+        (Origin::Torrent, Scope::Private | Scope::Public) => Ok(()),
     }
 }
 
@@ -135,6 +159,29 @@ mod tests {
         ] {
             let result = check(hop, ip.parse().unwrap(), path);
             assert_eq!(result.is_ok(), allowed, "{hop:?} {ip} {path}");
+        }
+    }
+
+    #[test]
+    fn the_rule_for_udp() {
+        let (user, torrent) = (Origin::User, Origin::Torrent);
+        for (origin, ip, allowed) in [
+            (user, "127.0.0.1", true),
+            (user, "169.254.1.1", true),
+            (user, "224.0.0.1", false),
+            (user, "255.255.255.255", false),
+            (torrent, "127.0.0.1", false),
+            (torrent, "::1", false),
+            (torrent, "::ffff:127.0.0.1", false),
+            (torrent, "0.0.0.0", false),
+            (torrent, "169.254.169.254", false),
+            (torrent, "fe80::1", false),
+            (torrent, "ff02::1", false),
+            (torrent, "192.168.1.2", true),
+            (torrent, "2001:db8::1", true),
+        ] {
+            let result = check_datagram(origin, ip.parse().unwrap());
+            assert_eq!(result.is_ok(), allowed, "{origin:?} {ip}");
         }
     }
 }

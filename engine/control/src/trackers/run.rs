@@ -13,12 +13,14 @@ use seedring_proto::tracker::announce::{Event as AnnounceEvent, Request};
 use seedring_proto::tracker::announcer::Failure;
 use seedring_proto::tracker::reply::{Reply, ReplyError, Retry};
 use seedring_proto::tracker::schedule::{Job, JobId, Schedule, Stops};
+use seedring_proto::tracker::url::Scheme;
 use seedring_proto::units::InfoHash;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::http::{Answer, Client, Failed, describe};
+use super::udp;
 use super::{Command, Event, Heard, Options, Status, TlsSetupError, TotalsSource, TrackerStatus};
 
 type Outcome = Result<Reply, Failure>;
@@ -46,6 +48,7 @@ pub(super) struct Task {
     events: mpsc::Sender<Event>,
     events_dropped: u64,
     client: Arc<Client>,
+    udp: Arc<udp::Client>,
     schedule: Schedule,
     began: Instant,
     requests: JoinSet<Outcome>,
@@ -62,6 +65,7 @@ impl Task {
     ) -> Result<Self, TlsSetupError> {
         Ok(Self {
             client: Arc::new(Client::new(options.http.clone())?),
+            udp: Arc::new(udp::Client::start(options.udp.clone())),
             schedule: Schedule::new(options.schedule.clone()),
             options,
             totals,
@@ -140,6 +144,7 @@ impl Task {
             }
             Command::Shutdown(deadline, answer) => {
                 self.schedule.shutdown(now);
+                self.udp.hurry();
                 let start = Instant::now();
                 self.closing = Some(Closing {
                     cut: Some(start + deadline / 3),
@@ -178,12 +183,18 @@ impl Task {
             crypto: self.options.crypto,
             tracker_id: job.tracker_id,
         };
-        let client = Arc::clone(&self.client);
         let endpoint = Arc::clone(&job.endpoint);
-        let abort = self.requests.spawn(async move {
-            let parameters = request.parameters();
-            outcome(client.get(&endpoint.url, &parameters, endpoint.origin).await)
-        });
+        let abort = if endpoint.url.scheme() == Scheme::Udp {
+            let udp = Arc::clone(&self.udp);
+            self.requests
+                .spawn(async move { udp.announce(&endpoint.url, request, endpoint.origin).await })
+        } else {
+            let client = Arc::clone(&self.client);
+            self.requests.spawn(async move {
+                let parameters = request.parameters();
+                outcome(client.get(&endpoint.url, &parameters, endpoint.origin).await)
+            })
+        };
         let running = Running {
             job: job.id,
             info_hash: job.info_hash,

@@ -1,6 +1,7 @@
 //! Real sockets on loopback: scripted servers, the embedded tracker, and the task between them.
 
 mod announcing;
+mod datagrams;
 mod embedded;
 mod fetching;
 

@@ -41,6 +41,21 @@ impl RemotePieces {
         }
     }
 
+    /// Which of the 64 pieces from `64 * at` on it has, the first in the lowest bit.
+    pub fn word(&self, at: usize) -> u64 {
+        if let Some(word) = self.bits.get(at) {
+            return *word;
+        }
+        if self.count == 0 {
+            return 0;
+        }
+        match (self.total as usize).saturating_sub(at.saturating_mul(64)) {
+            0 => 0,
+            pieces @ 1..64 => (1 << pieces) - 1,
+            _ => u64::MAX,
+        }
+    }
+
     /// Bytes on the heap.
     pub fn held_bytes(&self) -> usize {
         size_of_val(&*self.bits)
@@ -61,6 +76,28 @@ impl RemotePieces {
         self.bits[piece.0 as usize / 64] |= 1 << (piece.0 % 64);
         self.count += 1;
         if self.count == self.total {
+            self.bits = Box::default();
+        }
+        Ok(true)
+    }
+
+    /// Notes that the peer lost a piece (BEP 54); false where it had none.
+    ///
+    /// # Errors
+    /// An index outside the torrent.
+    pub fn remove(&mut self, piece: PieceIndex) -> Result<bool, Violation> {
+        if piece.0 >= self.total {
+            return Err(Violation::PieceOutOfRange { piece, count: self.total });
+        }
+        if !self.has(piece) {
+            return Ok(false);
+        }
+        if self.bits.is_empty() {
+            self.bits = (0..(self.total as usize).div_ceil(64)).map(|at| self.word(at)).collect();
+        }
+        self.bits[piece.0 as usize / 64] &= !(1 << (piece.0 % 64));
+        self.count -= 1;
+        if self.count == 0 {
             self.bits = Box::default();
         }
         Ok(true)
@@ -137,11 +174,25 @@ mod tests {
         assert_eq!(outside, Err(Violation::PieceOutOfRange { piece: PieceIndex(10), count: 10 }));
     }
 
+    #[test]
+    fn a_lost_piece_of_a_complete_peer() {
+        let mut pieces = RemotePieces::new(70);
+        pieces.insert_all();
+        assert_eq!((pieces.word(0), pieces.word(1), pieces.word(2)), (u64::MAX, 63, 0));
+        assert_eq!(pieces.remove(PieceIndex(65)), Ok(true));
+        assert_eq!(pieces.remove(PieceIndex(65)), Ok(false));
+        assert_eq!((pieces.count(), pieces.word(1), pieces.word(2)), (69, 0b11_1101, 0));
+        assert!(!pieces.is_complete() && !pieces.has(PieceIndex(65)));
+        assert!(pieces.remove(PieceIndex(70)).is_err());
+        (0..70).for_each(|at| _ = pieces.remove(PieceIndex(at)));
+        assert_eq!((pieces.count(), pieces.held_bytes(), pieces.word(0)), (0, 0, 0));
+    }
+
     proptest! {
         #[test]
-        fn haves_after_a_bitfield_add_up(
+        fn haves_and_losses_after_a_bitfield_add_up(
             field in prop::collection::vec(any::<bool>(), 1..200),
-            haves in prop::collection::vec(0..200u32, 0..400),
+            changes in prop::collection::vec((0..200u32, prop::bool::weighted(0.8)), 0..400),
         ) {
             let total = field.len() as u32;
             let mut bytes = vec![0u8; field.len().div_ceil(8)];
@@ -151,18 +202,27 @@ mod tests {
             let mut pieces = RemotePieces::new(total);
             let mut model = field.clone();
             prop_assert_eq!(pieces.insert_bitfield(&bytes), Ok(()));
-            for have in haves {
-                match model.get_mut(have as usize) {
+            for (piece, have) in changes {
+                let changed = match have {
+                    true => pieces.insert(PieceIndex(piece)),
+                    false => pieces.remove(PieceIndex(piece)),
+                };
+                match model.get_mut(piece as usize) {
                     Some(known) => {
-                        prop_assert_eq!(pieces.insert(PieceIndex(have)), Ok(!*known));
-                        *known = true;
+                        prop_assert_eq!(changed, Ok(*known != have));
+                        *known = have;
                     }
-                    None => prop_assert!(pieces.insert(PieceIndex(have)).is_err()),
+                    None => prop_assert!(changed.is_err()),
                 }
             }
             let has: Vec<bool> = (0..total).map(|at| pieces.has(PieceIndex(at))).collect();
             prop_assert_eq!(pieces.is_complete(), model.iter().all(|known| *known));
             prop_assert_eq!(pieces.count() as usize, model.iter().filter(|known| **known).count());
+            for at in 0..5 {
+                let bit = |piece| model.get(piece).is_some_and(|known: &bool| *known);
+                let word = (0..64).map(|place| u64::from(bit(64 * at + place)) << place).sum();
+                prop_assert_eq!(pieces.word(at), word);
+            }
             prop_assert_eq!(has, model);
         }
     }

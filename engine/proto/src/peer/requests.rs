@@ -98,6 +98,13 @@ impl Requests {
         self.outstanding.capacity() * size_of::<Outstanding>()
     }
 
+    /// Gives the memory back while nothing is outstanding.
+    pub fn release(&mut self) {
+        if self.outstanding.is_empty() {
+            self.outstanding = VecDeque::new();
+        }
+    }
+
     /// What it sends us, over the last span and a fraction of those before.
     pub fn rate_bytes_per_s(&self, now: Duration) -> u64 {
         let silent = now.saturating_sub(self.span_began);

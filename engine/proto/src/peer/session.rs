@@ -2,32 +2,36 @@
 //! Never: reads a clock, a socket or a piece; keeps what a peer sent beyond the stated bounds.
 //! Flow: received bytes and time in; bytes to send, events and a queue of blocks to upload out.
 //!
-//! This is the uploading side. `out` collects control messages; the caller sends them in order
+//! `out` collects control messages; the caller sends them in order
 //! with the blocks that it takes from the queue. Bounds a caller relies on:
 //! - one `receive` appends at most its input's length, a metadata piece and 512 bytes more where
 //!   `out` was under [`METADATA_OUT_BYTES`], so a caller that stops receiving while much is
 //!   unsent bounds a connection's memory;
 //! - the queue holds at most [`Options::request_queue_max`] blocks, `events` gets at most one of
-//!   each kind a call ([`Event::Have`] excepted, which upload-only sessions leave out);
+//!   each kind a call, and in sessions that download at most one more for each 5 bytes of input
+//!   and for each block that was outstanding;
 //! - requests that are refused, repeated or taken back are borne up to bounds in `receive.rs`,
 //!   which blocks served pay for: then the connection closes.
 
 mod deadlines;
+mod download;
 mod opening;
 mod receive;
 mod upload;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use crate::peer::client::{client_name, printable};
 use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
-use crate::units::{InfoHash, PeerId, PieceIndex};
+use crate::units::{Block, InfoHash, PeerId, PieceIndex};
 use crate::wire::extended::ExtensionHandshake;
 use crate::wire::{FrameReader, Reserved, Violation};
 
 pub use deadlines::{INACTIVE_AFTER, KEEP_ALIVE_AFTER, SILENT_AFTER};
+pub use download::{Blocks, LATE_FOR, PIPELINE_MAX};
 
 /// The longest block a request may name. BEP 3 speaks of 16 KiB, libtorrent and qBittorrent serve
 /// up to 128 KiB, and some old clients ask for 32 or 64 KiB.
@@ -78,7 +82,8 @@ pub struct Options {
     pub your_ip: Option<IpAddr>,
     /// Sent as `p`: on a connection that we dialled, the peer learns our listening port by it.
     pub listen_port: Option<u16>,
-    /// Sent as `upload_only` (BEP 21); such a session asks for nothing, and skips `piece`.
+    /// Sent as `upload_only` (BEP 21); such a session asks for nothing, and skips `piece`. Others
+    /// may download; they fetch metadata where the torrent has none, which has no pieces then.
     pub upload_only: bool,
     /// Pieces of an allowed fast set. 0 where unchoke slots are unlimited, since nobody waits.
     pub allowed_fast: usize,
@@ -118,6 +123,27 @@ pub enum Event {
     ClientNamed,
     /// Our address as the peer sees it.
     OurAddress(IpAddr),
+    // What follows only sessions that also download say.
+    /// The peer chokes us from now on. What waits is returned one by one.
+    Choked,
+    /// The peer serves us from now on.
+    Unchoked,
+    /// What the peer has was said anew: at most one a call, which then has no `Have` or
+    /// `DontHave`. The pieces are those of [`Session::pieces`].
+    Pieces,
+    /// The peer lost a piece (BEP 54).
+    DontHave(PieceIndex),
+    /// A block that was asked for is here whole; [`Blocks`] had the last of it before.
+    Block(Block),
+    /// A block that was asked for will not come: rejected, or void by a choke.
+    Returned(Block),
+    /// The peer lets us have this piece while it chokes us.
+    AllowedFast(PieceIndex),
+    /// Bytes of metadata that the peer says it gives: where the torrent has none, once and
+    /// whenever it says another number.
+    MetadataSize(u32),
+    /// The peer does not give a piece of metadata that it was asked for.
+    MetadataRejected(u32),
 }
 
 /// A peer as listings show it.
@@ -152,7 +178,6 @@ struct State {
     fast: bool,
     /// Both sides speak the extension protocol (BEP 10).
     extended: bool,
-    upload_only: bool,
     am_choking: bool,
     peer_choking: bool,
     peer_interested: bool,
@@ -162,7 +187,7 @@ struct State {
     /// The number under which the peer wants ut_metadata; 0: it does not.
     peer_metadata_id: u8,
     request_queue_max: u16,
-    peer_listen_port: Option<u16>,
+    peer_listen_port: Option<NonZeroU16>,
     peer_client: Option<Box<str>>,
     pieces: RemotePieces,
     queue: UploadQueue,
@@ -170,14 +195,17 @@ struct State {
     allowed_fast: Option<Box<AllowedFast>>,
     /// Requests turned down, less blocks served since.
     refused: u32,
+    /// Absent where we only upload.
+    download: Option<Box<download::Download>>,
     idle: receive::Idle,
     unwanted_bytes: u32,
-    metadata_bytes: u64,
+    /// Served; bounded by some times 64 MiB.
+    metadata_bytes: u32,
     clock: deadlines::Clock,
 }
 
 impl Session {
-    /// Takes bytes as they came, cut anywhere.
+    /// Takes bytes as they came, cut anywhere. Data that was asked for goes to `blocks`.
     ///
     /// # Errors
     /// What the peer did wrong; the connection is to be closed, and this session used no more.
@@ -188,14 +216,16 @@ impl Session {
         now: Duration,
         out: &mut Vec<u8>,
         events: &mut Vec<Event>,
+        blocks: &mut impl Blocks,
     ) -> Result<(), Violation> {
-        let mut turn = receive::Turn::new(&self.state, now, out.len());
+        self.state.settle_download(now);
+        let mut turn = receive::Turn::new(&self.state, now, out.len(), events.len());
         let mut input = bytes;
         loop {
             let (used, message) = self.reader.next(input)?;
             input = &input[used..];
             let Some(message) = message else { break };
-            self.state.on_message(message, torrent, &mut turn, out, events)?;
+            self.state.on_message(message, torrent, &mut turn, out, events, blocks)?;
         }
         turn.finish(&mut self.state, out.len(), events);
         Ok(())
@@ -227,6 +257,9 @@ impl Session {
     pub fn shrink(&mut self) {
         self.reader.shrink();
         self.state.queue.release();
+        if let Some(download) = &mut self.state.download {
+            download.release();
+        }
     }
 
     /// Bytes on the heap.
@@ -235,7 +268,8 @@ impl Session {
         let client = state.peer_client.as_ref().map_or(0, |client| client.len());
         let allowed = state.allowed_fast.as_ref().map_or(0, |_| size_of::<AllowedFast>());
         let grown = state.queue.held_bytes() + state.pieces.held_bytes();
-        self.reader.held_bytes() + grown + client + allowed
+        let download = state.download.as_ref().map_or(0, |download| download.held_bytes());
+        self.reader.held_bytes() + grown + client + allowed + download
     }
 
     /// For listings. The id of its handshake names the peer's client until the peer does; only
@@ -255,7 +289,7 @@ impl Session {
             upload_only: state.peer_upload_only,
             fast: state.fast,
             extended: state.extended,
-            listen_port: state.peer_listen_port,
+            listen_port: state.peer_listen_port.map(NonZeroU16::get),
             requests_queued: state.queue.len(),
         }
     }
@@ -265,8 +299,18 @@ impl State {
     /// Keeps what the peer's extension handshake says; a later one adds to it (BEP 10).
     fn learn(&mut self, said: &ExtensionHandshake<'_>, turn: &mut receive::Turn) {
         self.peer_metadata_id = said.ut_metadata.unwrap_or(self.peer_metadata_id);
-        self.peer_listen_port = said.listen_port.or(self.peer_listen_port);
+        self.peer_listen_port =
+            said.listen_port.and_then(NonZeroU16::new).or(self.peer_listen_port);
         self.peer_upload_only = said.upload_only.unwrap_or(self.peer_upload_only);
+        if let Some(download) = &mut self.download {
+            if let Some(requests) = said.request_queue {
+                download.queues(requests);
+            }
+            // Where the torrent has its metadata, nobody asks for it.
+            let supported = self.peer_metadata_id > 0 && self.pieces.total() == 0;
+            turn.metadata_bytes =
+                download.metadata_size(said.metadata_bytes, supported).or(turn.metadata_bytes);
+        }
         turn.our_address = said.your_ip.or(turn.our_address);
         if let Some(client) = said.client.map(printable).filter(|client| !client.is_empty()) {
             turn.client_named = true;

@@ -17,4 +17,5 @@ pub mod redact;
 pub mod reply;
 pub mod schedule;
 pub mod swarm_store;
+pub mod udp;
 pub mod url;

@@ -19,7 +19,8 @@ pub const INFLATED_BYTES_MAX: usize = 4 << 20;
 pub const PEERS_MAX: usize = 2000;
 /// A tracker id goes back into every request line, so it is kept only up to this length.
 pub const TRACKER_ID_BYTES_MAX: usize = 256;
-const TEXT_CHARS_MAX: usize = 300;
+/// Of a tracker's message.
+pub(super) const TEXT_CHARS_MAX: usize = 300;
 
 /// A good answer. Times are as the tracker said them, not yet clamped.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -118,7 +119,8 @@ fn peers(root: Value<'_, '_>) -> Option<Vec<SocketAddr>> {
     Some(out)
 }
 
-fn compact_peer(bytes: &[u8]) -> Option<SocketAddr> {
+/// Address and port as BEP 23 (6 bytes), BEP 7 (18 bytes) and BEP 15 have them.
+pub(super) fn compact_peer(bytes: &[u8]) -> Option<SocketAddr> {
     let (ip, port) = bytes.split_at(bytes.len() - 2);
     dialable(address(ip)?, u16::from_be_bytes([port[0], port[1]]))
 }

@@ -18,14 +18,17 @@ pub const URL_BYTES_MAX: usize = 2048;
 pub enum Scheme {
     Http,
     Https,
+    Udp,
 }
 
 impl Scheme {
+    /// BEP 15 knows none.
     #[must_use]
-    pub fn default_port(self) -> u16 {
+    pub fn default_port(self) -> Option<u16> {
         match self {
-            Self::Http => 80,
-            Self::Https => 443,
+            Self::Http => Some(80),
+            Self::Https => Some(443),
+            Self::Udp => None,
         }
     }
 
@@ -34,16 +37,21 @@ impl Scheme {
         match self {
             Self::Http => "http",
             Self::Https => "https",
+            Self::Udp => "udp",
         }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    #[error("a tracker address begins with http:// or https://")]
+    #[error("a tracker address begins with http://, https:// or udp://")]
     NoScheme,
-    #[error("{0}:// trackers are not supported; use the tracker's http:// or https:// address")]
+    #[error(
+        "{0}:// trackers are not supported; use the tracker's http://, https:// or udp:// address"
+    )]
     Scheme(String),
+    #[error("an HTTP tracker cannot send its clients on to udp://")]
+    RedirectToUdp,
     #[error("the tracker address has no host")]
     NoHost,
     #[error(
@@ -52,13 +60,15 @@ pub enum UrlError {
     Host,
     #[error("the tracker's port is not a number from 1 to 65535")]
     Port,
+    #[error("a udp:// tracker address names its port, as in udp://tracker.example:6969/announce")]
+    NoPort,
     #[error("user and password in a tracker address are not supported")]
     UserInfo,
     #[error("the tracker address is longer than {URL_BYTES_MAX} bytes")]
     TooLong,
 }
 
-/// An `http` or `https` tracker address. `Debug` and `Display` mask secrets.
+/// An `http`, `https` or `udp` tracker address. `Debug` and `Display` mask secrets.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TrackerUrl {
     scheme: Scheme,
@@ -79,6 +89,7 @@ impl TrackerUrl {
         let scheme = match scheme.to_ascii_lowercase().as_str() {
             "http" => Scheme::Http,
             "https" => Scheme::Https,
+            "udp" => Scheme::Udp,
             other if other.bytes().all(|b| b.is_ascii_alphanumeric()) => {
                 return Err(UrlError::Scheme(other.chars().take(16).collect()));
             }
@@ -92,7 +103,7 @@ impl TrackerUrl {
         let (host, port) = split_authority(authority)?;
         let port = match port {
             Some(digits) => parse_port(digits)?,
-            None => scheme.default_port(),
+            None => scheme.default_port().ok_or(UrlError::NoPort)?,
         };
         Ok(Self { scheme, host, port, path_and_query: path_and_query(tail) })
     }
@@ -128,7 +139,8 @@ impl TrackerUrl {
     pub fn authority(&self) -> String {
         let host =
             if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == self.scheme.default_port() { host } else { format!("{host}:{}", self.port) }
+        let own = self.scheme.default_port() == Some(self.port);
+        if own { host } else { format!("{host}:{}", self.port) }
     }
 
     /// What requests are capped by: scheme, host and port.
@@ -151,6 +163,11 @@ impl TrackerUrl {
 
     /// Where a redirect leads: absolute, `//host/path`, `/path`, or relative to this path.
     pub fn join(&self, location: &str) -> Result<Self, UrlError> {
+        let to = self.resolve(location)?;
+        if to.scheme == Scheme::Udp { Err(UrlError::RedirectToUdp) } else { Ok(to) }
+    }
+
+    fn resolve(&self, location: &str) -> Result<Self, UrlError> {
         let location = location.trim();
         let plain = location.split(['/', '?', '#']).next().unwrap_or("");
         if plain.contains(':') {
@@ -261,6 +278,11 @@ mod tests {
         let url = TrackerUrl::parse("https://[2001:DB8::1]?k=v").unwrap();
         assert_eq!((url.host(), url.port(), url.path_and_query()), ("2001:db8::1", 443, "/?k=v"));
         assert_eq!(url.authority(), "[2001:db8::1]");
+        let url = TrackerUrl::parse("udp://T.example:80/announce?passkey=k").unwrap();
+        assert_eq!((url.scheme(), url.path_and_query()), (Scheme::Udp, "/announce?passkey=k"));
+        // Its port always shows: it has none of its own.
+        assert_eq!(url.host_key(), "udp://t.example:80");
+        assert_eq!(url.to_string(), "udp://t.example:80/announce?passkey=***");
     }
 
     #[test]
@@ -280,7 +302,9 @@ mod tests {
     fn bad_addresses_say_what_is_wrong() {
         for (url, error) in [
             ("tracker.example/announce", UrlError::NoScheme),
-            ("udp://t:80/announce", UrlError::Scheme("udp".into())),
+            ("wss://t:80/announce", UrlError::Scheme("wss".into())),
+            ("udp://t/announce", UrlError::NoPort),
+            ("udp://[::1]", UrlError::NoPort),
             ("http:///announce", UrlError::NoHost),
             ("http://t:0/announce", UrlError::Port),
             ("http://t:+80/announce", UrlError::Port),
@@ -310,6 +334,7 @@ mod tests {
             assert_eq!(url.join(location).unwrap().exposed(), to);
         }
         assert!(url.join("file:///etc/passwd").is_err());
+        assert_eq!(url.join("UDP://t:80/announce"), Err(UrlError::RedirectToUdp));
     }
 
     #[test]

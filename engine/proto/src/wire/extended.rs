@@ -18,9 +18,10 @@ pub const UT_METADATA: u8 = 1;
 pub const UT_PEX: u8 = 2;
 /// The number under which peers will send us lt_donthave (BEP 54).
 pub const LT_DONTHAVE: u8 = 3;
-/// The highest number that our handshake gives. Sessions do not give those of ut_pex and
-/// lt_donthave yet.
-pub const LOCAL_ID_MAX: u8 = UT_METADATA;
+/// The highest number that our handshake gives: that of a session which also downloads, or only
+/// uploads. Sessions do not give that of ut_pex yet.
+pub const LOCAL_ID_MAX: u8 = LT_DONTHAVE;
+pub const LOCAL_ID_MAX_UPLOADING: u8 = UT_METADATA;
 
 /// Metadata travels in parts of this size, the last one shorter (BEP 9).
 pub const METADATA_PIECE_BYTES: usize = 16384;

@@ -1,7 +1,9 @@
 //! Owns: cutting a byte stream into frames: at most one frame that arrived in parts is kept.
 //! Never: keeps more than arrived, or a frame that nobody reads.
-//! Flow: each receive's bytes go in, whole messages come out, in their order.
+//! Flow: each receive's bytes go in, whole messages come out, in their order; the data of pieces
+//! in parts where that is asked for.
 
+use crate::units::Block;
 use crate::wire::message::{self, Length, Message, id};
 use crate::wire::violation::Violation;
 
@@ -11,6 +13,8 @@ pub const FRAME_BYTES_MAX: u32 = 1 << 20;
 /// (BEP 9) at 16 KiB and a head.
 pub const EXTENDED_BYTES_MAX: u32 = 64 << 10;
 
+/// A `piece` frame before its data: length prefix, id, piece and begin.
+const PIECE_HEAD_BYTES: usize = 13;
 /// Room for a request or cancel that arrives in parts; longer frames grow it, then give it back.
 const KEPT_BYTES: usize = 32;
 
@@ -33,8 +37,12 @@ pub struct FrameReader {
     partial: Vec<u8>,
     /// `partial` was given out whole and is emptied at the next call.
     spent: bool,
-    /// Bytes of a skipped frame that are still to come.
-    skip_bytes: u32,
+    /// `piece` frames are given out in parts.
+    stream_pieces: bool,
+    /// The frame whose `rest_bytes` are to come is given out, not skipped.
+    streaming: bool,
+    /// Bytes of a skipped or streamed frame that are still to come.
+    rest_bytes: u32,
 }
 
 /// What the first bytes of a frame say.
@@ -45,11 +53,27 @@ enum Head {
     Whole(usize),
     /// Step over it: bytes of the head, and the frame's length after the prefix.
     Skip { head: usize, id: u8, length: u32 },
+    /// Give the data of a `piece` out as it comes.
+    Stream(Block),
 }
 
 impl FrameReader {
     pub fn new(limits: FrameLimits) -> Self {
-        Self { limits, partial: Vec::new(), spent: false, skip_bytes: 0 }
+        Self {
+            limits,
+            partial: Vec::new(),
+            spent: false,
+            stream_pieces: false,
+            streaming: false,
+            rest_bytes: 0,
+        }
+    }
+
+    /// From the next `piece` frame on: on, it is [`Message::PieceBegin`] and then
+    /// [`Message::PieceData`] for what came of it, so that data is never gathered here; off, it is
+    /// [`Message::Piece`]. Where `piece_data_bytes` is 0 it is stepped over either way.
+    pub fn stream_pieces(&mut self, on: bool) {
+        self.stream_pieces = on;
     }
 
     /// Reads the next message from `input`, which continues where the last call stopped. Gives
@@ -66,20 +90,23 @@ impl FrameReader {
             self.spent = false;
             self.release();
         }
-        let skipped = (self.skip_bytes as usize).min(input.len());
-        self.skip_bytes -= skipped as u32;
+        if self.streaming && self.rest_bytes > 0 {
+            return Ok(self.data(input));
+        }
+        let skipped = (self.rest_bytes as usize).min(input.len());
+        self.rest_bytes -= skipped as u32;
         let rest = &input[skipped..];
         if !self.partial.is_empty() {
             return self.complete(rest, skipped);
         }
-        match head(rest, &self.limits)? {
+        match head(rest, &self.limits, self.stream_pieces)? {
             Head::Whole(bytes) if bytes <= rest.len() => {
                 Ok((skipped + bytes, Some(Message::parse(&rest[4..bytes])?)))
             }
             Head::Skip { head, id, length } => {
-                self.skip_bytes = 4 + length - head as u32;
-                Ok((skipped + head, Some(Message::Skipped { id, length })))
+                Ok((skipped + head, Some(self.skip(head, id, length))))
             }
+            Head::Stream(block) => Ok((skipped + PIECE_HEAD_BYTES, Some(self.stream(block)))),
             Head::Whole(_) | Head::Need(_) => {
                 if !rest.is_empty() {
                     self.partial.reserve_exact(KEPT_BYTES.max(rest.len()));
@@ -92,7 +119,7 @@ impl FrameReader {
 
     /// Whether the stream stands in the middle of a frame.
     pub fn mid_frame(&self) -> bool {
-        self.skip_bytes > 0 || (!self.partial.is_empty() && !self.spent)
+        self.rest_bytes > 0 || (!self.partial.is_empty() && !self.spent)
     }
 
     /// Bytes held on the heap.
@@ -115,15 +142,21 @@ impl FrameReader {
         skipped: usize,
     ) -> Result<(usize, Option<Message<'a>>), Violation> {
         let mut used = 0;
+        // One that is being gathered already goes on so.
+        let stream_pieces = self.stream_pieces && self.partial.len() <= PIECE_HEAD_BYTES;
         loop {
-            let (wanted, whole) = match head(&self.partial, &self.limits)? {
+            let (wanted, whole) = match head(&self.partial, &self.limits, stream_pieces)? {
                 Head::Need(bytes) => (bytes, false),
                 Head::Whole(bytes) => (bytes, true),
                 Head::Skip { head, id, length } => {
                     debug_assert_eq!(head, self.partial.len(), "the head was gathered bytewise");
-                    self.skip_bytes = 4 + length - head as u32;
                     self.partial.clear();
-                    return Ok((skipped + used, Some(Message::Skipped { id, length })));
+                    return Ok((skipped + used, Some(self.skip(head, id, length))));
+                }
+                Head::Stream(block) => {
+                    debug_assert_eq!(PIECE_HEAD_BYTES, self.partial.len(), "gathered bytewise");
+                    self.partial.clear();
+                    return Ok((skipped + used, Some(self.stream(block))));
                 }
             };
             let taken = (wanted - self.partial.len()).min(rest.len() - used);
@@ -140,6 +173,25 @@ impl FrameReader {
         Ok((skipped + used, Some(Message::parse(&self.partial[4..])?)))
     }
 
+    fn skip(&mut self, head: usize, id: u8, length: u32) -> Message<'static> {
+        self.streaming = false;
+        self.rest_bytes = 4 + length - head as u32;
+        Message::Skipped { id, length }
+    }
+
+    fn stream(&mut self, block: Block) -> Message<'static> {
+        self.streaming = true;
+        self.rest_bytes = block.length;
+        Message::PieceBegin(block)
+    }
+
+    /// What `input` brings of the frame that is streamed.
+    fn data<'a>(&mut self, input: &'a [u8]) -> (usize, Option<Message<'a>>) {
+        let bytes = (self.rest_bytes as usize).min(input.len());
+        self.rest_bytes -= bytes as u32;
+        (bytes, (bytes > 0).then(|| Message::PieceData(&input[..bytes])))
+    }
+
     fn release(&mut self) {
         if self.partial.capacity() > KEPT_BYTES {
             self.partial = Vec::with_capacity(KEPT_BYTES);
@@ -149,7 +201,7 @@ impl FrameReader {
     }
 }
 
-fn head(bytes: &[u8], limits: &FrameLimits) -> Result<Head, Violation> {
+fn head(bytes: &[u8], limits: &FrameLimits, stream_pieces: bool) -> Result<Head, Violation> {
     let Some((prefix, frame)) = bytes.split_first_chunk::<4>() else {
         return Ok(Head::Need(4));
     };
@@ -188,7 +240,13 @@ fn head(bytes: &[u8], limits: &FrameLimits) -> Result<Head, Violation> {
     if length > max {
         return Err(Violation::FrameTooLong { id, length, max });
     }
-    Ok(Head::Whole(4 + length as usize))
+    if id != id::PIECE || !stream_pieces {
+        return Ok(Head::Whole(4 + length as usize));
+    }
+    Ok(match bytes.first_chunk() {
+        None => Head::Need(PIECE_HEAD_BYTES),
+        Some(header) => Head::Stream(message::piece_block(header)),
+    })
 }
 
 #[cfg(test)]

@@ -41,6 +41,10 @@ pub enum Message<'a> {
         begin: u32,
         data: &'a [u8],
     },
+    /// The front of a `piece` whose data a streaming reader gives out as it comes.
+    PieceBegin(Block),
+    /// The next bytes of the piece that began last; never none.
+    PieceData(&'a [u8]),
     Cancel(Block),
     Port(u16),
     Suggest(PieceIndex),
@@ -131,7 +135,8 @@ impl<'a> Message<'a> {
     /// Appends the message with its length prefix.
     ///
     /// # Panics
-    /// For [`Message::Skipped`], which stands for bytes that are not there.
+    /// For [`Message::Skipped`], which stands for bytes that are not there, and for the parts of a
+    /// piece, [`Message::PieceBegin`] and [`Message::PieceData`].
     pub fn encode(&self, out: &mut Vec<u8>) {
         match *self {
             Self::KeepAlive => out.extend_from_slice(&[0; 4]),
@@ -166,6 +171,7 @@ impl<'a> Message<'a> {
                 out.extend_from_slice(payload);
             }
             Self::Skipped { .. } => panic!("a skipped frame has no bytes to encode"),
+            Self::PieceBegin(_) | Self::PieceData(_) => panic!("a part of a piece is no frame"),
         }
     }
 }
@@ -178,6 +184,12 @@ pub fn piece_header(block: Block) -> [u8; 13] {
     header[5..9].copy_from_slice(&block.piece.0.to_be_bytes());
     header[9..].copy_from_slice(&block.begin.to_be_bytes());
     header
+}
+
+/// The block of these 13 bytes, whose length prefix is at least 9.
+pub(super) fn piece_block(header: &[u8; 13]) -> Block {
+    let length = number(header, 0) - 9;
+    Block { piece: PieceIndex(number(header, 5)), begin: number(header, 9), length }
 }
 
 fn number(body: &[u8], at: usize) -> u32 {

@@ -43,6 +43,8 @@ pub enum Violation {
     RequestFlood { refused: u32 },
     #[error("{count} requests repeated or taken back and more sent")]
     IdleFlood { count: u32 },
+    #[error("{count} rejects of what was not asked for")]
+    RejectFlood { count: u32 },
     #[error("{bytes} bytes that nobody asked for")]
     UnwantedData { bytes: u64 },
     #[error("an extension handshake that is not bencode: {0}")]

@@ -157,7 +157,11 @@ impl<I: Io> Shard<I> {
                 torrent_slots: slots(local.quota()),
                 interested: open.session.peer_interested(),
                 unchoked: !open.session.am_choking(),
-                rate_bytes_per_s: open.rate.per_s(now),
+                // Tit for tat while we want something; else who takes most is served best.
+                rate_bytes_per_s: match open.session.requests() {
+                    Some(requests) => requests.rate_bytes_per_s(now),
+                    None => open.rate.per_s(now),
+                },
                 last_unchoked: open.session.last_unchoked(),
                 waiting_since: open.session.waiting_since(),
             });

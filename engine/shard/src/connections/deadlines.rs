@@ -79,7 +79,7 @@ impl<I: Io> Shard<I> {
         let idle_timeout = self.deadlines.idle_timeout;
         let Some(connection) = self.connections.get(key) else { return };
         let next = match &mut connection.stage {
-            Stage::Closing => return,
+            Stage::Closing(_) => return,
             Stage::Connecting | Stage::Greeting(_) | Stage::Waiting(..) => {
                 return self.close(key, Shutdown::Reset);
             }

@@ -35,6 +35,14 @@ const ALLOWED_FAST: usize = 10;
 const ACCEPT_REST: Duration = Duration::from_secs(1);
 
 impl<I: Io> Shard<I> {
+    pub(crate) fn accept(&mut self, listener: u32) {
+        let op = Op::Accept {
+            token: Target::Listener(listener).token(),
+            listener: self.listeners[listener as usize].clone(),
+        };
+        self.submit_now(op);
+    }
+
     pub(crate) fn accepted(&mut self, socket: Socket, address: SocketAddr) {
         self.stats.accepted += 1;
         if self.stopping || !self.admit() {
@@ -232,6 +240,10 @@ impl<I: Io> Shard<I> {
         }
         local.entered(handshake.peer_id, key);
         local.idle_since = None;
+        self.follow_download(id);
+        let wants_more = self.downloads.wants_more(id);
+        let local = self.torrents.get_mut(&id).expect("invariant: looked up above");
+        let downloading = wants_more || local.shared.pieces.piece_count() == 0;
         let contents = local.contents.clone().expect("invariant: place checked");
         let view = View { shared: &local.shared, contents: &contents };
         let now = self.io.now();
@@ -244,7 +256,7 @@ impl<I: Io> Shard<I> {
             client: globals.client,
             your_ip: Some(connection.address.ip()),
             listen_port: (port != 0).then_some(port),
-            upload_only: true,
+            upload_only: !downloading,
             allowed_fast: if bounded { ALLOWED_FAST } else { 0 },
             ..session::Options::new(handshake.reserved)
         };
@@ -264,6 +276,7 @@ impl<I: Io> Shard<I> {
             torrent: id,
             peer_id: handshake.peer_id,
             flow: None,
+            source: None,
             counted: false,
             batch_blocks: BATCH_BLOCKS_MAX / 4,
             run_end: u64::MAX,

@@ -19,7 +19,10 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use seedring_platform::descriptors::Socket;
 use seedring_proto::{peer::session::Session, units::PeerId};
 
-use crate::torrent::{Shared, TorrentId};
+use crate::{
+    download::Source,
+    torrent::{Shared, TorrentId},
+};
 
 /// A connection on this shard: index in the low 32 bits, generation in the next 28.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -69,7 +72,24 @@ pub enum Stage {
     Waiting(TorrentId, Vec<u8>),
     Open(Box<Open>),
     /// Shut down; waits for its last operation.
-    Closing,
+    Closing(Option<Box<LastSend>>),
+}
+
+/// A block on its way into the socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Sending {
+    pub asked_at: Duration,
+    /// Bytes of its batch up to its end.
+    pub end: u32,
+    pub length: u32,
+}
+
+/// What a closing connection has in flight: the send's completion says how much of it went.
+pub struct LastSend {
+    pub torrent: TorrentId,
+    pub blocks: Vec<Sending>,
+    /// Bytes of the batch that the socket took before this send.
+    pub taken_bytes: u32,
 }
 
 /// A handshaken connection.
@@ -89,6 +109,8 @@ pub struct Open {
     /// Pumps for which misses are looked for ahead of the send.
     pub cold: u8,
     pub zero_copy: ZeroCopy,
+    /// Its part in our download, while there is one.
+    pub source: Option<Box<Source>>,
     pub uploaded_bytes: u64,
     pub rate: Rate,
 }
@@ -98,12 +120,12 @@ pub struct Open {
 pub struct Flow {
     /// When the requests in the queue came.
     pub asked: Asked,
-    /// When each block of the send in flight was asked for.
-    pub in_flight: Vec<Duration>,
+    /// The blocks of the batch in flight.
+    pub in_flight: Vec<Sending>,
     /// Bytes of the batch in flight that the socket has not taken.
     pub in_flight_bytes: u32,
-    /// Block bytes of the batch in flight.
-    pub payload_in_flight: u32,
+    /// Bytes of the whole batch in flight.
+    pub batch_bytes: u32,
     pub sent_at: Duration,
     /// Where the batch last handed to the kernel lies: what tells it from older ones that are
     /// still to be released.

@@ -31,7 +31,7 @@ impl<I: Io> Shard<I> {
         match (&connection.stage, result) {
             (Stage::Greeting(_), Ok(bytes)) => self.greeting_received(key, &bytes),
             (Stage::Open(_), Ok(bytes)) if !bytes.is_empty() => self.open_received(key, &bytes),
-            (Stage::Closing, Ok(_)) => {}
+            (Stage::Closing(_), Ok(_)) => {}
             _ => self.close(key, Shutdown::Reset),
         }
     }
@@ -46,7 +46,9 @@ impl<I: Io> Shard<I> {
         let now = self.io.now();
         let mut events = Vec::new();
         let before = connection.out.len();
-        let result = open.session.receive(bytes, &view, now, &mut connection.out, &mut events);
+        let mut blocks = self.downloads.sink(open.torrent, key);
+        let out = &mut connection.out;
+        let result = open.session.receive(bytes, &view, now, out, &mut events, &mut blocks);
         if connection.out.len() > OUT_BYTES_MAX {
             let address = connection.address;
             let why = format!("over {OUT_BYTES_MAX} bytes of answers wait, and it does not read");
@@ -55,17 +57,21 @@ impl<I: Io> Shard<I> {
             return self.close(key, Shutdown::Reset);
         }
         let mut ready = connection.out.len() > before;
+        self.tell_metadata();
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
         open.queue_has(open.session.queue().len(), now);
         for event in events {
             match event {
                 Said::Requested => ready = true,
                 Said::Interested => self.became_interested(key),
                 Said::NotInterested => self.lost_interest(key),
+                Said::PeerComplete if self.is_source(key) => self.peer_pieces(key),
+                Said::PeerUploadOnly if self.is_source(key) => {}
                 Said::PeerComplete | Said::PeerUploadOnly => {
                     self.dial_ended(key, DialOutcome::Seed);
                     return self.close(key, Shutdown::Orderly);
                 }
-                _ => {}
+                said => self.source_said(key, said),
             }
         }
         if let Err(violation) = result {
@@ -91,13 +97,14 @@ impl<I: Io> Shard<I> {
     /// Ends a connection: shut down now, closed when its last operation has completed.
     pub(crate) fn close(&mut self, key: Key, how: Shutdown) {
         let Some(connection) = self.connections.get(key) else { return };
-        if matches!(connection.stage, Stage::Closing) {
+        if matches!(connection.stage, Stage::Closing(_)) {
             return;
         }
         self.dial_ended(key, DialOutcome::Closed);
+        self.source_left(key);
         let Some(connection) = self.connections.get(key) else { return };
         let connecting = matches!(connection.stage, Stage::Connecting);
-        let stage = std::mem::replace(&mut connection.stage, Stage::Closing);
+        let stage = std::mem::replace(&mut connection.stage, Stage::Closing(None));
         connection.out = Vec::new();
         if let Stage::Open(open) = &stage
             && open.flow.as_ref().is_some_and(|flow| flow.partial)
@@ -122,7 +129,7 @@ impl<I: Io> Shard<I> {
                 if !open.session.am_choking() {
                     self.slot_freed(open.torrent);
                 }
-                self.settle_partial(&mut open);
+                self.settle_partial(key, &mut open);
                 self.leave(open.torrent, |local| local.left(&open.peer_id));
             }
             Stage::Waiting(torrent, _) => {
@@ -130,7 +137,7 @@ impl<I: Io> Shard<I> {
                 self.leave(torrent, |local| local.waiting.retain(|k| *k != key));
             }
             Stage::Connecting | Stage::Greeting(_) => self.stats.half_open -= 1,
-            Stage::Closing => unreachable!("invariant: checked above"),
+            Stage::Closing(_) => unreachable!("invariant: checked above"),
         }
         self.options.globals.connections.fetch_sub(1, Ordering::Relaxed);
         if idle {

@@ -10,8 +10,8 @@ use seedring_platform::{
     send_batch::SendBatch,
 };
 
-use super::{BATCH_BLOCKS_MAX, Key, Open, Stage, ZeroCopy};
-use crate::{shard::Shard, token::Target};
+use super::{BATCH_BLOCKS_MAX, Key, LastSend, Open, Sending, Stage, ZeroCopy};
+use crate::{shard::Shard, token::Target, torrent::TorrentId};
 
 /// A send that took less lets the next one be larger, one that took more makes it smaller: a fast
 /// peer gets large sends, a slow one does not pin the cache.
@@ -65,6 +65,32 @@ impl Routes {
     }
 }
 
+impl Open {
+    /// The batch in flight is with the socket: the blocks that it was. None if it was the
+    /// handshake, on its way since before the connection was open.
+    fn batch_taken(&mut self, now: Duration) -> Vec<Sending> {
+        let Some(flow) = self.flow.as_mut().filter(|flow| flow.in_flight_bytes > 0) else {
+            return Vec::new();
+        };
+        let took = now.saturating_sub(flow.sent_at);
+        if took < SEND_QUICK {
+            self.batch_blocks = (self.batch_blocks * 2).min(BATCH_BLOCKS_MAX);
+        } else if took > SEND_SLOW {
+            self.batch_blocks = (self.batch_blocks / 2).max(1);
+        }
+        flow.in_flight_bytes = 0;
+        std::mem::take(&mut flow.in_flight)
+    }
+
+    /// The room of one batch's list serves the next.
+    fn keep_room(&mut self, mut blocks: Vec<Sending>) {
+        blocks.clear();
+        if let Some(flow) = &mut self.flow {
+            flow.in_flight = blocks;
+        }
+    }
+}
+
 impl<I: Io> Shard<I> {
     /// Hands a batch to the kernel. The connection has none in flight.
     pub(crate) fn send(&mut self, key: Key, batch: Box<SendBatch>) {
@@ -83,6 +109,9 @@ impl<I: Io> Shard<I> {
             let flow = open.flow();
             flow.sent_at = now;
             flow.batch_at = std::ptr::from_ref(&*batch).addr();
+            if flow.in_flight_bytes == 0 {
+                flow.batch_bytes = bytes as u32; // not the rest of one
+            }
             flow.in_flight_bytes = bytes as u32;
             zero_copy = wanted
                 && flow.pinned_sends < PINNED_SENDS_MAX
@@ -114,7 +143,7 @@ impl<I: Io> Shard<I> {
         };
         connection.operations -= 1;
         connection.sending = false;
-        let closing = matches!(connection.stage, Stage::Closing);
+        let closing = matches!(connection.stage, Stage::Closing(_));
         match result {
             Ok(n) if n < batch.len_bytes() && !closing && n > 0 => {
                 self.stats.sent_bytes += n as u64;
@@ -126,9 +155,12 @@ impl<I: Io> Shard<I> {
                 self.memory_came_home = true;
                 self.finished(key, n);
             }
-            _ => {
+            result => {
                 self.io.recycle(batch);
                 self.memory_came_home = true;
+                if closing {
+                    self.finished(key, result.unwrap_or(0));
+                }
                 self.close(key, Shutdown::Reset);
             }
         }
@@ -200,55 +232,69 @@ impl<I: Io> Shard<I> {
         self.io.recycle(batch);
     }
 
-    /// A whole batch is with the socket.
+    /// A whole batch is with the socket; of a closing connection's, so many bytes.
     fn finished(&mut self, key: Key, bytes: usize) {
         let now = self.io.now();
         self.stats.sent_bytes += bytes as u64;
         let Some(connection) = self.connections.get(key) else { return };
-        if let Stage::Open(open) = &mut connection.stage {
-            let payload = match open.flow.as_mut().filter(|flow| flow.in_flight_bytes > 0) {
-                Some(flow) => {
-                    let took = now.saturating_sub(flow.sent_at);
-                    if took < SEND_QUICK {
-                        open.batch_blocks = (open.batch_blocks * 2).min(BATCH_BLOCKS_MAX);
-                    } else if took > SEND_SLOW {
-                        open.batch_blocks = (open.batch_blocks / 2).max(1);
-                    }
-                    for asked_at in flow.in_flight.drain(..) {
-                        self.stats.served(now.saturating_sub(asked_at));
-                        self.stats.blocks += 1;
-                    }
-                    flow.in_flight_bytes = 0;
-                    u64::from(std::mem::take(&mut flow.payload_in_flight))
+        match &mut connection.stage {
+            Stage::Closing(last) => {
+                if let Some(last) = last.take() {
+                    self.count_taken(last.torrent, &last.blocks, last.taken_bytes + bytes as u32);
                 }
-                // The handshake, on its way since before the connection was open.
-                None => 0,
-            };
-            open.uploaded_bytes += payload;
-            open.rate.add(payload, now);
-            open.session.sent(now);
-            self.stats.uploaded_bytes += payload;
-            if let Some(local) = self.torrents.get(&open.torrent) {
-                // Relaxed: a total, read by control when it announces or stores.
-                local.shared.uploaded_bytes.fetch_add(payload, Ordering::Relaxed);
             }
-            self.enqueue(key);
+            Stage::Open(open) => {
+                let blocks = open.batch_taken(now);
+                let payload = blocks.iter().map(|block| u64::from(block.length)).sum();
+                open.uploaded_bytes += payload;
+                open.rate.add(payload, now);
+                open.session.sent(now);
+                let torrent = open.torrent;
+                self.count_taken(torrent, &blocks, u32::MAX);
+                if let Some(open) = self.connections.get(key).and_then(super::Connection::open) {
+                    open.keep_room(blocks);
+                }
+                self.enqueue(key);
+            }
+            _ => {}
         }
     }
 
-    /// A connection that ends with a batch half sent: what did not go whole is not counted (D4:
-    /// totals are never over-counted).
-    pub(crate) fn settle_partial(&mut self, open: &mut Open) {
-        if let Some(flow) = &mut open.flow {
-            flow.in_flight.clear();
-            flow.payload_in_flight = 0;
+    /// Counts the blocks that end within the first `taken_bytes` of their batch.
+    fn count_taken(&mut self, torrent: TorrentId, blocks: &[Sending], taken_bytes: u32) {
+        let now = self.io.now();
+        let mut payload = 0;
+        for block in blocks.iter().take_while(|block| block.end <= taken_bytes) {
+            self.stats.served(now.saturating_sub(block.asked_at));
+            self.stats.blocks += 1;
+            payload += u64::from(block.length);
+        }
+        self.stats.uploaded_bytes += payload;
+        if let Some(local) = self.torrents.get(&torrent) {
+            // Relaxed: a total, read by control when it announces or stores.
+            local.shared.uploaded_bytes.fetch_add(payload, Ordering::Relaxed);
+        }
+    }
+
+    /// A connection ends with a batch in flight: what the socket took whole is counted, now and
+    /// when the send completes; what it took in part is not (D4: totals are never over-counted).
+    pub(crate) fn settle_partial(&mut self, key: Key, open: &mut Open) {
+        let Some(flow) = &mut open.flow else { return };
+        let mut blocks = std::mem::take(&mut flow.in_flight);
+        let (taken_bytes, partial) = (flow.batch_bytes - flow.in_flight_bytes, flow.partial);
+        self.count_taken(open.torrent, &blocks, taken_bytes);
+        blocks.retain(|block| block.end > taken_bytes);
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.sending && !partial && !blocks.is_empty() {
+            let last = LastSend { torrent: open.torrent, blocks, taken_bytes };
+            connection.stage = Stage::Closing(Some(Box::new(last)));
         }
     }
 
     fn settle_closing(&mut self, key: Key) {
         if let Some(connection) = self.connections.get(key)
             && connection.operations == 0
-            && matches!(connection.stage, Stage::Closing)
+            && matches!(connection.stage, Stage::Closing(_))
         {
             self.connections.remove(key);
         }
@@ -256,8 +302,134 @@ impl<I: Io> Shard<I> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::net::SocketAddr;
+
+    use seedring_platform::{
+        descriptors::{OwnedSocket, Virtual},
+        op::{Completion, Outcome},
+    };
+    use seedring_proto::{
+        units::{Block, PeerId, PieceIndex},
+        wire::{Handshake, Message, Reserved},
+    };
+
     use super::*;
+    use crate::{
+        contract::Handover,
+        verify::tests::{Bench, GOOD, bench},
+    };
+
+    struct Nothing;
+
+    impl Virtual for Nothing {
+        fn id(&self) -> u64 {
+            1
+        }
+    }
+
+    pub const BLOCK: u32 = 16 << 10;
+    /// A block and its header on the wire.
+    const FRAME: usize = 13 + BLOCK as usize;
+
+    /// The batch that is being sent, taken out of the kernel's hands.
+    fn sending(bench: &mut Bench) -> Option<(seedring_platform::op::Token, Box<SendBatch>)> {
+        let ops = &mut bench.shard.io().ops;
+        let at = ops.iter().position(|op| matches!(op, Op::SendBatch { .. }))?;
+        match ops.remove(at) {
+            Op::SendBatch { token, batch, .. } => Some((token, batch)),
+            _ => None,
+        }
+    }
+
+    fn completes(bench: &mut Bench, result: io::Result<usize>) {
+        let (token, batch) = sending(bench).expect("a send is in flight");
+        let outcome = Outcome::Sent { result, batch: Some(batch) };
+        bench.shard.dispatch(Completion { token, outcome });
+    }
+
+    /// An unchoked peer of a torrent that is all verified; nothing is being sent to it.
+    pub fn peer(bench: &mut Bench) -> Key {
+        bench.shared.pieces.set_all_verified(true);
+        bench.shared.pieces.set_all_offered(true);
+        bench.shared.admit(0).expect("there is room");
+        bench.shard.options.globals.connections.fetch_add(1, Ordering::Relaxed);
+        let (info_hash, peer_id) = (bench.shared.info_hash, PeerId([9; 20]));
+        let handshake = Handshake { reserved: Reserved::default(), info_hash, peer_id };
+        let mut bytes = handshake.encode().to_vec();
+        Message::Interested.encode(&mut bytes);
+        bench.shard.taken_over(Handover {
+            socket: OwnedSocket::from_virtual(Box::new(Nothing)),
+            address: SocketAddr::from(([127, 0, 0, 1], 4_000)),
+            bytes,
+            torrent: bench.shared.clone(),
+        });
+        bench.shard.tick();
+        while let Some((token, batch)) = sending(bench) {
+            let outcome = Outcome::Sent { result: Ok(batch.len_bytes()), batch: Some(batch) };
+            bench.shard.dispatch(Completion { token, outcome });
+            bench.shard.tick();
+        }
+        bench.shard.connections.keys()[0]
+    }
+
+    /// The peer asks for blocks by their place in the torrent, of pieces of this size.
+    pub fn ask(bench: &mut Bench, key: Key, piece_bytes: u32, blocks: impl Iterator<Item = u32>) {
+        let mut bytes = Vec::new();
+        let each = piece_bytes / BLOCK;
+        for n in blocks {
+            let (piece, begin) = (PieceIndex(n / each), n % each * BLOCK);
+            Message::Request(Block { piece, begin, length: BLOCK }).encode(&mut bytes);
+        }
+        bench.shard.open_received(key, &bytes);
+        bench.shard.tick();
+    }
+
+    /// A peer that has asked for four blocks, which are in one send.
+    fn four_blocks_in_flight() -> (Bench, Key) {
+        let mut bench = bench(8 << 20, 4 * BLOCK, 4 * u64::from(BLOCK));
+        let key = peer(&mut bench);
+        ask(&mut bench, key, 4 * BLOCK, 0..4);
+        (0..3).for_each(|_| bench.complete(|_| Some(GOOD)));
+        (bench, key)
+    }
+
+    fn uploaded(bench: &Bench) -> (u64, u64) {
+        let shared = bench.shared.uploaded_bytes.load(Ordering::Relaxed);
+        (bench.shard.stats().uploaded_bytes / u64::from(BLOCK), shared / u64::from(BLOCK))
+    }
+
+    #[test]
+    fn blocks_that_went_whole_before_a_connection_ended_are_counted() {
+        let (mut bench, key) = four_blocks_in_flight();
+        completes(&mut bench, Ok(FRAME + 5)); // in part, and sent on
+        assert_eq!(uploaded(&bench), (0, 0));
+        bench.shard.close(key, Shutdown::Reset);
+        assert_eq!(uploaded(&bench), (1, 1), "what the socket had taken");
+        completes(&mut bench, Ok(2 * FRAME - 6)); // a byte of the third is missing
+        assert_eq!(uploaded(&bench), (2, 2), "what it took after that");
+    }
+
+    #[test]
+    fn a_send_that_fails_counts_what_went_before_it() {
+        let (mut bench, _) = four_blocks_in_flight();
+        completes(&mut bench, Ok(2 * FRAME));
+        completes(&mut bench, Err(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!(uploaded(&bench), (2, 2));
+    }
+
+    #[test]
+    fn a_batch_that_goes_whole_counts_once_also_when_the_connection_is_closing() {
+        for closing in [false, true] {
+            let (mut bench, key) = four_blocks_in_flight();
+            if closing {
+                bench.shard.close(key, Shutdown::Orderly);
+            }
+            completes(&mut bench, Ok(4 * FRAME));
+            bench.shard.close(key, Shutdown::Orderly);
+            assert_eq!(uploaded(&bench), (4, 4));
+        }
+    }
 
     #[test]
     fn a_route_that_copies_rests_and_is_tried_again() {

@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     ffi::CString,
+    hash::{DefaultHasher, Hash, Hasher},
     os::unix::ffi::OsStrExt,
     path::Path,
     time::Duration,
@@ -71,6 +72,8 @@ pub(super) struct Entry {
     pub identity: Option<Identity>,
     /// What control knows of the file that was verified.
     pub stamp: Option<Stamp>,
+    /// We write to it: its times and size are ours.
+    pub growing: bool,
     pub used_at: Duration,
     pub looked_at: Duration,
     pub looking: bool,
@@ -151,6 +154,7 @@ impl Files {
             state: State::Closed,
             identity: None,
             stamp: contents.stamps.get(index.0 as usize).copied().flatten(),
+            growing: contents.writing.is_some(),
             used_at: Duration::ZERO,
             looked_at: Duration::ZERO,
             looking: false,
@@ -347,6 +351,14 @@ impl Files {
         self.renew(id, State::Failed(now), false).map(|(_, waiting)| waiting).unwrap_or_default()
     }
 
+    /// A file replaced just now is this one.
+    pub fn adopt(&mut self, torrent: TorrentId, index: FileIndex, found: Identity) {
+        let id = self.torrents.get(&torrent).and_then(|known| known.ids.get(index.0 as usize));
+        if let Some(entry) = id.and_then(|id| self.entries.get_mut(id)) {
+            entry.identity = Some(found);
+        }
+    }
+
     fn renew(&mut self, id: FileId, state: State, same_identity: bool) -> Option<Gone> {
         self.shut(id);
         let old = self.entries.remove(&id)?;
@@ -427,6 +439,14 @@ impl Files {
     }
 }
 
+/// A number for a change of a file to what it is now: the same on every shard, never 0.
+pub fn change_of(index: FileIndex, found: &Identity) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Identity { size_bytes, modified_ns, inode, device, .. } = found;
+    (index.0, size_bytes, modified_ns, inode, device).hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
 fn judge(entry: &Entry, found: &Identity) -> Verdict {
     if found.size_bytes < entry.length_bytes {
         return Verdict::Trouble(Trouble::Short {
@@ -435,6 +455,10 @@ fn judge(entry: &Entry, found: &Identity) -> Verdict {
         });
     }
     let same = match (&entry.identity, &entry.stamp) {
+        (Some(known), _) if entry.growing => {
+            (known.inode, known.device) == (found.inode, found.device)
+        }
+        (None, _) if entry.growing => true,
         // Change time stays out: a link or a chmod does not change bytes.
         (Some(known), _) => {
             (known.size_bytes, known.modified_ns, known.inode, known.device)

@@ -13,7 +13,7 @@ use std::time::Duration;
 use seedring_platform::{
     descriptors::File,
     memory::{Class, Lease, Pool, Share},
-    op::Io,
+    op::{Identity, Io},
 };
 use seedring_proto::units::FileIndex;
 
@@ -63,12 +63,14 @@ pub enum Gather {
 pub enum News {
     /// Look again: a chunk that you waited for came or failed.
     Wake(Waiter),
-    /// A file can't be served; `range`: file offsets whose pieces are in doubt, if any.
+    /// A file can't be served; `range`: file offsets whose pieces are in doubt, if any; `found`:
+    /// what a changed one is now.
     Trouble {
         torrent: TorrentId,
         file: FileIndex,
         trouble: Trouble,
         range: Option<std::ops::Range<u64>>,
+        found: Option<Identity>,
     },
 }
 
@@ -298,6 +300,17 @@ impl Storage {
                     return classes.find_map(|class| Some((pool.lease(class)?, class)));
                 }
             }
+        }
+        None
+    }
+
+    /// A chunk of this class, for bytes that come from elsewhere; unused cached ones make room.
+    pub fn lease(&mut self, pool: &Pool, class: Class) -> Option<Lease> {
+        for _ in 0..EVICTIONS_MAX {
+            if let Some(lease) = pool.lease(class) {
+                return Some(lease);
+            }
+            self.cache.evict()?;
         }
         None
     }

@@ -231,12 +231,14 @@ impl Storage {
                         let entry = self.files.get(id).expect("invariant: opened just now");
                         self.reads.runnable.append(&mut entry.waiting);
                     }
-                    Verdict::Trouble(trouble) => self.trouble(id, trouble, None, now, news),
+                    Verdict::Trouble(trouble) => {
+                        self.trouble(id, trouble, (None, Some(identity)), now, news);
+                    }
                 },
                 Err(error) if is_transient(&error) && self.files.open_later(id, now) => {
                     self.files.give_back_half();
                 }
-                Err(error) => self.trouble(id, Trouble::Io(error), None, now, news),
+                Err(error) => self.trouble(id, Trouble::Io(error), (None, None), now, news),
             }
         }
         self.go_on(io);
@@ -251,16 +253,18 @@ impl Storage {
         news: &mut Vec<News>,
     ) {
         let now = io.now();
-        match result.map(|found| self.files.identified(id, found, now)) {
-            Ok(Verdict::Same) => {}
-            Ok(Verdict::Trouble(trouble)) => self.trouble(id, trouble, None, now, news),
+        match result.map(|found| (self.files.identified(id, found, now), found)) {
+            Ok((Verdict::Same, _)) => {}
+            Ok((Verdict::Trouble(trouble), found)) => {
+                self.trouble(id, trouble, (None, Some(found)), now, news);
+            }
             Err(error) if is_transient(&error) => {
                 // The next read looks again.
                 if let Some(entry) = self.files.get(id) {
                     entry.looking = false;
                 }
             }
-            Err(error) => self.trouble(id, Trouble::Io(error), None, now, news),
+            Err(error) => self.trouble(id, Trouble::Io(error), (None, None), now, news),
         }
     }
 
@@ -311,7 +315,7 @@ impl Storage {
                 drop(lease);
                 self.fail_chunk(entry, news);
                 let doubt = offset..offset + u64::from(expected);
-                self.trouble(file, trouble, Some(doubt), now, news);
+                self.trouble(file, trouble, (Some(doubt), None), now, news);
             }
         }
         self.go_on(io);
@@ -321,12 +325,13 @@ impl Storage {
         news.extend(self.cache.failed(entry).into_iter().map(News::Wake));
     }
 
-    /// A file is in trouble: what waits for it fails, the shard hears why.
+    /// A file is in trouble: what waits for it fails, the shard hears why, which bytes are in doubt
+    /// where a read says so, and what the file was found to be.
     fn trouble(
         &mut self,
         id: FileId,
         trouble: Trouble,
-        doubt: Option<Range<u64>>,
+        (doubt, found): (Option<Range<u64>>, Option<Identity>),
         now: Duration,
         news: &mut Vec<News>,
     ) {
@@ -345,7 +350,7 @@ impl Storage {
             _ => self.files.fail(id, now),
         };
         self.forget_files(vec![(id, waiting)], news);
-        news.push(News::Trouble { torrent, file, trouble, range });
+        news.push(News::Trouble { torrent, file, trouble, range, found });
     }
 
     /// Drops the chunks of these files; the reads that waited for them fail.
@@ -381,6 +386,12 @@ impl Storage {
     /// from here, where the file is another one already.
     pub fn moved_epoch(&mut self, torrent: TorrentId, before: u32) {
         self.files.moved_epoch(torrent, before);
+    }
+
+    /// The change just found was dealt with when another shard found it: the file is taken as it
+    /// was found, and as nothing else.
+    pub fn known_change(&mut self, torrent: TorrentId, file: FileIndex, found: Identity) {
+        self.files.adopt(torrent, file, found);
     }
 
     /// Lets go of all memory that is not in the kernel's hands (shutdown).

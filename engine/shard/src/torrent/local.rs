@@ -57,7 +57,9 @@ impl Local {
             let loaded = self.shared.contents.load_full();
             // A .torrent that was exchanged under its path must not stand for this one.
             let count = self.shared.pieces.piece_count();
-            self.contents = loaded.filter(|contents| contents.layout.piece_count() == count);
+            let fits =
+                |contents: &Arc<Contents>| count == 0 || contents.layout.piece_count() == count;
+            self.contents = loaded.filter(fits);
         }
         self.contents.as_ref()
     }
@@ -98,7 +100,8 @@ impl session::Torrent for View<'_> {
         self.shared.info_hash
     }
     fn piece_count(&self) -> u32 {
-        self.contents.layout.piece_count()
+        // None where the metadata is not known.
+        self.shared.pieces.piece_count()
     }
     fn piece_length(&self, piece: PieceIndex) -> u32 {
         self.contents.layout.piece_length(piece)
@@ -113,7 +116,7 @@ impl session::Torrent for View<'_> {
         self.shared.pieces.write_offered(field)
     }
     fn metadata(&self) -> Option<&[u8]> {
-        Some(&self.contents.raw_info)
+        (self.shared.pieces.piece_count() > 0).then_some(&*self.contents.raw_info)
     }
     fn private(&self) -> bool {
         self.contents.private

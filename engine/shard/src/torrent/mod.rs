@@ -20,7 +20,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use seedring_platform::{descriptors::OwnedFile, op::Allocation};
 use seedring_proto::{
-    layout::Layout,
+    layout::{Layout, NewFile},
     metainfo::PieceHashes,
     units::{FileIndex, InfoHash, PieceIndex},
 };
@@ -69,6 +69,8 @@ pub struct Shared {
     /// Counts the times that content was found changed: bytes read before are not those that a
     /// verified bit of today speaks of.
     pub epoch: AtomicU32,
+    /// The last change of a file that bits were cleared for (`storage::files::change_of`); 0: none.
+    pub change: AtomicU64,
     /// Peers that want something, on all shards.
     pub interested: AtomicU32,
     /// While something that is wanted is missing: what shards share about getting it. Put here by
@@ -96,6 +98,7 @@ impl Shared {
             connections: AtomicU32::new(0),
             by_shard: Box::new([AtomicU32::new(0)]),
             epoch: AtomicU32::new(0),
+            change: AtomicU64::new(0),
             interested: AtomicU32::new(0),
             download: ArcSwapOption::empty(),
             uploaded_bytes: AtomicU64::new(0),
@@ -212,6 +215,23 @@ pub struct Stamp {
 }
 
 impl Contents {
+    /// Of a torrent of which only the info-hash is known (`Shared` with no pieces): its connections
+    /// fetch the metadata, and nothing here is looked at.
+    pub fn unknown() -> Contents {
+        let byte = NewFile { length: 1, ..NewFile::default() };
+        Contents {
+            layout: Layout::new(1, vec![byte]).expect("invariant: a byte is a layout"),
+            piece_hashes: PieceHashes::none(),
+            raw_info: Arc::from([]),
+            private: false,
+            base: PathBuf::new(),
+            base_is_file: false,
+            stamps: Box::default(),
+            direct_io: false,
+            writing: None,
+        }
+    }
+
     pub fn piece_hash(&self, piece: PieceIndex) -> [u8; 20] {
         *self.piece_hashes.get(piece).expect("invariant: as many hashes as pieces in the layout")
     }

@@ -21,20 +21,29 @@ use crate::{
     torrent::{Phase, Shared},
 };
 
-const TORRENT: TorrentId = TorrentId(5);
-const GOOD: u8 = 7;
+pub(crate) const TORRENT: TorrentId = TorrentId(5);
+pub(crate) const GOOD: u8 = 7;
 /// Less than anything takes: one batch, and no more.
 const ONE_BATCH: Duration = Duration::from_nanos(1);
 
-struct Bench {
-    shard: Shard<TestIo>,
-    shared: Arc<Shared>,
+pub(crate) struct Bench {
+    pub shard: Shard<TestIo>,
+    pub shared: Arc<Shared>,
     length: u64,
-    _events: Receiver<Event>,
+    events: Receiver<Event>,
 }
 
 /// A shard with one torrent of one file, of pieces of this size.
-fn bench(pool_bytes: usize, piece_bytes: u32, length: u64) -> Bench {
+pub(crate) fn bench(pool_bytes: usize, piece_bytes: u32, length: u64) -> Bench {
+    let contents = contents(piece_bytes, &[length], GOOD);
+    let shared = Shared::new(TORRENT, InfoHash([5; 20]), contents.layout.piece_count());
+    shared.contents.store(Some(Arc::new(contents)));
+    shared.set_phase(Phase::Active);
+    bench_of(pool_bytes, Arc::new(shared), length)
+}
+
+/// One of the shards of a torrent.
+fn bench_of(pool_bytes: usize, shared: Arc<Shared>, length: u64) -> Bench {
     let globals = Arc::new(Globals::new(PeerId([0; 20]), "test"));
     let storage = storage::Options { reads_max: 64, open_files_max: 16 };
     let hashing = Pace::of(&[(Kernel::Single, 36_000), (Kernel::ShaNi4, 58_000)]);
@@ -43,18 +52,14 @@ fn bench(pool_bytes: usize, piece_bytes: u32, length: u64) -> Bench {
     let (events, told) = channel(1_024, Box::new(|| {}));
     let links = Links { commands, events, to_shards: Vec::new(), from_shards: Vec::new() };
     let mut shard = Shard::new(TestIo::new(pool_bytes), options, links, Vec::new());
-    let contents = contents(piece_bytes, &[length], GOOD);
-    let shared = Shared::new(TORRENT, InfoHash([5; 20]), contents.layout.piece_count());
-    shared.contents.store(Some(Arc::new(contents)));
-    shared.set_phase(Phase::Active);
-    let shared = Arc::new(shared);
     shard.torrents.insert(TORRENT, Local::new(shared.clone()));
-    Bench { shard, shared, length, _events: told }
+    shard.by_hash.insert(shared.info_hash, TORRENT);
+    Bench { shard, shared, length, events: told }
 }
 
 impl Bench {
     /// Completes what is in the kernel; reads from `from` on find `byte`.
-    fn complete(&mut self, byte: impl Fn(u64) -> Option<u8>) {
+    pub fn complete(&mut self, byte: impl Fn(u64) -> Option<u8>) {
         let ops = std::mem::take(&mut self.shard.io().ops);
         for op in ops {
             let (token, outcome) = match op {
@@ -72,7 +77,10 @@ impl Bench {
                         continue;
                     }
                 },
-                _ => continue,
+                op => {
+                    self.shard.io().ops.push(op);
+                    continue;
+                }
             };
             self.shard.io().completed.push(Completion { token, outcome });
         }
@@ -84,6 +92,43 @@ impl Bench {
     fn is_verified(&self, piece: u32) -> bool {
         self.shared.pieces.is_verified(PieceIndex(piece))
     }
+
+    /// A look at the file finds it modified at this time.
+    fn changes(&mut self, file: u32, modified_ns: i128) {
+        let found = Identity { size_bytes: self.length, modified_ns, ..Identity::default() };
+        let shard = &mut self.shard;
+        shard.storage.identified(&mut shard.io, FileId(file), Ok(found), &mut shard.news);
+        shard.deliver_news();
+        shard.flush_outbox();
+    }
+
+    fn troubles(&mut self) -> usize {
+        let told = std::iter::from_fn(|| self.events.receive());
+        told.filter(|event| matches!(event, Event::Trouble { .. })).count()
+    }
+}
+
+#[test]
+fn a_change_that_every_shard_finds_is_told_once() {
+    const LENGTH: u64 = 64 << 10;
+    let mut one = bench(8 << 20, LENGTH as u32, LENGTH);
+    let mut other = bench_of(8 << 20, one.shared.clone(), LENGTH);
+    for bench in [&mut one, &mut other] {
+        bench.shard.verify(TORRENT, PieceIndex(0), 1, true);
+        bench.shard.tick();
+        (0..3).for_each(|_| bench.complete(|_| Some(GOOD)));
+    }
+    one.changes(0, 9);
+    assert_eq!((one.troubles(), one.is_verified(0)), (1, false));
+    one.shard.verify(TORRENT, PieceIndex(0), 1, true);
+    one.shard.tick();
+    (0..3).for_each(|_| one.complete(|_| Some(GOOD)));
+    assert!(one.is_verified(0), "as it is now");
+
+    other.changes(0, 9);
+    assert_eq!((other.troubles(), other.is_verified(0)), (0, true), "the same change");
+    other.changes(1, 10);
+    assert_eq!((other.troubles(), other.is_verified(0)), (1, false), "another one");
 }
 
 /// Two reads of 256 KiB; the second is held back while the file changes.

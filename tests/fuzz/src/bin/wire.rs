@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use seedring_proto::wire::extended::{ExtensionHandshake, MetadataMessage};
-use seedring_proto::wire::{FrameLimits, FrameReader, Handshake, Message, Violation};
+use seedring_proto::wire::{FrameLimits, FrameReader, Handshake, Message, Violation, piece_header};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(Some(handshake)) = Handshake::parse(bytes) {
@@ -16,6 +16,10 @@ fuzz_target!(|bytes: &[u8]| {
         let limits = FrameLimits { bitfield_bytes: 100, piece_data_bytes, extended_id: 1 };
         let whole = read(limits, stream, stream.len().max(1));
         assert_eq!(read(limits, stream, usize::from(*step).max(1)), whole);
+        let streamed = read_streamed(limits, stream, stream.len().max(1));
+        assert_eq!(read_streamed(limits, stream, usize::from(*step).max(1)), streamed);
+        // What ends within a piece was streamed so far, and gathered not at all.
+        assert!(streamed.starts_with(&whole.0));
     }
     if let Ok(said) = ExtensionHandshake::parse(stream) {
         let mut frame = Vec::new();
@@ -59,4 +63,27 @@ fn read(limits: FrameLimits, stream: &[u8], step: usize) -> (Vec<u8>, usize, Opt
         );
     }
     (encoded, skipped, None)
+}
+
+/// The same with pieces in parts, whose bytes add up to the frames.
+fn read_streamed(limits: FrameLimits, stream: &[u8], step: usize) -> Vec<u8> {
+    let mut reader = FrameReader::new(limits);
+    reader.stream_pieces(true);
+    let mut encoded = Vec::new();
+    for part in stream.chunks(step) {
+        let mut input = part;
+        loop {
+            let Ok((used, message)) = reader.next(input) else { return encoded };
+            input = &input[used..];
+            let Some(message) = message else { break };
+            match message {
+                Message::Skipped { .. } => {}
+                Message::PieceBegin(block) => encoded.extend_from_slice(&piece_header(block)),
+                Message::PieceData(data) => encoded.extend_from_slice(data),
+                message => message.encode(&mut encoded),
+            }
+        }
+        assert!(reader.held_bytes() <= 2 * stream.len() + 64);
+    }
+    encoded
 }

@@ -93,6 +93,11 @@ impl Clock {
         }
     }
 
+    /// We want something of the peer: for as long nobody counts as without interest.
+    pub fn interested_ourselves(&mut self, now: Duration) {
+        self.uninterested_since = self.uninterested_since.map(|_| Moment::of(now));
+    }
+
     pub fn choked(&mut self, peer_interested: bool, now: Duration) {
         self.sent(now);
         self.last_choked = Some(self.last_said);
@@ -136,20 +141,23 @@ impl Session {
     /// `silent_after`: how long a peer may say nothing; it may differ from call to call.
     ///
     /// # Errors
-    /// The peer was silent for `silent_after`, or not interested for [`INACTIVE_AFTER`]: the
-    /// connection is to be closed, without blame.
+    /// The peer was silent for `silent_after`, or neither side interested for [`INACTIVE_AFTER`]:
+    /// the connection is to be closed, without blame.
     pub fn timeout(
         &mut self,
         now: Duration,
         silent_after: Duration,
         out: &mut Vec<u8>,
     ) -> Result<Option<Duration>, Violation> {
+        self.state.settle_download(now);
+        let am_interested = self.state.am_interested();
         let clock = &mut self.state.clock;
         let silent_at = clock.last_heard + silent_after;
         if now >= silent_at {
             return Err(Violation::Silent(silent_after));
         }
-        let inactive_at = clock.uninterested_since.map(|since| since + INACTIVE_AFTER);
+        let inactive_since = clock.uninterested_since.filter(|_| !am_interested);
+        let inactive_at = inactive_since.map(|since| since + INACTIVE_AFTER);
         if inactive_at.is_some_and(|at| now >= at) {
             return Err(Violation::Inactive(INACTIVE_AFTER));
         }
@@ -163,6 +171,7 @@ impl Session {
 
     /// Since when nobody has wanted anything, if so: such connections go first when one must.
     pub fn inactive_since(&self) -> Option<Duration> {
-        self.state.clock.uninterested_since.map(Moment::get)
+        let since = self.state.clock.uninterested_since.filter(|_| !self.state.am_interested());
+        since.map(Moment::get)
     }
 }

@@ -4,9 +4,13 @@
 
 use std::time::Duration;
 
+use super::download::Download;
 use super::{Options, Session, State, Torrent, deadlines, receive};
+use crate::limits::PIECES_MAX;
 use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
-use crate::wire::extended::{ExtensionHandshake, LOCAL_ID_MAX, UT_METADATA};
+use crate::wire::extended::{
+    ExtensionHandshake, LOCAL_ID_MAX, LOCAL_ID_MAX_UPLOADING, LT_DONTHAVE, UT_METADATA,
+};
 use crate::wire::message::{Message, id, prefix};
 use crate::wire::{FrameLimits, FrameReader};
 
@@ -25,17 +29,23 @@ impl Session {
     ) -> Self {
         let request_queue_max = u16::try_from(options.request_queue_max);
         let request_queue_max = request_queue_max.expect("a queue is at most 65,535 long");
-        let limits = FrameLimits {
-            bitfield_bytes: torrent.piece_count().div_ceil(8),
-            piece_data_bytes: if options.upload_only { 0 } else { super::REQUEST_BYTES_MAX },
-            extended_id: LOCAL_ID_MAX,
+        let downloads = !options.upload_only;
+        let pieces_max = match torrent.piece_count() {
+            0 if downloads => PIECES_MAX, // not known before the metadata
+            count => count,
         };
+        let limits = FrameLimits {
+            bitfield_bytes: pieces_max.div_ceil(8),
+            piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
+            extended_id: if downloads { LOCAL_ID_MAX } else { LOCAL_ID_MAX_UPLOADING },
+        };
+        let mut reader = FrameReader::new(limits);
+        reader.stream_pieces(downloads);
         say_extension_handshake(options, torrent, out);
         say_pieces(options, torrent, out);
         let state = State {
             fast: options.remote.fast(),
             extended: options.remote.extended(),
-            upload_only: options.upload_only,
             am_choking: true,
             peer_choking: true,
             peer_interested: false,
@@ -50,11 +60,12 @@ impl Session {
             allowed_fast: say_allowed_fast(options, torrent, out),
             refused: 0,
             idle: receive::Idle::new(now),
+            download: downloads.then(|| Box::new(Download::new(now))),
             unwanted_bytes: 0,
             metadata_bytes: 0,
             clock: deadlines::Clock::new(now, seed),
         };
-        Self { reader: FrameReader::new(limits), state }
+        Self { reader, state }
     }
 }
 
@@ -63,8 +74,11 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
         return;
     }
     let metadata = torrent.metadata();
+    let downloads = !options.upload_only;
     ExtensionHandshake {
-        ut_metadata: metadata.map(|_| UT_METADATA),
+        // Who lacks the metadata gets answers under this number.
+        ut_metadata: (metadata.is_some() || downloads).then_some(UT_METADATA),
+        lt_donthave: downloads.then_some(LT_DONTHAVE),
         client: Some(options.client.as_bytes()),
         request_queue: Some(options.request_queue_max),
         your_ip: options.your_ip,
@@ -76,9 +90,25 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
     .encode(out);
 }
 
+/// The handshake again, when nothing is wanted any more (BEP 21). What names us is not repeated.
+/// The numbers are, and stay in force: libtorrent takes what a later handshake leaves out as
+/// switched off.
+pub(super) fn say_upload_only(request_queue_max: u16, torrent: &impl Torrent, out: &mut Vec<u8>) {
+    let metadata = torrent.metadata();
+    ExtensionHandshake {
+        ut_metadata: Some(UT_METADATA),
+        lt_donthave: Some(LT_DONTHAVE),
+        request_queue: Some(request_queue_max.into()),
+        upload_only: Some(true),
+        metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
+        ..ExtensionHandshake::default()
+    }
+    .encode(out);
+}
+
 fn say_pieces(options: &Options, torrent: &impl Torrent, out: &mut Vec<u8>) {
     let fast = options.remote.fast();
-    if fast && torrent.offers_all() {
+    if fast && torrent.piece_count() > 0 && torrent.offers_all() {
         return Message::HaveAll.encode(out);
     }
     let before = out.len();

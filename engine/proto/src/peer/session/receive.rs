@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Event, METADATA_OUT_BYTES, REQUEST_BYTES_MAX, State, Torrent};
+use super::{Blocks, Event, METADATA_OUT_BYTES, REQUEST_BYTES_MAX, State, Torrent};
 use crate::units::Block;
 use crate::wire::Violation;
 use crate::wire::extended::{self, ExtensionHandshake, MetadataMessage, metadata_piece};
@@ -76,25 +76,31 @@ impl Idle {
 pub(super) struct Turn {
     pub now: Duration,
     out_before: usize,
+    events_before: usize,
     was_interested: bool,
     wanted_nothing: (bool, bool),
     pub requested: bool,
     pub cancelled: bool,
     pub client_named: bool,
     pub our_address: Option<IpAddr>,
+    pub metadata_bytes: Option<u32>,
+    pieces_said: bool,
 }
 
 impl Turn {
-    pub fn new(state: &State, now: Duration, out_before: usize) -> Self {
+    pub fn new(state: &State, now: Duration, out_before: usize, events_before: usize) -> Self {
         Self {
             now,
             out_before,
+            events_before,
             was_interested: state.peer_interested,
             wanted_nothing: (state.pieces.is_complete(), state.peer_upload_only),
             requested: false,
             cancelled: false,
             client_named: false,
             our_address: None,
+            metadata_bytes: None,
+            pieces_said: false,
         }
     }
 
@@ -103,6 +109,7 @@ impl Turn {
         if out_after > self.out_before {
             state.clock.sent(self.now);
         }
+        state.settle_download(self.now);
         match (self.was_interested, state.peer_interested) {
             (false, true) => events.push(Event::Interested),
             (true, false) => events.push(Event::NotInterested),
@@ -118,6 +125,15 @@ impl Turn {
             events.push(Event::ClientNamed);
         }
         events.extend(self.our_address.map(Event::OurAddress));
+        events.extend(self.metadata_bytes.map(Event::MetadataSize));
+        if self.pieces_said {
+            let mut at = 0;
+            events.retain(|event| {
+                at += 1;
+                at <= self.events_before || !matches!(event, Event::Have(_) | Event::DontHave(_))
+            });
+            events.push(Event::Pieces);
+        }
         let (was_complete, was_upload_only) = self.wanted_nothing;
         if !was_complete && state.pieces.is_complete() {
             events.push(Event::PeerComplete);
@@ -135,6 +151,7 @@ impl State {
         turn: &mut Turn,
         out: &mut Vec<u8>,
         events: &mut Vec<Event>,
+        blocks: &mut impl Blocks,
     ) -> Result<(), Violation> {
         if !matches!(message, Message::Skipped { .. }) {
             self.clock.heard(turn.now);
@@ -143,31 +160,47 @@ impl State {
             Message::Request(block) => return self.on_request(block, torrent, turn, out),
             Message::Cancel(block) => return self.on_cancel(block, turn, out),
             Message::KeepAlive | Message::Port(_) => {}
-            Message::Choke => self.peer_choking = true,
-            Message::Unchoke => self.peer_choking = false,
+            Message::Choke => self.on_choke(true, events),
+            Message::Unchoke => self.on_choke(false, events),
             Message::Interested => self.set_interested(true, turn.now),
             Message::NotInterested => self.set_interested(false, turn.now),
+            Message::Have(_) | Message::Bitfield(_) if self.metadata_unknown() => {}
             Message::Have(piece) => {
-                if self.pieces.insert(piece)? && !self.upload_only {
+                if self.pieces.insert(piece)? && self.downloads() {
                     events.push(Event::Have(piece));
                 }
             }
             // Also later, and again: aria2 sends one of these in place of many haves. Pieces are
             // only ever added.
-            Message::Bitfield(field) => self.pieces.insert_bitfield(field)?,
+            Message::Bitfield(field) => {
+                let before = self.pieces.count();
+                self.pieces.insert_bitfield(field)?;
+                turn.pieces_said |= self.pieces.count() > before && self.downloads();
+            }
             Message::HaveAll => {
                 self.require_fast(id::HAVE_ALL)?;
+                turn.pieces_said |= self.pieces.count() < self.pieces.total() && self.downloads();
                 self.pieces.insert_all();
             }
             Message::HaveNone => self.require_fast(id::HAVE_NONE)?,
-            // Advice and answers for a downloader; an upload-only session asks for nothing.
             Message::Suggest(_) => self.require_fast(id::SUGGEST)?,
-            Message::AllowedFast(_) => self.require_fast(id::ALLOWED_FAST)?,
-            Message::Reject(_) => self.require_fast(id::REJECT)?,
+            Message::AllowedFast(piece) => {
+                self.require_fast(id::ALLOWED_FAST)?;
+                self.on_allowed_fast(piece, events);
+            }
+            Message::Reject(block) => {
+                self.require_fast(id::REJECT)?;
+                return self.on_reject(block, events);
+            }
+            Message::Extended { id: extended::UT_METADATA, payload } if self.extended => {
+                return self.on_metadata(payload, torrent, turn, out, events, blocks);
+            }
             Message::Extended { id, payload } => {
-                return self.on_extended(id, payload, torrent, turn, out);
+                return self.on_extended(id, payload, turn, events);
             }
             Message::Piece { data, .. } => return self.unwanted(data.len(), turn.now),
+            Message::PieceBegin(block) => return self.on_piece_begin(block, turn.now),
+            Message::PieceData(bytes) => self.on_piece_data(bytes, turn.now, events, blocks),
             Message::Skipped { length, .. } => return self.unwanted(length as usize, turn.now),
         }
         Ok(())
@@ -266,7 +299,7 @@ impl State {
         if self.fast { Ok(()) } else { Err(Violation::FastNotNegotiated(id)) }
     }
 
-    fn unwanted(&mut self, bytes: usize, now: Duration) -> Result<(), Violation> {
+    pub(super) fn unwanted(&mut self, bytes: usize, now: Duration) -> Result<(), Violation> {
         if self.clock.unwanted_span_over(now) {
             self.unwanted_bytes = 0;
         }
@@ -282,27 +315,42 @@ impl State {
         &mut self,
         id: u8,
         payload: &[u8],
-        torrent: &impl Torrent,
         turn: &mut Turn,
-        out: &mut Vec<u8>,
+        events: &mut Vec<Event>,
     ) -> Result<(), Violation> {
         if !self.extended {
             return Err(Violation::ExtendedNotNegotiated);
         }
         match id {
             extended::HANDSHAKE => self.learn(&ExtensionHandshake::parse(payload)?, turn),
-            extended::UT_METADATA => match MetadataMessage::parse(payload)? {
-                Some(MetadataMessage::Request { piece }) => {
-                    return self.on_metadata_request(piece, torrent, out);
-                }
-                Some(MetadataMessage::Reject { .. }) => {}
-                Some(MetadataMessage::Data { .. }) | None => {
-                    return self.unwanted(payload.len(), turn.now);
-                }
-            },
+            extended::LT_DONTHAVE => return self.on_dont_have(payload, events),
             _ => return self.unwanted(payload.len(), turn.now),
         }
         Ok(())
+    }
+
+    fn on_metadata(
+        &mut self,
+        payload: &[u8],
+        torrent: &impl Torrent,
+        turn: &mut Turn,
+        out: &mut Vec<u8>,
+        events: &mut Vec<Event>,
+        blocks: &mut impl Blocks,
+    ) -> Result<(), Violation> {
+        match MetadataMessage::parse(payload)? {
+            Some(MetadataMessage::Request { piece }) => {
+                self.on_metadata_request(piece, torrent, out)
+            }
+            Some(MetadataMessage::Reject { piece }) => self.on_metadata_reject(piece, events),
+            Some(MetadataMessage::Data { piece, total_bytes, data })
+                if self.metadata_answered(piece) =>
+            {
+                blocks.metadata(piece, total_bytes, data);
+                Ok(())
+            }
+            Some(MetadataMessage::Data { .. }) | None => self.unwanted(payload.len(), turn.now),
+        }
     }
 
     fn on_metadata_request(
@@ -319,10 +367,10 @@ impl State {
         let answer = match data {
             None => MetadataMessage::Reject { piece },
             Some(data) => {
-                self.metadata_bytes += data.len() as u64;
+                self.metadata_bytes = self.metadata_bytes.saturating_add(data.len() as u32);
                 let allowed = METADATA_TIMES_MAX * metadata.len() as u64 + METADATA_BYTES_SPARE;
-                if self.metadata_bytes > allowed {
-                    return Err(Violation::MetadataFlood { bytes: self.metadata_bytes });
+                if u64::from(self.metadata_bytes) > allowed {
+                    return Err(Violation::MetadataFlood { bytes: self.metadata_bytes.into() });
                 }
                 let total_bytes = u32::try_from(metadata.len()).unwrap_or(u32::MAX);
                 MetadataMessage::Data { piece, total_bytes, data }

@@ -6,6 +6,8 @@ use crate::wire::FrameLimits;
 use crate::wire::extended::MetadataMessage;
 use crate::wire::message::Message;
 
+mod crossing;
+mod download;
 mod faults;
 mod idle;
 mod link;
@@ -59,6 +61,31 @@ pub(super) struct Side {
     pub now: Duration,
     pub out: Vec<u8>,
     pub events: Vec<Event>,
+    pub sink: Sink,
+}
+
+/// What was handed over of what was asked for.
+#[derive(Default)]
+pub(super) struct Sink {
+    coming: Option<(Block, Vec<u8>)>,
+    pub blocks: Vec<(Block, Vec<u8>)>,
+    pub metadata: Vec<(u32, u32, Vec<u8>)>,
+}
+
+impl Blocks for Sink {
+    fn data(&mut self, block: Block, at: u32, bytes: &[u8]) {
+        let (_, mut data) = self.coming.take().filter(|_| at > 0).unwrap_or((block, Vec::new()));
+        assert!(!bytes.is_empty() && data.len() == at as usize, "in order");
+        data.extend_from_slice(bytes);
+        match data.len() == block.length as usize {
+            true => self.blocks.push((block, data)),
+            false => self.coming = Some((block, data)),
+        }
+    }
+
+    fn metadata(&mut self, piece: u32, total_bytes: u32, data: &[u8]) {
+        self.metadata.push((piece, total_bytes, data.to_vec()));
+    }
 }
 
 impl Side {
@@ -73,7 +100,7 @@ impl Side {
         change(&mut options);
         let mut out = Vec::new();
         let session = Session::open(&options, &torrent, T0, 1, &mut out);
-        Self { session, torrent, now: T0, out, events: Vec::new() }
+        Self { session, torrent, now: T0, out, events: Vec::new(), sink: Sink::default() }
     }
 
     /// An unchoked, interested peer of whom nothing is on the way.
@@ -93,8 +120,8 @@ impl Side {
     }
 
     pub fn hear_bytes(&mut self, bytes: &[u8]) -> Result<(), Violation> {
-        let Self { session, torrent, now, out, events } = self;
-        session.receive(bytes, torrent, *now, out, events)
+        let Self { session, torrent, now, out, events, sink } = self;
+        session.receive(bytes, torrent, *now, out, events, sink)
     }
 
     /// What was said since the last call.

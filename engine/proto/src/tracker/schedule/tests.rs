@@ -231,13 +231,13 @@ fn private_torrents_are_told_of_a_switch() {
 #[test]
 fn addresses_that_cannot_be_used_are_listed_redacted() {
     let mut schedule = Schedule::new(Options::default());
-    let udp = "udp://t.example:80/0123456789abcdef0123/announce";
-    schedule.add(s(0), torrent(1, &[&[udp, URL, URL]]));
+    let wss = "wss://t.example:80/0123456789abcdef0123/announce";
+    schedule.add(s(0), torrent(1, &[&[wss, URL, URL]]));
     let TorrentStatus { trackers, unusable } = schedule.status(&hash(1)).unwrap();
     assert_eq!(trackers.len(), 1, "named twice, used once");
     assert_eq!(unusable.len(), 1);
-    assert_eq!(unusable[0].0, "udp://t.example:80/***/announce");
-    let none = torrent(2, &[&[udp]]);
+    assert_eq!(unusable[0].0, "wss://t.example:80/***/announce");
+    let none = torrent(2, &[&[wss]]);
     schedule.add(s(0), none);
     let job = schedule.poll(s(0)).unwrap();
     assert_eq!(job.info_hash, hash(1));

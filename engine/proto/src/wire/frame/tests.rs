@@ -144,6 +144,96 @@ fn between_frames_nothing_is_held_and_within_one_all_of_it() {
     assert_eq!(reader.next(b"\0\0\0\x05\x04\0\0\0\x09"), Ok((9, Some(have))));
 }
 
+/// As `read`, with pieces streamed and put together again; parts of data are not told apart.
+fn read_streamed(limits: FrameLimits, stream: &[u8], cuts: &[usize]) -> Vec<String> {
+    let mut reader = FrameReader::new(limits);
+    reader.stream_pieces(true);
+    let (mut seen, mut piece): (Vec<String>, Option<(Block, Vec<u8>)>) = (Vec::new(), None);
+    let mut start = 0;
+    for end in cuts.iter().copied().chain([stream.len()]) {
+        let mut input = &stream[start..end];
+        start = end;
+        loop {
+            match reader.next(input) {
+                Ok((used, Some(message))) => {
+                    match message {
+                        Message::PieceBegin(block) => {
+                            assert!(piece.is_none(), "one at a time");
+                            piece = Some((block, Vec::new()));
+                        }
+                        Message::PieceData(part) => {
+                            assert!(!part.is_empty());
+                            assert!(input.as_ptr_range().contains(&part.as_ptr()), "not copied");
+                            piece.as_mut().expect("begun").1.extend_from_slice(part);
+                        }
+                        message => seen.push(format!("{message:?}")),
+                    }
+                    input = &input[used..];
+                    if let Some((Block { piece, begin, .. }, data)) =
+                        piece.take_if(|(block, data)| block.length as usize == data.len())
+                    {
+                        let data = &data[..];
+                        seen.push(format!("{:?}", Message::Piece { piece, begin, data }));
+                    }
+                    assert!(piece.is_none() || reader.mid_frame());
+                }
+                Ok((used, None)) => {
+                    assert_eq!(used, input.len(), "without a message all bytes are used");
+                    break;
+                }
+                Err(violation) => {
+                    seen.push(format!("{violation:?}"));
+                    return seen;
+                }
+            }
+        }
+        assert!(reader.held_bytes() <= stream.len() + KEPT_BYTES);
+    }
+    seen
+}
+
+#[test]
+fn streamed_pieces_are_the_same_pieces_at_every_cut() {
+    let stream = stream();
+    for limits in [LIMITS, SEEDING] {
+        let whole = read(limits, &stream, &[]);
+        for cut in 0..=stream.len() {
+            assert_eq!(read_streamed(limits, &stream, &[cut]), whole, "cut at {cut}");
+        }
+        let all: Vec<usize> = (0..stream.len()).collect();
+        assert_eq!(read_streamed(limits, &stream, &all), whole);
+    }
+}
+
+#[test]
+fn a_streamed_piece_is_not_kept() {
+    let data = vec![7; 16384];
+    let mut bytes = Vec::new();
+    Message::Piece { piece: PieceIndex(1), begin: 0, data: &data }.encode(&mut bytes);
+    let mut reader = FrameReader::new(LIMITS);
+    reader.stream_pieces(true);
+    let block = Block { piece: PieceIndex(1), begin: 0, length: 16384 };
+    assert_eq!(reader.next(&bytes), Ok((13, Some(Message::PieceBegin(block)))));
+    assert_eq!(reader.next(&bytes[13..14]), Ok((1, Some(Message::PieceData(&[7])))));
+    assert_eq!(reader.next(&[]), Ok((0, None)));
+    assert!(reader.mid_frame());
+    reader.stream_pieces(false);
+    let (used, message) = reader.next(&bytes[14..]).expect("what began goes on");
+    assert_eq!((used, message), (16383, Some(Message::PieceData(&data[1..]))));
+    assert!(!reader.mid_frame() && reader.held_bytes() == 0);
+    let (_, gathered) = reader.next(&bytes).expect("valid");
+    assert!(matches!(gathered, Some(Message::Piece { .. })), "off from the next on");
+    reader.stream_pieces(true);
+    let empty = Block { piece: PieceIndex(2), begin: 5, length: 0 };
+    assert_eq!(
+        reader.next(b"\0\0\0\x09\x07\0\0\0\x02\0\0\0\x05"),
+        Ok((13, Some(Message::PieceBegin(empty))))
+    );
+    assert!(!reader.mid_frame(), "no data follows");
+    let too_long = Violation::FrameTooLong { id: 7, length: 16394, max: 16393 };
+    assert_eq!(reader.next(b"\0\0\x40\x0a\x07"), Err(too_long));
+}
+
 proptest! {
     #[test]
     fn any_bytes_any_cuts_the_same_outcome(
@@ -153,5 +243,25 @@ proptest! {
         cuts.iter_mut().for_each(|cut| *cut = (*cut).min(stream.len()));
         cuts.sort_unstable();
         prop_assert_eq!(read(SEEDING, &stream, &cuts), read(SEEDING, &stream, &[]));
+        let whole = read_streamed(LIMITS, &stream, &[]);
+        prop_assert_eq!(read_streamed(LIMITS, &stream, &cuts), whole);
+    }
+
+    #[test]
+    fn pieces_streamed_at_any_cut_are_the_pieces_gathered(
+        pieces in prop::collection::vec((0..9u32, 0..9u32, 0..400usize, any::<bool>()), 0..8),
+        mut cuts in prop::collection::vec(0..3000usize, 0..30),
+    ) {
+        let mut stream = Vec::new();
+        for (piece, begin, length, have) in pieces {
+            let data: Vec<u8> = (0..length).map(|at| at as u8).collect();
+            Message::Piece { piece: PieceIndex(piece), begin, data: &data }.encode(&mut stream);
+            if have {
+                Message::Have(PieceIndex(piece)).encode(&mut stream);
+            }
+        }
+        cuts.iter_mut().for_each(|cut| *cut = (*cut).min(stream.len()));
+        cuts.sort_unstable();
+        prop_assert_eq!(read_streamed(LIMITS, &stream, &cuts), read(LIMITS, &stream, &[]));
     }
 }

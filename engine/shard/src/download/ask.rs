@@ -1,0 +1,410 @@
+//! What is asked of whom.
+//!
+//! Owns: interest, which block a connection with room is asked for, what becomes of blocks that do
+//! not come, how many peers have a piece. Never: bytes, hashing. Flow: a session's events and every
+//! second -> here -> requests in the connection's output.
+//!
+//! A connection is asked, in this order, for: blocks that nobody was asked for of pieces begun
+//! here; a new piece, as the picker has it; blocks that are late with another peer; and when
+//! nothing is free any more (endgame), any block that has not begun to come, so that the slowest
+//! peer does not hold up the end. A block is asked of two peers at most; the second is cancelled
+//! when the first brings it.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use seedring_platform::{
+    memory::{Class, Lease},
+    op::Io,
+};
+use seedring_proto::{
+    peer::session::{Event as Said, Session},
+    units::{Block, PieceIndex},
+};
+
+use super::{
+    Downloads, Fetch, POOL_PART,
+    partial::{NoMemory, Partial},
+};
+use crate::{
+    connections::{Key, Stage},
+    contract::MetadataSaid,
+    shard::Shard,
+    torrent::{Choice, TorrentId},
+};
+
+/// Connections asked in one tick.
+const ASKED_MAX: usize = 512;
+/// Blocks asked of one connection in one go; the next tick goes on.
+const BLOCKS_MAX: usize = 256;
+/// Blocks in the endgame that one connection is asked for beside its own.
+const ENDGAME_BLOCKS_MAX: usize = 16;
+/// A peer that rejected a request though it does not choke us is left alone for this long.
+const REJECTED_REST: Duration = Duration::from_secs(1);
+
+/// A connection's part in a download.
+#[derive(Default)]
+pub struct Source {
+    /// In the queue of those with room.
+    queued: bool,
+    /// The pieces that it is counted for among a torrent's availability; empty: as a seed, or not.
+    counted: Vec<u64>,
+    counted_as_seed: bool,
+    /// Not asked before this time.
+    rest_until: Duration,
+}
+
+/// What looking for a block to ask for came to.
+enum Next {
+    Ask(Block),
+    Nothing,
+    NoMemory,
+}
+
+impl<I: Io> Shard<I> {
+    /// This connection may have room for requests.
+    pub(crate) fn ask_later(&mut self, key: Key) {
+        if let Some(open) = self.connections.get(key).and_then(|c| c.open())
+            && open.session.downloads()
+            && !std::mem::replace(&mut open.source.get_or_insert_default().queued, true)
+        {
+            self.downloads.asking.push_back(key);
+        }
+    }
+
+    /// Asks everybody who has room. `true`: there are more.
+    pub(super) fn ask_all(&mut self, now: Duration) -> bool {
+        for _ in 0..ASKED_MAX {
+            let Some(key) = self.downloads.asking.pop_front() else { return false };
+            self.ask(key, now);
+        }
+        !self.downloads.asking.is_empty()
+    }
+
+    fn ask(&mut self, key: Key, now: Duration) {
+        let budget = self.io.pool().cap_bytes() / POOL_PART;
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        let source = open.source.get_or_insert_default();
+        source.queued = false;
+        if now < source.rest_until || !open.session.downloads() {
+            return;
+        }
+        let id = open.torrent;
+        let Downloads { torrents, held_bytes, .. } = &mut self.downloads;
+        let Some(fetch) = torrents.get_mut(&id) else { return };
+        if fetch.download.is_halted() {
+            return;
+        }
+        let (mut asked, mut again) = (0, false);
+        while open.session.room() > 0 {
+            if asked == BLOCKS_MAX {
+                again = true;
+                break;
+            }
+            let asking =
+                Asking { session: &open.session, key, now, shard: self.options.shard, budget };
+            let pool = self.io.pool();
+            match asking.next(fetch, held_bytes, |class| self.storage.lease(pool, class)) {
+                Next::Ask(block) => {
+                    open.session.request(block, now, &mut connection.out);
+                    asked += 1;
+                }
+                Next::Nothing => break,
+                Next::NoMemory => {
+                    self.downloads.starved = true;
+                    break;
+                }
+            }
+        }
+        if asked > 0 {
+            self.enqueue(key);
+        }
+        if again {
+            self.ask_later(key);
+        }
+    }
+
+    /// Whether this peer has something that we want now.
+    pub(super) fn look_at_peer(&mut self, key: Key, now: Duration) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        let Some(fetch) = self.downloads.torrents.get_mut(&open.torrent) else { return };
+        if !open.session.downloads() {
+            return;
+        }
+        let before = connection.out.len();
+        let wants = !fetch.download.is_halted() && fetch.wants_of(&open.session);
+        open.session.set_interested(wants, &mut connection.out);
+        let snubs = open.session.check_requests(now);
+        if let Some(requests) = open.session.requests() {
+            let late =
+                requests.late(now).filter(|_| !snubs).chain(requests.iter().filter(|_| snubs));
+            for block in late {
+                if let Some(partial) = fetch.partials.get_mut(&block.piece) {
+                    partial.is_late(block);
+                }
+            }
+        }
+        let ready = connection.out.len() > before;
+        if ready {
+            self.enqueue(key);
+        }
+        self.ask_later(key);
+    }
+
+    /// Whether this connection may bring us something.
+    pub(crate) fn is_source(&mut self, key: Key) -> bool {
+        let open = self.connections.get(key).and_then(|connection| connection.open());
+        open.is_some_and(|open| open.session.downloads())
+    }
+
+    /// What a session says that concerns a download.
+    pub(crate) fn source_said(&mut self, key: Key, said: Said) {
+        match said {
+            Said::Block(block) => self.block_arrived(key, block),
+            Said::Returned(block) => self.block_returned(key, block),
+            Said::Have(piece) => self.peer_got(key, piece),
+            Said::Pieces | Said::DontHave(_) => self.peer_pieces(key),
+            Said::MetadataSize(bytes) => self.say_metadata(key, MetadataSaid::Size(bytes)),
+            Said::MetadataRejected(at) => self.say_metadata(key, MetadataSaid::Rejected(at)),
+            Said::Unchoked | Said::AllowedFast(_) => self.ask_later(key),
+            _ => {}
+        }
+    }
+
+    /// What a peer has changed.
+    pub(crate) fn peer_pieces(&mut self, key: Key) {
+        let now = self.io.now();
+        self.count_pieces(key);
+        self.look_at_peer(key, now);
+    }
+
+    /// A peer has one more piece: the common case, without a look at all the others.
+    pub(crate) fn peer_got(&mut self, key: Key, piece: PieceIndex) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        let Some(fetch) = self.downloads.torrents.get(&open.torrent) else { return };
+        let source = open.source.get_or_insert_default();
+        if open.session.pieces().is_complete() || source.counted.is_empty() {
+            return self.peer_pieces(key);
+        }
+        let (word, bit) = (piece.0 as usize / 64, 1 << (piece.0 % 64));
+        if source.counted[word] & bit == 0 {
+            source.counted[word] |= bit;
+            fetch.download.peer_has(piece);
+        }
+        let missing = fetch.download.missing_word(&fetch.shared.pieces, word) & bit != 0;
+        if missing && !fetch.download.is_halted() {
+            let was = open.session.am_interested();
+            open.session.set_interested(true, &mut connection.out);
+            if !was {
+                self.enqueue(key);
+            }
+            self.ask_later(key);
+        }
+    }
+
+    /// A block will not come from this peer.
+    pub(crate) fn block_returned(&mut self, key: Key, block: Block) {
+        let now = self.io.now();
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let id = open.torrent;
+        if !open.session.peer_choking() {
+            open.source.get_or_insert_default().rest_until = now + REJECTED_REST;
+        }
+        self.give_back(id, key, block);
+        self.ask_others(id);
+    }
+
+    fn give_back(&mut self, id: TorrentId, key: Key, block: Block) {
+        let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        let Some(partial) = fetch.partials.get_mut(&block.piece) else { return };
+        partial.returned(key, block);
+        if !partial.is_begun() && !partial.is_asked_for() {
+            // Nobody is at work on it: another shard may have better peers.
+            self.downloads.held_bytes -= Partial::buffer_bytes(partial.length());
+            fetch.partials.remove(&block.piece);
+            fetch.download.release(block.piece, self.options.shard);
+            fetch.picker.refresh();
+        }
+    }
+
+    /// Blocks came free: whoever has room may take them.
+    pub(super) fn ask_others(&mut self, id: TorrentId) {
+        let Some(local) = self.torrents.get(&id) else { return };
+        let keys: Vec<Key> = local.peers.values().copied().collect();
+        keys.into_iter().for_each(|key| self.ask_later(key));
+    }
+
+    /// A connection is closing: what it was asked for is free again. Before its session goes.
+    pub(crate) fn source_left(&mut self, key: Key) {
+        self.say_metadata(key, MetadataSaid::Left);
+        self.uncount_pieces(key);
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let id = open.torrent;
+        let Some(requests) = open.session.requests() else { return };
+        let blocks: Vec<Block> = requests.iter().collect();
+        if blocks.is_empty() {
+            return;
+        }
+        blocks.into_iter().for_each(|block| self.give_back(id, key, block));
+        self.ask_others(id);
+    }
+
+    /// Brings a torrent's availability up to what the peer has now.
+    fn count_pieces(&mut self, key: Key) {
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let Some(fetch) = self.downloads.torrents.get(&open.torrent) else { return };
+        let (download, pieces) = (&fetch.download, open.session.pieces());
+        let source = open.source.get_or_insert_default();
+        let seed = pieces.is_complete();
+        if seed != source.counted_as_seed {
+            source.counted_as_seed = seed;
+            if seed { download.seed_came() } else { download.seed_left() }
+        }
+        let words = (pieces.total() as usize).div_ceil(64);
+        let none = pieces.count() == 0 && source.counted.is_empty();
+        if !seed && !none {
+            source.counted.resize(words, 0);
+        }
+        for (at, counted) in source.counted.iter_mut().enumerate() {
+            let has = if seed { 0 } else { pieces.word(at) };
+            each_bit(at, has & !*counted, |piece| download.peer_has(piece));
+            each_bit(at, *counted & !has, |piece| download.peer_had(piece));
+            *counted = has;
+        }
+        if seed {
+            source.counted = Vec::new();
+        }
+    }
+
+    pub(super) fn uncount_pieces(&mut self, key: Key) {
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let Some(source) = open.source.take() else { return };
+        let Some(fetch) = self.downloads.torrents.get(&open.torrent) else { return };
+        if source.counted_as_seed {
+            fetch.download.seed_left();
+        }
+        for (at, counted) in source.counted.iter().enumerate() {
+            each_bit(at, *counted, |piece| fetch.download.peer_had(piece));
+        }
+    }
+
+    /// A block came whole and was written into its piece.
+    pub(crate) fn block_arrived(&mut self, key: Key, block: Block) {
+        let now = self.io.now();
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let id = open.torrent;
+        self.stats.downloaded_bytes += u64::from(block.length);
+        if let Some(local) = self.torrents.get(&id) {
+            // Relaxed: a total, read by control when it announces or stores.
+            let total = &local.shared.downloaded_bytes;
+            total.fetch_add(u64::from(block.length), Ordering::Relaxed);
+        }
+        self.ask_later(key);
+        let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        let Some(partial) = fetch.partials.get_mut(&block.piece) else { return };
+        let Some(other) = partial.arrived(key, block) else { return };
+        if partial.is_whole() {
+            let partial = fetch.partials.remove(&block.piece).expect("invariant: looked up above");
+            self.downloads.verifying.push(id, partial.into_whole(), now);
+        }
+        if let Some(other) = other
+            && let Some(connection) = self.connections.get(other)
+            && let Stage::Open(open) = &mut connection.stage
+        {
+            open.session.cancel(block, &mut connection.out);
+            self.enqueue(other);
+            self.ask_later(other);
+        }
+    }
+}
+
+fn each_bit(word: usize, mut bits: u64, mut what: impl FnMut(PieceIndex)) {
+    while bits != 0 {
+        what(PieceIndex(word as u32 * 64 + bits.trailing_zeros()));
+        bits &= bits - 1;
+    }
+}
+
+impl Fetch {
+    /// Whether a peer has a piece that is wanted and missing.
+    fn wants_of(&self, session: &Session) -> bool {
+        let pieces = session.pieces();
+        let words = (pieces.total() as usize).div_ceil(64);
+        (0..words)
+            .any(|at| pieces.word(at) & self.download.missing_word(&self.shared.pieces, at) != 0)
+    }
+}
+
+/// A look for one connection's next block.
+struct Asking<'a> {
+    session: &'a Session,
+    key: Key,
+    now: Duration,
+    shard: usize,
+    /// Bytes that downloads may hold.
+    budget: usize,
+}
+
+impl Asking<'_> {
+    fn next(
+        &self,
+        fetch: &mut Fetch,
+        held_bytes: &mut usize,
+        mut lease: impl FnMut(Class) -> Option<Lease>,
+    ) -> Next {
+        let may = |piece: PieceIndex| self.session.may_request(piece);
+        let begun = fetch.partials.values_mut().find(|p| p.has_unasked() && may(p.piece()));
+        if let Some(partial) = begun {
+            return match partial.ask(self.key, &mut lease) {
+                Ok(Some(block)) => Next::Ask(block),
+                Ok(None) => Next::Nothing,
+                Err(NoMemory) => Next::NoMemory,
+            };
+        }
+        match self.take_up(fetch, held_bytes) {
+            Some(Ok(piece)) => {
+                let partial = fetch.partials.get_mut(&piece).expect("invariant: just made");
+                return match partial.ask(self.key, &mut lease) {
+                    Ok(Some(block)) => Next::Ask(block),
+                    _ => Next::NoMemory,
+                };
+            }
+            Some(Err(NoMemory)) => return Next::NoMemory,
+            None => {}
+        }
+        // Nothing is free: late blocks, and with nothing of its own to do, any block.
+        let own = self.session.requests().map_or(0, |requests| requests.len());
+        let any = own < ENDGAME_BLOCKS_MAX;
+        let mut begun = fetch.partials.values_mut().filter(|partial| may(partial.piece()));
+        match begun.find_map(|partial| partial.ask_again(self.key, any)) {
+            Some(block) => Next::Ask(block),
+            None => Next::Nothing,
+        }
+    }
+
+    /// Claims a new piece. `None`: nothing is free that this peer has.
+    fn take_up(
+        &self,
+        fetch: &mut Fetch,
+        held_bytes: &mut usize,
+    ) -> Option<Result<PieceIndex, NoMemory>> {
+        let layout = &fetch.contents.layout;
+        let most = Partial::buffer_bytes(layout.piece_bytes);
+        // One piece may always be under way, however large.
+        if *held_bytes > 0 && *held_bytes + most > self.budget {
+            return Some(Err(NoMemory));
+        }
+        let had = &fetch.shared.pieces;
+        let choice = Choice { download: &fetch.download, had };
+        let order = fetch.download.order(had);
+        let has = |piece| self.session.may_request(piece);
+        let claim = |piece| fetch.download.claim(had, piece, self.shard);
+        let piece = fetch.picker.pick(&choice, order, self.now, has, claim)?;
+        let length = layout.piece_length(piece);
+        *held_bytes += Partial::buffer_bytes(length);
+        fetch.partials.insert(piece, Partial::new(piece, length));
+        Some(Ok(piece))
+    }
+}

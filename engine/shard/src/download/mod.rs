@@ -1,0 +1,251 @@
+//! Getting what is missing: from requests to pieces that are verified, written and synced.
+//!
+//! Owns: each downloading torrent's part on this shard: its picker, the pieces under way here.
+//! Never: messages (sessions), the choice among pieces (proto's picker), which torrents download
+//! (control). Flow: a session has room -> `ask` -> blocks arrive in a piece's buffer (`partial`) ->
+//! whole: hashed beside others (`whole`) -> written (`writer`) -> bits, `have` -> synced.
+//!
+//! Memory: what is being gathered, hashed and written holds at most half of the pool; where that is
+//! used up nothing more is asked for, so a slow disk holds receiving back.
+
+mod ask;
+mod metadata;
+mod partial;
+mod whole;
+mod writer;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use seedring_platform::op::Io;
+use seedring_proto::{
+    peer::session::Blocks,
+    swarm::picker::Picker,
+    units::{Block, PieceIndex},
+};
+
+pub use self::ask::Source;
+use self::{
+    partial::Partial,
+    whole::{Suspect, Verifying},
+    writer::Writer,
+};
+use crate::{
+    connections::{Key, Stage},
+    contract::{Event, MetadataSaid},
+    mix::Hashed,
+    shard::Shard,
+    torrent::{Contents, Download, Shared, TorrentId},
+};
+
+/// Part of the pool that downloads may hold (a half).
+const POOL_PART: usize = 2;
+/// Writes in the kernel at once.
+const WRITES_MAX: usize = 64;
+/// Connections that found no memory, or nothing to ask for, are looked at again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What a shard downloads.
+pub struct Downloads {
+    torrents: HashMap<TorrentId, Fetch, Hashed>,
+    /// Whole pieces on their way through hashing.
+    verifying: Verifying,
+    pub writer: Writer,
+    /// Bytes of the chunks that pieces under way hold or may come to hold.
+    held_bytes: usize,
+    /// Connections whose pipeline has room.
+    asking: VecDeque<Key>,
+    /// Found no memory to ask for more.
+    starved: bool,
+    /// Came in the receive that is being handled.
+    metadata: Vec<(Key, MetadataSaid)>,
+    look_at: Duration,
+}
+
+/// A torrent's part on this shard.
+struct Fetch {
+    shared: Arc<Shared>,
+    contents: Arc<Contents>,
+    download: Arc<Download>,
+    picker: Picker,
+    /// Claimed here and not whole; ordered, so that a seed gives the same run.
+    partials: BTreeMap<PieceIndex, Partial>,
+    /// Nothing that is wanted was missing when it was last looked.
+    complete: bool,
+    /// Pieces that failed: whose blocks they were.
+    suspects: HashMap<PieceIndex, Suspect, Hashed>,
+}
+
+impl Downloads {
+    pub fn new() -> Self {
+        Downloads {
+            torrents: HashMap::default(),
+            verifying: Verifying::new(),
+            writer: Writer::new(WRITES_MAX),
+            held_bytes: 0,
+            asking: VecDeque::new(),
+            starved: false,
+            metadata: Vec::new(),
+            look_at: Duration::ZERO,
+        }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.torrents.is_empty() && self.verifying.is_empty() && self.writer.is_idle()
+    }
+
+    /// Whether something that is wanted of a torrent is missing.
+    pub fn wants_more(&self, id: TorrentId) -> bool {
+        let fetch = self.torrents.get(&id);
+        fetch.is_some_and(|fetch| !fetch.download.is_complete(&fetch.shared.pieces))
+    }
+
+    pub fn is_known(&self, id: TorrentId) -> bool {
+        self.torrents.contains_key(&id)
+    }
+
+    /// When the tick should come back, if something waits for time alone.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        if self.torrents.is_empty() && self.writer.is_idle() {
+            return None;
+        }
+        let deadlines = [Some(self.look_at), self.verifying.due_at(), self.writer.due_at()];
+        deadlines.into_iter().flatten().min()
+    }
+}
+
+/// Where a session's blocks go.
+pub struct Sink<'a> {
+    downloads: &'a mut Downloads,
+    torrent: TorrentId,
+    key: Key,
+}
+
+impl Downloads {
+    pub fn sink(&mut self, torrent: TorrentId, key: Key) -> Sink<'_> {
+        Sink { downloads: self, torrent, key }
+    }
+}
+
+impl Blocks for Sink<'_> {
+    fn data(&mut self, block: Block, at: u32, bytes: &[u8]) {
+        if let Some(fetch) = self.downloads.torrents.get_mut(&self.torrent)
+            && let Some(partial) = fetch.partials.get_mut(&block.piece)
+        {
+            partial.data(self.key, block, at, bytes);
+        }
+    }
+
+    fn metadata(&mut self, piece: u32, total_bytes: u32, data: &[u8]) {
+        self.keep_metadata(piece, total_bytes, data);
+    }
+}
+
+impl<I: Io> Shard<I> {
+    /// A torrent's download began, changed or ended, or a connection of it opened.
+    pub(crate) fn follow_download(&mut self, id: TorrentId) {
+        let Some(local) = self.torrents.get_mut(&id) else { return self.end_download(id) };
+        let wanted = local.shared.download.load_full();
+        let known = self.downloads.torrents.get(&id).map(|fetch| &fetch.download);
+        match (wanted, known) {
+            (None, None) => {}
+            (Some(wanted), Some(known)) if Arc::ptr_eq(&wanted, known) => {}
+            (None, Some(_)) => self.end_download(id),
+            (Some(download), _) => {
+                self.end_download(id);
+                let Some(local) = self.torrents.get_mut(&id) else { return };
+                let Some(contents) = local.contents().cloned() else { return };
+                let seed = self.options.seed ^ u64::from(id.0);
+                let fetch = Fetch {
+                    shared: local.shared.clone(),
+                    contents,
+                    download,
+                    picker: Picker::new(seed),
+                    partials: BTreeMap::new(),
+                    complete: false,
+                    suspects: HashMap::default(),
+                };
+                self.downloads.torrents.insert(id, fetch);
+            }
+        }
+    }
+
+    /// Gives back what is claimed here. What is being written goes on to its end.
+    pub(crate) fn end_download(&mut self, id: TorrentId) {
+        let Some(fetch) = self.downloads.torrents.remove(&id) else { return };
+        for piece in fetch.partials.values() {
+            self.downloads.held_bytes -= Partial::buffer_bytes(piece.length());
+            fetch.download.release(piece.piece(), self.options.shard);
+        }
+        self.downloads.verifying.drop_torrent(id, |whole| {
+            self.downloads.held_bytes -= Partial::buffer_bytes(whole.length);
+            fetch.download.release(whole.piece, self.options.shard);
+        });
+    }
+
+    /// One tick's part of all downloads. `true`: there is more to do at once.
+    pub(crate) fn download_step(&mut self) -> bool {
+        if self.downloads.is_idle() {
+            return false;
+        }
+        let now = self.io.now();
+        if now >= self.downloads.look_at {
+            self.downloads.look_at = now + LOOK_EVERY;
+            self.look_at_downloads(now);
+        }
+        let hashing = self.hash_whole(now);
+        self.write_step(now);
+        self.ask_all(now) || hashing
+    }
+
+    /// Once a second: who snubs us, what is late, what we still want of whom, what is complete.
+    fn look_at_downloads(&mut self, now: Duration) {
+        let mut ids: Vec<TorrentId> = self.downloads.torrents.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some(fetch) = self.downloads.torrents.get_mut(&id) else { continue };
+            fetch.picker.refresh();
+            let (download, shared) = (fetch.download.clone(), fetch.shared.clone());
+            let complete = download.is_complete(&shared.pieces);
+            fetch.complete = complete;
+            let keys: Vec<Key> = match self.torrents.get(&id) {
+                Some(local) => local.peers.values().copied().collect(),
+                None => Vec::new(),
+            };
+            for key in keys {
+                if complete {
+                    self.enough(key);
+                } else {
+                    self.look_at_peer(key, now);
+                }
+            }
+            if complete && self.downloads.writer.is_synced(id) {
+                self.tell(Event::Complete(id));
+            }
+        }
+        self.downloads.starved = false;
+    }
+
+    /// Nothing that is wanted is missing: this peer is not asked any more.
+    fn enough(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        if !open.session.downloads() {
+            return;
+        }
+        let Some(local) = self.torrents.get(&open.torrent) else { return };
+        let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
+        let view = crate::torrent::View { shared: &local.shared, contents };
+        let id = open.torrent;
+        open.session.completed(&mut connection.out, &view);
+        let useless = open.session.peer_wants_nothing();
+        self.uncount_pieces(key);
+        self.enqueue(key);
+        if useless && self.torrents.get(&id).is_some_and(|local| local.shared.pieces.offers_all()) {
+            self.close(key, seedring_platform::op::Shutdown::Orderly);
+        }
+    }
+}
