@@ -159,13 +159,13 @@ fn a_removed_torrent_does_not_come_back_and_takes_only_its_own_files_with_it() {
     let reply = remove(&site, "theirs", true).unwrap();
     assert!(reply.notes.iter().any(|note| note.contains("it was there before")), "{reply:?}");
     assert!(site.path("save/theirs").exists(), "it was there before us");
+    let kept = || fs::read_dir(site.path("state/torrents")).unwrap().count();
+    engine.wait("no .torrent of theirs is left", |_| kept() == 0);
     engine.kill();
     let mut engine = site.run("", &yaml);
     let report = engine.ready();
     assert_eq!(report.torrents.len(), 1, "{report:#?}");
     assert!(is(&report, "listed", "seeding"));
-    let kept: Vec<_> = fs::read_dir(site.path("state/torrents")).unwrap().collect();
-    assert!(kept.is_empty(), "{kept:?}");
     engine.stop();
 }
 
