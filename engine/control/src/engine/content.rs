@@ -24,6 +24,7 @@ use super::{
     admit::set_verified,
     download::look::{self as download, Found, Trust},
     look::{Condition, NO_STAMP, contents_of, look, still_verified},
+    peers::FIRST_BACKOFF,
     prepare::{Place, read_torrent},
     torrents::State,
 };
@@ -192,7 +193,7 @@ impl Engine {
         if let Some(download) = &mut torrent.download {
             download.taken_up(to_verify);
         }
-        self.peers.renumber(id, new_id);
+        self.peers.renumber(id, new_id, FIRST_BACKOFF);
         self.torrents.insert(torrent);
         self.apply_limits(new_id);
         self.shards.send_all(|| Command::Add(vec![shared.clone()]));

@@ -46,7 +46,7 @@ impl Engine {
                 self.peers.ban(address.ip());
             }
             Event::Metadata { torrent, peer, address, said } => {
-                self.metadata_said(torrent, shard, peer, address, said);
+                self.metadata_said(torrent, (shard, peer), address, said);
             }
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
             Event::Trouble { torrent, path, trouble } => {

@@ -43,7 +43,6 @@ use tokio::sync::{Notify, mpsc};
 pub use self::start::run;
 use self::{
     content::Looked,
-    download::metadata::Fetches,
     muffled::Muffled,
     peers::PeerBooks,
     pending::Pending,
@@ -100,8 +99,6 @@ pub(crate) struct Engine {
     leeches: mpsc::Receiver<Leech>,
     catalogue: Arc<status::Pages>,
     peers: PeerBooks,
-    /// Metadata that is being fetched.
-    fetches: Fetches,
     pending: Pending,
     /// Content to look at, and when.
     looking: HashMap<TorrentId, Instant>,

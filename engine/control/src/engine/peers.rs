@@ -22,9 +22,7 @@ const BOOK_MAX: usize = 200;
 const DIALS_MAX: usize = 30;
 /// Banned addresses that are remembered; more are a sign that the ban is wrong.
 const BANNED_MAX: usize = 4_096;
-const FIRST_BACKOFF: Duration = Duration::from_secs(60);
-/// Connections of a torrent that another one replaces have closed by then.
-const REPLACED: Duration = Duration::from_millis(500);
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(60);
 /// A dial that the shard had no room for.
 const LATER: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
@@ -137,11 +135,11 @@ impl PeerBooks {
         book.next = None;
     }
 
-    /// The torrent goes on under another number; whoever was connected is dialled again.
-    pub fn renumber(&mut self, old: TorrentId, new: TorrentId) {
+    /// The torrent goes on under another number; whoever was connected is dialled `again`.
+    pub fn renumber(&mut self, old: TorrentId, new: TorrentId, again: Duration) {
         let Some(mut book) = self.books.remove(&old) else { return };
-        let again = Instant::now() + REPLACED;
-        book.entries.values_mut().for_each(|entry| entry.again = Some(again));
+        let again = Instant::now() + again;
+        book.entries.values_mut().for_each(|entry| entry.again = entry.again.or(Some(again)));
         book.next = None;
         self.books.insert(new, book);
     }

@@ -24,7 +24,6 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     Engine,
     commands::added_before,
-    download::metadata::Fetches,
     muffled::Muffled,
     peers::{LEECHES_MAX, PeerBooks},
     pending::Pending,
@@ -142,7 +141,6 @@ async fn start(
         leeches,
         catalogue,
         peers: PeerBooks::default(),
-        fetches: Fetches::default(),
         pending: Pending::new(wanted),
         looking: HashMap::new(),
         rehash: HashMap::new(),

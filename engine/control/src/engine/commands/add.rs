@@ -41,12 +41,12 @@ impl Engine {
     }
 
     /// Takes the hash, so that a second one is refused, and has it written.
-    pub(super) fn parsed(&mut self, parsed: Result<Parsed, String>, answer: Answer) {
+    pub(super) fn parsed(&mut self, parsed: Result<Box<Parsed>, String>, answer: Answer) {
         let parsed = match parsed {
             Ok(parsed) => parsed,
             Err(why) => return reply::<()>(answer, Err(why)),
         };
-        let Parsed { hash, name, torrent, raw_info, row, paused } = parsed;
+        let Parsed { hash, name, torrent, raw_info, row, paused } = *parsed;
         if let Some(raw_info) = raw_info
             && self.waits_for_metadata(&hash)
         {
@@ -108,7 +108,7 @@ impl Engine {
     }
 }
 
-fn parse(add: AddTorrent) -> Result<Parsed, String> {
+fn parse(add: AddTorrent) -> Result<Box<Parsed>, String> {
     let AddTorrent { from, folder, paused, sequential, only, labels } = add;
     if !folder.is_absolute() {
         return Err(format!("{}: the folder must be absolute", folder.display()));
@@ -141,5 +141,5 @@ fn parse(add: AddTorrent) -> Result<Parsed, String> {
         added_at: now_s(),
         completed_at: None,
     };
-    Ok(Parsed { hash, name, torrent, raw_info, row, paused })
+    Ok(Box::new(Parsed { hash, name, torrent, raw_info, row, paused }))
 }

@@ -87,7 +87,7 @@ pub(crate) type Answer = oneshot::Sender<Result<String, String>>;
 
 /// What blocking work of a command brings back.
 pub(crate) enum Done {
-    Parsed(Result<add::Parsed, String>, Answer),
+    Parsed(Result<Box<add::Parsed>, String>, Answer),
     Added(InfoHash, String, Result<(), String>, Answer),
     /// The store has forgotten it: its .torrent may go.
     Forgotten(InfoHash),

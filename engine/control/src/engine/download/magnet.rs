@@ -1,50 +1,154 @@
 //! A torrent of which only the link is known, until peers give its metadata.
 //!
-//! Owns: the waiting torrent, and its replacement by the real one. Never: fetches; peers are the
-//! shards', and what they send is judged by `proto::swarm::metadata`.
+//! Owns: the waiting torrent, what is asked of whom, its replacement by the real one. Never: judges
+//! metadata (`proto::swarm::metadata` does) or speaks to peers (shards do).
 //! Flow: begin -> announced, so that peers are known -> `metadata_arrived` -> kept on disk ->
 //! prepared like any other download -> admitted in the place of the waiting one.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use seedring_proto::{magnet::Magnet, metainfo::Metainfo, units::InfoHash};
+use seedring_proto::{
+    metainfo::Metainfo,
+    swarm::metadata::{Action, MetadataFetch},
+    units::InfoHash,
+};
 use seedring_shard::{
-    Command,
+    Command, MetadataSaid,
     torrent::{Contents, Phase, TorrentId},
 };
 
 use super::super::{Engine, Note, prepare::write_whole, status::with_trackers, torrents::State};
 
-use crate::plan::{From, Origin};
+/// Peers are dialled again so soon after the metadata came: their connections ended with the
+/// waiting torrent, and they have to notice.
+const DIAL_AFTER: Duration = Duration::from_secs(1);
+
+/// A connection: the shard, and the name that it has there.
+type PeerKey = (usize, u64);
+
+/// The machine that fetches, and where the peers are that it speaks of.
+pub struct Fetch {
+    machine: MetadataFetch<PeerKey>,
+    addresses: HashMap<PeerKey, SocketAddr>,
+    began: Instant,
+}
+
+impl Fetch {
+    fn new(hash: InfoHash) -> Fetch {
+        let machine = MetadataFetch::new(hash);
+        Fetch { machine, addresses: HashMap::new(), began: Instant::now() }
+    }
+
+    fn heard(
+        &mut self,
+        peer: PeerKey,
+        from: SocketAddr,
+        said: MetadataSaid,
+    ) -> Vec<Action<PeerKey>> {
+        let mut actions = Vec::new();
+        self.addresses.insert(peer, from);
+        match said {
+            MetadataSaid::Size(bytes) => {
+                self.machine.claimed(peer, bytes);
+            }
+            MetadataSaid::Piece { piece, total_bytes, data } => {
+                let taken = self.machine.received(peer, piece, total_bytes, &data, &mut actions);
+                if let Err(violation) = taken {
+                    tracing::debug!("{from}: {violation}");
+                    self.machine.left(peer);
+                }
+            }
+            MetadataSaid::Rejected(piece) => {
+                self.machine.rejected(peer, piece, self.began.elapsed());
+            }
+            MetadataSaid::Left => {
+                self.machine.left(peer);
+                self.addresses.remove(&peer);
+            }
+        }
+        self.machine.step(self.began.elapsed(), &mut actions);
+        actions
+    }
+}
 
 impl Engine {
-    /// Announced and shown, and open for peers: it has nothing that they could ask for, and asks
-    /// them for the metadata.
+    /// What a peer says of metadata that is waited for.
+    pub(in crate::engine) fn metadata_said(
+        &mut self,
+        id: TorrentId,
+        peer: PeerKey,
+        from: SocketAddr,
+        said: MetadataSaid,
+    ) {
+        let Some(torrent) = self.torrents.get_mut(id) else { return };
+        let fetch = torrent.download.as_mut().and_then(|download| download.metadata.as_mut());
+        let actions = fetch.map(|fetch| fetch.heard(peer, from, said)).unwrap_or_default();
+        self.carry_out_fetch(id, actions);
+    }
+
+    /// Once a second: what was not answered in time is asked of others.
+    pub(in crate::engine) fn metadata_second(&mut self) {
+        let mut all = Vec::new();
+        for torrent in self.torrents.iter_mut().filter(|torrent| torrent.state == State::Metadata) {
+            let id = torrent.shared.id;
+            let fetch = torrent.download.as_mut().and_then(|download| download.metadata.as_mut());
+            let Some(fetch) = fetch else { continue };
+            let (now, mut actions) = (fetch.began.elapsed(), Vec::new());
+            if fetch.machine.next_step(now).is_some_and(|at| at <= now) {
+                fetch.machine.step(now, &mut actions);
+                all.push((id, actions));
+            }
+        }
+        all.into_iter().for_each(|(id, actions)| self.carry_out_fetch(id, actions));
+    }
+
+    fn carry_out_fetch(&mut self, id: TorrentId, actions: Vec<Action<PeerKey>>) {
+        for action in actions {
+            match action {
+                Action::Ask { peer: (shard, peer), piece } => {
+                    let ask = Command::AskMetadata { torrent: id, peer, piece };
+                    self.shards.send(shard, ask);
+                }
+                Action::Ban(peer) => {
+                    let torrent = self.torrents.get(id);
+                    let download = torrent.and_then(|torrent| torrent.download.as_ref());
+                    let fetch = download.and_then(|download| download.metadata.as_ref());
+                    if let Some(address) = fetch.and_then(|fetch| fetch.addresses.get(&peer)) {
+                        tracing::debug!("{address} is banned: it sent metadata that is wrong");
+                        let ip = address.ip();
+                        self.peers.ban(ip);
+                    }
+                }
+                Action::Done(raw_info) => {
+                    if let Some(hash) = self.torrents.get(id).map(|torrent| torrent.info_hash()) {
+                        self.metadata_arrived(hash, &raw_info);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Announced and shown; peers are asked for what it is.
     pub(in crate::engine) async fn begin_metadata(&mut self, id: TorrentId) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         torrent.state = State::Metadata;
-        let shared = torrent.shared.clone();
+        let (hash, shared) = (torrent.info_hash(), torrent.shared.clone());
+        if let Some(download) = &mut torrent.download {
+            download.metadata = Some(Box::new(Fetch::new(hash)));
+        }
         shared.contents.store(Some(Arc::new(Contents::unknown())));
         shared.set_phase(Phase::Active);
-        // BEP 9 `x.pe`: numbers alone, since a name would have to be looked up for a stranger.
-        let named: Vec<SocketAddr> = match &torrent.wanted.origin {
-            Origin::Download { from: From::Magnet(link), .. } => {
-                let peers = link.parse::<Magnet>().map(|magnet| magnet.peers).unwrap_or_default();
-                let ip =
-                    |(host, port): (String, u16)| Some(SocketAddr::new(host.parse().ok()?, port));
-                peers.into_iter().filter_map(ip).collect()
-            }
-            _ => Vec::new(),
-        };
         let announced = std::mem::replace(&mut torrent.announced, true);
         self.catalogue.put(torrent);
         if !announced {
             self.announce(id).await;
         }
-        self.fetch_metadata(id);
         self.shards.send_all(|| Command::Add(vec![shared.clone()]));
-        self.shards.send_all(|| Command::Look(id));
-        self.peers.learn(id, &named, &self.shards.listening, Instant::now());
         self.dial_due(id);
     }
 
@@ -111,10 +215,8 @@ impl Engine {
         new.announced = waiting.announced;
         new.on_trackers = waiting.on_trackers;
         new.private |= waiting.private;
-        self.forget_fetch(old);
         waiting.shared.set_phase(Phase::Removed);
         self.shards.send_all(|| Command::Remove(old));
-        // Whoever was connected is dialled again for the real torrent.
-        self.peers.renumber(old, new.shared.id);
+        self.peers.renumber(old, new.shared.id, DIAL_AFTER);
     }
 }

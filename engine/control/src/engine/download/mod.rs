@@ -9,7 +9,6 @@
 pub mod delete;
 pub mod look;
 pub mod magnet;
-pub mod metadata;
 pub mod prepare;
 pub mod root;
 pub mod select;
@@ -62,6 +61,8 @@ pub struct Downloading {
     finishing: bool,
     more_peers_at: Option<Instant>,
     pub rates: Rates,
+    /// Of a magnet, until its metadata is known.
+    pub metadata: Option<Box<magnet::Fetch>>,
     warning: Option<String>,
 }
 
@@ -105,6 +106,7 @@ impl Downloading {
             finishing: false,
             more_peers_at: None,
             rates: Rates::default(),
+            metadata: None,
             warning,
         }
     }
@@ -211,6 +213,7 @@ impl Engine {
         for id in done {
             self.finish(id);
         }
+        self.metadata_second();
         for (id, folder, root) in halted {
             let notes = self.notes.0.clone();
             tokio::task::spawn_blocking(move || {
