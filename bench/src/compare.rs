@@ -3,10 +3,16 @@
 //! report.
 
 mod cold;
+mod download;
+mod downloader;
+mod follow;
 mod many;
+mod plot;
+mod recheck;
 mod seeding;
 mod spread;
 mod summary;
+mod swarm;
 mod target;
 
 use std::{
@@ -40,6 +46,10 @@ pub enum Preset {
     Spread,
     /// 10,000 torrents: start-up, memory, idle CPU; 2,000 idle connections.
     Many,
+    /// One torrent from several seeders: speed and cost of the downloader.
+    Download,
+    /// Hashing content that is there: hot and cold, on one core and on two.
+    Recheck,
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -52,13 +62,8 @@ pub struct Options {
     /// Where PRESET.md and PRESET.json go; the work folder by default.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Targets, in the order they run: seedring, tokio-uring, libtorrent, rtorrent, rqbit, iperf3.
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "iperf3,seedring,tokio-uring,libtorrent,rtorrent,rqbit"
-    )]
+    /// Targets, in the order they run; all of the preset's by default.
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub targets: Vec<target::Kind>,
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
@@ -72,7 +77,7 @@ pub struct Options {
     /// Without the open-loop run at half of each target's speed.
     #[arg(long)]
     pub no_open_loop: bool,
-    /// Size of the content; 2GiB (seeding, spread, cold).
+    /// Size of the content; 2GiB (all presets but `many`).
     #[arg(long, value_parser = parse_bytes)]
     pub size: Option<u64>,
     /// Numbers of shards of the preset `spread`. On a machine with twice as many cores as the
@@ -82,6 +87,9 @@ pub struct Options {
     /// Small torrents of the preset `many`.
     #[arg(long, default_value_t = 10_000)]
     pub torrents: usize,
+    /// Numbers of seeders of the preset `download`; several give a curve.
+    #[arg(long, value_delimiter = ',', default_value = "4")]
+    pub peers: Vec<usize>,
     #[arg(long, default_value_t = 0)]
     pub server_core: usize,
     #[arg(long, default_value_t = 1)]
@@ -97,6 +105,10 @@ pub struct Options {
     pub rqbit: PathBuf,
     #[arg(long, default_value = "rtorrent")]
     pub rtorrent: PathBuf,
+    #[arg(long, default_value = "transmission-cli")]
+    pub transmission: PathBuf,
+    #[arg(long, default_value = "aria2c")]
+    pub aria2: PathBuf,
     /// Set by the command itself once it runs in its own namespace.
     #[arg(long, hide = true)]
     inside: bool,
@@ -117,6 +129,8 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
         Preset::Cold => cold::run(&options)?,
         Preset::Spread => spread::run(&options)?,
         Preset::Many => many::run(&options)?,
+        Preset::Download => download::run(&options)?,
+        Preset::Recheck => recheck::run(&options)?,
     };
     let out = options.out.clone().unwrap_or_else(|| options.work.clone());
     let name = format!("{:?}", options.preset).to_lowercase();
@@ -127,6 +141,11 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
 impl Options {
     pub fn size_bytes(&self) -> u64 {
         self.size.unwrap_or(2 << 30)
+    }
+
+    /// The targets asked for, or the preset's own.
+    pub fn targets_or<'a>(&'a self, usual: &'a [target::Kind]) -> &'a [target::Kind] {
+        if self.targets.is_empty() { usual } else { &self.targets }
     }
 
     /// An empty folder for one target's state.

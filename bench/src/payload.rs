@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use seedring_proto::bencode::Encoder;
+use seedring_proto::bencode::{Document, Encoder};
 use sha1::{Digest, Sha1};
 
 use crate::leech::{Random, parse_bytes};
@@ -75,6 +75,17 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
     Ok(torrent)
 }
 
+/// The same torrent (the same info-hash) with another tracker.
+pub fn with_announce(torrent: &[u8], announce: &str) -> Result<Vec<u8>> {
+    let document = Document::parse(torrent)?;
+    let info = document.root().dict_get("info").context("no \"info\" dictionary")?;
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&mut bytes);
+    encoder.begin_dict().key("announce").str(announce).key("info").raw(info.raw()).end();
+    encoder.finish();
+    Ok(bytes)
+}
+
 fn single_file(name: &str, size_bytes: u64, piece_bytes: u64, hashes: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&mut bytes);
@@ -101,5 +112,16 @@ mod tests {
         assert_eq!((torrent.total_bytes, torrent.piece_bytes), (100, 64));
         assert_eq!(torrent.piece_hashes.len(), 2);
         assert!(Torrent::parse(&single_file("x", 200, 64, &hashes)).is_err());
+    }
+
+    #[test]
+    fn another_tracker_leaves_the_info_hash() {
+        let before = single_file("x", 100, 64, &[7; 40]);
+        let after = with_announce(&before, "http://10.77.0.1:1/announce").expect("a torrent");
+        let hash = |bytes: &[u8]| Torrent::parse(bytes).expect("valid").info_hash;
+        assert_eq!(hash(&after), hash(&before));
+        let document = Document::parse(&after).expect("bencoded");
+        let announce = document.root().dict_get("announce").and_then(|value| value.as_str());
+        assert_eq!(announce, Some("http://10.77.0.1:1/announce"));
     }
 }

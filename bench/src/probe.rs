@@ -17,6 +17,9 @@ pub struct Reading {
     pub softirqd_seconds: f64,
     /// Bytes that came from the block layer (/proc/PID/io read_bytes).
     pub read_bytes: u64,
+    /// Bytes that went to the block layer, or were made dirty in the page cache for it.
+    #[serde(default)]
+    pub written_bytes: u64,
     pub threads: u64,
     pub rss_bytes: u64,
     /// Anonymous and huge pages: what the process holds itself, the page cache it maps left out.
@@ -28,7 +31,8 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads `pid` and its descendants.
+    /// Reads `pid` and its descendants. Of one that ended and was not waited for, CPU time and disk
+    /// bytes are still there, memory is not.
     pub fn take(pid: u32) -> Result<Self> {
         let mut reading = Reading { softirqd_seconds: softirqd_seconds(), ..Reading::default() };
         for process in descendants(pid) {
@@ -57,12 +61,47 @@ impl Reading {
         self.pss_bytes += 1024 * field(&rollup, "Pss:") + huge_bytes;
         let io = fs::read_to_string(root.join("io")).unwrap_or_default();
         self.read_bytes += field(&io, "read_bytes:");
+        self.written_bytes += field(&io, "write_bytes:");
         for task in fs::read_dir(root.join("task"))?.flatten() {
             let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
             self.voluntary_switches += field(&status, "voluntary_ctxt_switches:");
             self.involuntary_switches += field(&status, "nonvoluntary_ctxt_switches:");
         }
         Ok(())
+    }
+}
+
+/// What one process holds now, cheap enough to be read often.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// The most that it ever held (VmHWM), huge pages added.
+    pub peak_rss_bytes: u64,
+    /// Anonymous, shared and huge pages.
+    pub private_bytes: u64,
+}
+
+impl Memory {
+    /// The greater of each.
+    pub fn most(self, other: Self) -> Self {
+        Memory {
+            peak_rss_bytes: self.peak_rss_bytes.max(other.peak_rss_bytes),
+            private_bytes: self.private_bytes.max(other.private_bytes),
+        }
+    }
+
+    /// `None`: the process is gone.
+    pub fn of(pid: u32) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        Some(Self::parse(&status))
+    }
+
+    fn parse(status: &str) -> Self {
+        let kib = |key: &str| 1024 * field(status, key);
+        let huge_bytes = kib("HugetlbPages:");
+        Memory {
+            peak_rss_bytes: kib("VmHWM:") + huge_bytes,
+            private_bytes: kib("RssAnon:") + kib("RssShmem:") + huge_bytes,
+        }
     }
 }
 
@@ -91,10 +130,12 @@ impl Stat {
     fn parse(text: &str) -> Option<Self> {
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = rustix::param::clock_ticks_per_second() as f64;
+        let seconds = |at: usize| Some(fields.get(at)?.parse::<f64>().ok()? / ticks);
         Some(Stat {
             parent: fields.get(1)?.parse().ok()?,
-            user_seconds: fields.get(11)?.parse::<f64>().ok()? / ticks,
-            system_seconds: fields.get(12)?.parse::<f64>().ok()? / ticks,
+            // With that of children which ended and were waited for.
+            user_seconds: seconds(11)? + seconds(13)?,
+            system_seconds: seconds(12)? + seconds(14)?,
             threads: fields.get(17)?.parse().ok()?,
         })
     }
@@ -190,10 +231,21 @@ mod tests {
 
     #[test]
     fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
-        let text = "7 (a) b (c)) S 3 7 7 0 -1 0 1 2 3 4 500 250 0 0 20 0 9 0 1 2 3";
+        let text = "7 (a) b (c)) S 3 7 7 0 -1 0 1 2 3 4 400 200 100 50 20 0 9 0 1 2 3";
         let stat = Stat::parse(text).expect("well formed");
         assert_eq!((stat.parent, stat.threads), (3, 9));
         assert!((stat.user_seconds / stat.system_seconds - 2.0).abs() < 1e-9);
+        let ticks = rustix::param::clock_ticks_per_second() as f64;
+        assert!((stat.user_seconds * ticks - 500.0).abs() < 1e-9, "ended children count");
+    }
+
+    #[test]
+    fn peak_and_private_memory_count_huge_pages() {
+        let status = "VmHWM:\t  900 kB\nVmRSS:\t 5 kB\nRssAnon:\t 100 kB\nRssFile:\t 700 kB\n\
+                      RssShmem:\t  10 kB\nHugetlbPages:\t 2048 kB\n";
+        let memory = Memory::parse(status);
+        assert_eq!(memory.peak_rss_bytes, 1024 * (900 + 2048));
+        assert_eq!(memory.private_bytes, 1024 * (100 + 10 + 2048));
     }
 
     #[test]

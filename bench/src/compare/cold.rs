@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Cores, Options, seeding,
+    Cores, Options, TARGET, seeding,
     summary::{Report, Spread, table},
     target::{self, Settings},
 };
@@ -45,7 +45,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Content larger than the cache".into(), ..Report::default() };
     report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
-    let file = content.folder.join("payload.bin");
+    let file = content.folder.join(seeding::CONTENT);
     let torrent = Torrent::read(&content.torrent)?;
     let size = options.size_bytes() as f64;
     let mut runs = Vec::new();
@@ -59,10 +59,12 @@ pub fn run(options: &Options) -> Result<Report> {
             state: options.run_folder("seedring")?,
             torrents: content.torrent.display().to_string(),
             content: content.folder.clone(),
+            listen: TARGET,
+            direct_io: "auto",
         };
         forget(&file)?;
         let mut running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
-        running.wait_until_served(&torrent)?;
+        running.wait_until_served(TARGET, &torrent)?;
         if round == 1 {
             report.commands.push(format!("`{}`", running.command));
         }
@@ -120,7 +122,7 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 /// Drops the file's pages from the page cache.
-fn forget(path: &Path) -> Result<()> {
+pub fn forget(path: &Path) -> Result<()> {
     let file = File::open(path)?;
     file.sync_all().ok();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
@@ -128,7 +130,7 @@ fn forget(path: &Path) -> Result<()> {
 }
 
 /// The whole file once with O_DIRECT, in order, several reads in flight. MiB/s.
-fn plain_read(path: &Path) -> Result<f64> {
+pub fn plain_read(path: &Path) -> Result<f64> {
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(direct).open(path);
     let file = file.with_context(|| {

@@ -58,6 +58,8 @@ pub fn run(options: &Options) -> Result<Report> {
             state,
             torrents: folder.join("*.torrent").display().to_string(),
             content: folder.clone(),
+            listen: TARGET,
+            direct_io: "auto",
         };
         for second in [false, true] {
             let start = Instant::now();
@@ -108,9 +110,11 @@ fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
         state: options.run_folder("seedring-bare")?,
         torrents: first.display().to_string(),
         content: first.parent().context("a folder")?.to_path_buf(),
+        listen: TARGET,
+        direct_io: "auto",
     };
     let mut running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
-    running.wait_until_served(&Torrent::read(first)?)?;
+    running.wait_until_served(TARGET, &Torrent::read(first)?)?;
     thread::sleep(Duration::from_secs(2));
     let bytes = Reading::take(running.pid())?.private_bytes;
     running.end()?;

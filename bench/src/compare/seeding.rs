@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
@@ -20,6 +20,8 @@ use super::{
 use crate::{leech::Outcome, payload, probe::Reading};
 
 const GIB: f64 = 1_073_741_824.0;
+const TARGETS: [Kind; 6] =
+    [Kind::Iperf3, Kind::Seedring, Kind::TokioUring, Kind::Libtorrent, Kind::Rtorrent, Kind::Rqbit];
 
 #[derive(Serialize)]
 struct Run {
@@ -34,14 +36,17 @@ struct Run {
     open_loop: Option<Outcome>,
 }
 
-fn as_text<S: serde::Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn as_text<S: serde::Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(kind)
 }
+
+/// The content's file, in its folder and in each downloader's.
+pub const CONTENT: &str = "payload.bin";
 
 /// The hot content: made once, and read once so that the page cache holds it.
 pub fn hot_content(options: &Options) -> Result<Content> {
     let folder = options.work.join("hot");
-    let file = folder.join("payload.bin");
+    let file = folder.join(CONTENT);
     eprintln!("content: {} bytes in {}", options.size_bytes(), file.display());
     let torrent = payload::make(&file, options.size_bytes(), 1 << 20, 1)?;
     std::io::copy(&mut std::fs::File::open(&file)?, &mut std::io::sink())?;
@@ -50,20 +55,7 @@ pub fn hot_content(options: &Options) -> Result<Content> {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Seeding, hot content".into(), ..Report::default() };
-    let mut targets = Vec::new();
-    for kind in &options.targets {
-        match kind.version(options) {
-            Ok(version) => {
-                report.versions.push(format!("{kind}: {version}"));
-                targets.push(*kind);
-            }
-            Err(error) => {
-                eprintln!("{kind} is absent: {error:#}");
-                report.absent.push(format!("{kind}: {error:#}"));
-            }
-        }
-    }
-    ensure!(!targets.is_empty(), "none of the targets can run");
+    let targets = target::present(options, options.targets_or(&TARGETS), &mut report)?;
     let content = hot_content(options)?;
     let window = options.seconds + options.warm_up + 1.0;
     let points = options.connections.len() as f64;

@@ -4,14 +4,14 @@
 //! Where there are cores for both, the engine has as many as it has shards and the load others:
 //! only then do speeds compare. CPU per GiB compares in any case.
 
-use std::{num::NonZero, process::Command, thread};
+use std::{num::NonZero, thread};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Cores, Options, seeding,
+    Cores, Options, TARGET, seeding,
     summary::{Report, Spread, table},
     target::{self, Settings},
 };
@@ -105,9 +105,11 @@ fn one_run(
         state: options.run_folder("seedring")?,
         torrents: content.torrent.display().to_string(),
         content: content.folder.clone(),
+        listen: TARGET,
+        direct_io: "auto",
     };
     let mut running = target::seedring(options, &settings, &places.engine(shards))?;
-    running.wait_until_served(&torrent)?;
+    running.wait_until_served(TARGET, &torrent)?;
     if round == 1 {
         report.commands.push(format!("{shards} shards: `{}`", running.command));
     }
@@ -197,18 +199,7 @@ fn result_table(options: &Options, places: &Places, runs: &[Run]) -> String {
 
 /// Bytes sent by each shard so far, as the engine says.
 fn shard_bytes(options: &Options, settings: &Settings) -> Result<Vec<u64>> {
-    let output = Command::new(options.seedring.canonicalize()?)
-        .args(["list", "--json", "--config"])
-        .arg(settings.state.join("bench.yaml"))
-        .current_dir(&settings.state)
-        .output()
-        .context("seedring list")?;
-    anyhow::ensure!(
-        output.status.success(),
-        "seedring list --json: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    let json: Value = serde_json::from_slice(&output.stdout).context("seedring list --json")?;
+    let json = target::list(options, settings)?;
     find_shards(&json).context("seedring list --json lists no shards with their bytes")
 }
 

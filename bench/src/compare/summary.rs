@@ -20,6 +20,9 @@ pub struct Report {
     pub absent: Vec<String>,
     /// Every single run.
     pub runs: Vec<serde_json::Value>,
+    /// Curves, each an SVG that is written beside the report: what follows NAME-, and the text.
+    #[serde(skip)]
+    pub plots: Vec<(String, String)>,
 }
 
 /// Middle, least and greatest of some rounds.
@@ -108,6 +111,9 @@ impl Report {
                 text.push('\n');
             }
         };
+        let plots: Vec<String> =
+            self.plots.iter().map(|(of, _)| format!("![{of}]({name}-{of}.svg)")).collect();
+        list("Curves:", &plots);
         list("Not run:", &self.absent);
         list("Versions:", &self.versions);
         list("Commands of the targets:", &self.commands);
@@ -115,10 +121,13 @@ impl Report {
             "schema": 1, "date": today(), "machine": machine, "congestion": congestion,
             "arguments": arguments, "report": self,
         });
-        for (extension, content) in
-            [("md", text.clone()), ("json", serde_json::to_string_pretty(&json)?)]
-        {
-            let path = folder.join(format!("{name}.{extension}"));
+        let mut files = vec![
+            (format!("{name}.md"), text.clone()),
+            (format!("{name}.json"), serde_json::to_string_pretty(&json)?),
+        ];
+        files.extend(self.plots.iter().map(|(of, svg)| (format!("{name}-{of}.svg"), svg.clone())));
+        for (file, content) in files {
+            let path = folder.join(file);
             fs::write(&path, content)
                 .with_context(|| format!("cannot write {}", path.display()))?;
             eprintln!("wrote {}", path.display());

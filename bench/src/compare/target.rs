@@ -4,6 +4,7 @@
 use std::{
     fmt,
     fs::{self, File},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -11,9 +12,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use super::{Cores, Options, TARGET, on_cores};
+use super::{Cores, Options, TARGET, on_cores, summary::Report};
 use crate::{leech, torrent::Torrent};
 
 /// Until a target serves its first block: rTorrent hashes all content first.
@@ -29,6 +30,12 @@ pub enum Kind {
     Libtorrent,
     Rtorrent,
     Rqbit,
+    /// Downloads only.
+    Transmission,
+    /// Downloads only.
+    Aria2,
+    /// Rechecks only.
+    Sha1sum,
 }
 
 impl fmt::Display for Kind {
@@ -40,6 +47,9 @@ impl fmt::Display for Kind {
             Kind::Libtorrent => "libtorrent",
             Kind::Rtorrent => "rTorrent",
             Kind::Rqbit => "rqbit",
+            Kind::Transmission => "transmission",
+            Kind::Aria2 => "aria2",
+            Kind::Sha1sum => "sha1sum",
         })
     }
 }
@@ -58,7 +68,7 @@ impl Kind {
                 "cargo build --release --manifest-path bench/baselines/Cargo.toml",
             ),
             Kind::Libtorrent => {
-                let script = libtorrent_script(options)?;
+                let script = script(options, LIBTORRENT_SEED)?;
                 let arguments = vec![script.display().to_string(), "--version".into()];
                 (
                     &options.python,
@@ -68,12 +78,23 @@ impl Kind {
             }
             Kind::Rtorrent => (&options.rtorrent, vec!["-h".into()], "apt install rtorrent"),
             Kind::Rqbit => (&options.rqbit, vec!["--version".into()], "cargo install rqbit"),
+            Kind::Transmission => (
+                &options.transmission,
+                vec!["--version".into()],
+                "apt install transmission-cli (3.00)",
+            ),
+            Kind::Aria2 => (&options.aria2, vec!["--version".into()], "apt install aria2"),
+            Kind::Sha1sum => {
+                (Path::new("sha1sum"), vec!["--version".into()], "apt install coreutils")
+            }
         };
         let output = Command::new(program)
             .args(&arguments)
             .output()
             .with_context(|| format!("cannot run {}; try: {remedy}", program.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout);
+        // transmission says it on stderr.
+        let said = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
+        let text = String::from_utf8_lossy(said);
         let line = text.lines().find(|line| line.chars().any(|letter| letter.is_ascii_digit()));
         let line = line.map(str::trim).filter(|_| output.status.success());
         line.map(|line| line.trim_end_matches('.').to_string()).with_context(|| {
@@ -85,17 +106,42 @@ impl Kind {
 
 /// A program by path stays found from another working folder; links stay links (Python's virtual
 /// environments are told by them).
-fn absolute(program: &Path) -> PathBuf {
+pub fn absolute(program: &Path) -> PathBuf {
     if program.components().count() < 2 {
         return program.into();
     }
     std::path::absolute(program).unwrap_or_else(|_| program.into())
 }
 
-fn libtorrent_script(options: &Options) -> Result<PathBuf> {
-    let path = options.work.join("libtorrent_seed.py");
-    fs::write(&path, include_str!("../../rivals/libtorrent_seed.py"))?;
+/// A script's name and text.
+pub type Script = (&'static str, &'static str);
+pub const LIBTORRENT_SEED: Script =
+    ("libtorrent_seed.py", include_str!("../../rivals/libtorrent_seed.py"));
+
+/// Puts a script where its target can run it.
+pub fn script(options: &Options, (name, text): Script) -> Result<PathBuf> {
+    let path = options.work.join(name);
+    fs::write(&path, text)?;
     Ok(path)
+}
+
+/// Those of `kinds` that can run, their versions and the others' reasons in the report.
+pub fn present(options: &Options, kinds: &[Kind], report: &mut Report) -> Result<Vec<Kind>> {
+    let mut targets = Vec::new();
+    for kind in kinds {
+        match kind.version(options) {
+            Ok(version) => {
+                report.versions.push(format!("{kind}: {version}"));
+                targets.push(*kind);
+            }
+            Err(error) => {
+                eprintln!("{kind} is absent: {error:#}");
+                report.absent.push(format!("{kind}: {error:#}"));
+            }
+        }
+    }
+    ensure!(!targets.is_empty(), "none of the targets can run");
+    Ok(targets)
 }
 
 /// One torrent and the folder of its content.
@@ -108,7 +154,8 @@ pub struct Content {
 pub struct Running {
     child: Child,
     pub command: String,
-    log: PathBuf,
+    /// What it prints.
+    pub log: PathBuf,
 }
 
 /// What is special about how seedring runs in a preset.
@@ -121,6 +168,9 @@ pub struct Settings {
     /// The .torrent, or a glob.
     pub torrents: String,
     pub content: PathBuf,
+    pub listen: SocketAddr,
+    /// `auto`, `on` or `off`.
+    pub direct_io: &'static str,
 }
 
 /// Starts a target on its core and waits until it serves a block.
@@ -137,13 +187,15 @@ pub fn start(kind: Kind, options: &Options, content: &Content) -> Result<Running
                 state: run,
                 torrents: content.torrent.display().to_string(),
                 content: content.folder.clone(),
+                listen: TARGET,
+                direct_io: "auto",
             };
             seedring(options, &settings, &Cores::one(options.server_core))?
         }
         _ => spawn(rival(kind, options, content, &run)?, &run)?,
     };
     if kind != Kind::Iperf3 {
-        running.wait_until_served(&Torrent::read(&content.torrent)?)?;
+        running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
     }
     Ok(running)
 }
@@ -172,7 +224,7 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
         }
         Kind::Libtorrent => {
             command = on_cores(&absolute(&options.python), core);
-            command.arg(libtorrent_script(options)?);
+            command.arg(script(options, LIBTORRENT_SEED)?);
             command.args([&torrent, &folder, &TARGET.to_string()]);
         }
         Kind::Rtorrent => {
@@ -199,6 +251,7 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
             command.args(["--peer-limit", "4000", "download", "--disable-http-api"]);
             command.args(["--overwrite", "-o", &folder, &torrent]);
         }
+        Kind::Transmission | Kind::Aria2 | Kind::Sha1sum => bail!("{kind} has no part in seeding"),
     }
     command.current_dir(run).env("HOME", run);
     Ok(command)
@@ -208,13 +261,15 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
 pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result<Running> {
     fs::create_dir_all(&settings.state)?;
     let yaml = format!(
-        "state_dir: {}\nlisten: [\"{TARGET}\"]\nshards: {}\npin: off\nio: uring\n\
+        "state_dir: {}\nlisten: [\"{}\"]\nshards: {}\npin: off\nio: uring\ndirect_io: {}\n\
          memory: {{ cache: {} }}\n\
          limits: {{ upload: unlimited, connections: 10000, connections_per_torrent: 5000, \
          upload_slots: unlimited }}\n\
          torrents:\n  - files: \"{}\"\n    content: {}\n    verify: {}\n",
         settings.state.display(),
+        settings.listen,
         settings.shards,
+        settings.direct_io,
         settings.cache,
         settings.torrents,
         settings.content.display(),
@@ -231,7 +286,23 @@ pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result
     spawn(command, &settings.state)
 }
 
-fn spawn(mut command: Command, run: &Path) -> Result<Running> {
+/// What the engine of these settings says of itself.
+pub fn list(options: &Options, settings: &Settings) -> Result<serde_json::Value> {
+    let output = Command::new(options.seedring.canonicalize()?)
+        .args(["list", "--json", "--config"])
+        .arg(settings.state.join("bench.yaml"))
+        .current_dir(&settings.state)
+        .output()
+        .context("seedring list")?;
+    ensure!(
+        output.status.success(),
+        "seedring list --json: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    serde_json::from_slice(&output.stdout).context("seedring list --json")
+}
+
+pub fn spawn(mut command: Command, run: &Path) -> Result<Running> {
     let log = run.join("output.log");
     let file = File::create(&log)?;
     let words: Vec<_> = std::iter::once(command.get_program())
@@ -253,7 +324,20 @@ impl Running {
         self.child.id()
     }
 
-    pub fn wait_until_served(&mut self, torrent: &Torrent) -> Result<()> {
+    /// How it ended, and leaves it to be waited for, so that /proc still knows what it spent.
+    /// `None`: it runs.
+    pub fn ended(&self) -> Result<Option<i32>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(Pid::from_child(&self.child)), options)?;
+        // Killed by a signal: what a shell would say.
+        let of_signal = |signal: i32| 128 + signal;
+        Ok(status.and_then(|status| {
+            status.exit_status().or_else(|| status.terminating_signal().map(of_signal))
+        }))
+    }
+
+    /// Until it serves a block at this address.
+    pub fn wait_until_served(&mut self, at: SocketAddr, torrent: &Torrent) -> Result<()> {
         let deadline = Instant::now() + SERVES_MAX;
         let mut last = anyhow!("not tried");
         while Instant::now() < deadline {
@@ -261,7 +345,7 @@ impl Running {
                 bail!("{} ended ({status}): {}", self.command, self.last_words());
             }
             let source = "10.77.0.9:0".parse().ok();
-            match leech::fetch_first_block(TARGET, source, torrent, Duration::from_secs(2)) {
+            match leech::fetch_first_block(at, source, torrent, Duration::from_secs(2)) {
                 Ok(()) => return Ok(()),
                 Err(error) => last = error,
             }

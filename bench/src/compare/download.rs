@@ -1,0 +1,264 @@
+//! Owns: the downloading comparison: targets x numbers of seeders x rounds, interleaved; its table
+//! and its curve.
+//! Never: counts a download whose content is not what the torrent says. Flow: swarm -> each target
+//! fresh -> complete -> on disk -> hashed -> report.
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use seedring_proto::units::PieceIndex;
+use serde::Serialize;
+use sha1::{Digest, Sha1};
+
+use super::{
+    Options,
+    downloader::{self, Place, can_download},
+    follow::{self, Start, Work},
+    plot::{Chart, Series},
+    seeding::{self, as_text},
+    summary::{Report, Spread, table},
+    swarm::Swarm,
+    target::{self, Kind},
+};
+use crate::torrent::Torrent;
+
+const GIB: f64 = 1_073_741_824.0;
+const MIB: f64 = 1_048_576.0;
+const TARGETS: [Kind; 5] =
+    [Kind::Seedring, Kind::Libtorrent, Kind::Transmission, Kind::Rqbit, Kind::Aria2];
+/// Of a curve over numbers of seeders.
+const CURVE_TARGETS: [Kind; 2] = [Kind::Seedring, Kind::Libtorrent];
+const LIMIT: Duration = Duration::from_secs(300);
+
+#[derive(Serialize)]
+struct Run {
+    round: usize,
+    #[serde(serialize_with = "as_text")]
+    target: Kind,
+    peers: usize,
+    mib_per_s: f64,
+    cpu_seconds_per_gib: f64,
+    /// From start until the content was on the disk (fsync).
+    on_disk_seconds: f64,
+    /// The seeders' CPU over wall time: near 1, they were the limit.
+    seeders_busy: f64,
+    work: Work,
+}
+
+pub fn run(options: &Options) -> Result<Report> {
+    let mut report = Report { title: "Downloading".into(), ..Report::default() };
+    let usual: &[Kind] = if options.peers.len() > 1 { &CURVE_TARGETS } else { &TARGETS };
+    let mut targets = target::present(options, options.targets_or(usual), &mut report)?;
+    targets.retain(|kind| match can_download(*kind, options) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("{kind} is absent: {error:#}");
+            report.absent.push(format!("{kind}: {error:#}"));
+            false
+        }
+    });
+    ensure!(!targets.is_empty(), "none of the targets can download");
+    let content = seeding::hot_content(options)?;
+    let torrent = Torrent::read(&content.torrent)?;
+    let most = *options.peers.iter().max().context("--peers needs a number")?;
+    ensure!(!options.peers.contains(&0), "--peers must be at least 1");
+    let swarm = Swarm::start(options, &content, most)?;
+    report.commands.push(format!("each of the seeders: `{}`", swarm.command()));
+    let mut runs = Vec::new();
+    for round in 1..=options.rounds {
+        for peers in &options.peers {
+            for kind in &targets {
+                let at = (round, *kind, *peers);
+                if let Err(error) = one_run(options, &swarm, &torrent, at, &mut runs, &mut report) {
+                    let line = format!("{kind}, {peers} seeders, round {round}: {error:#}");
+                    eprintln!("FAILED {line}");
+                    report.absent.push(line);
+                }
+            }
+        }
+    }
+    report.sections.push(result_table(options, &targets, &runs));
+    if options.peers.len() > 1 {
+        report.plots.push(("peers".into(), curve(options, &targets, &runs).svg()));
+    }
+    report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    Ok(report)
+}
+
+fn one_run(
+    options: &Options,
+    swarm: &Swarm,
+    torrent: &Torrent,
+    (round, kind, peers): (usize, Kind, usize),
+    runs: &mut Vec<Run>,
+    report: &mut Report,
+) -> Result<()> {
+    let place = Place::fresh(options, kind)?;
+    swarm.offer(peers);
+    let seeders_before = swarm.cpu_seconds()?;
+    let start = Start::now();
+    let (running, done) = downloader::start(kind, options, &swarm.torrent, &place)?;
+    if round == 1 && Some(&peers) == options.peers.first() {
+        report.commands.push(format!("{kind}: `{}`", running.command));
+    }
+    let work = follow::follow(&running, &start, &done, LIMIT)?;
+    let file = only_file(&place.content)?;
+    File::open(&file)?.sync_all()?;
+    let on_disk_seconds = start.elapsed().as_secs_f64();
+    let seeders = swarm.cpu_seconds()? - seeders_before;
+    running.end()?;
+    let bad = bad_pieces(&file, torrent)?;
+    ensure!(bad == 0, "{bad} pieces of the content do not have the torrent's hash");
+    fs::remove_dir_all(&place.run)?;
+    let run = Run {
+        round,
+        target: kind,
+        peers,
+        mib_per_s: torrent.total_bytes as f64 / MIB / work.seconds,
+        cpu_seconds_per_gib: work.cpu_seconds / (torrent.total_bytes as f64 / GIB),
+        on_disk_seconds,
+        seeders_busy: seeders / work.seconds,
+        work,
+    };
+    eprintln!(
+        "round {round}  {kind:<14} {peers:>2} seeders  {:6.2} s {:6.0} MiB/s {:.3} CPU-s/GiB \
+         {:.0} MiB peak",
+        run.work.seconds,
+        run.mib_per_s,
+        run.cpu_seconds_per_gib,
+        run.work.peak_rss_bytes as f64 / MIB
+    );
+    runs.push(run);
+    Ok(())
+}
+
+/// The torrent has a single file; what a client keeps beside it is smaller.
+fn only_file(folder: &Path) -> Result<std::path::PathBuf> {
+    let path = folder.join(seeding::CONTENT);
+    ensure!(path.is_file(), "{} was not written", path.display());
+    Ok(path)
+}
+
+/// How many pieces of the file do not have their hash; one of another length is bad as a whole.
+fn bad_pieces(path: &Path, torrent: &Torrent) -> Result<usize> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() != torrent.total_bytes {
+        return Ok(torrent.piece_hashes.len());
+    }
+    let mut bytes = vec![0; torrent.piece_bytes as usize];
+    let mut bad = 0;
+    for (index, hash) in torrent.piece_hashes.iter().enumerate() {
+        let piece = &mut bytes[..torrent.piece_length(PieceIndex(index as u32)) as usize];
+        file.read_exact(piece)?;
+        bad += usize::from(Sha1::digest(piece).as_slice() != hash);
+    }
+    Ok(bad)
+}
+
+fn spread(runs: &[Run], kind: Kind, peers: usize, of: impl Fn(&Run) -> f64) -> Option<Spread> {
+    Spread::of(runs.iter().filter(|run| run.target == kind && run.peers == peers).map(of))
+}
+
+fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
+    let mut rows = Vec::new();
+    for peers in &options.peers {
+        for kind in targets {
+            let text = |digits: usize, of: &dyn Fn(&Run) -> f64| {
+                spread(runs, *kind, *peers, of).map_or("-".into(), |spread| spread.text(digits))
+            };
+            let median = |digits: usize, of: &dyn Fn(&Run) -> f64| {
+                spread(runs, *kind, *peers, of)
+                    .map_or("-".into(), |spread| format!("{:.digits$}", spread.median))
+            };
+            rows.push(vec![
+                kind.to_string(),
+                peers.to_string(),
+                text(2, &|run| run.work.seconds),
+                text(0, &|run| run.mib_per_s),
+                text(3, &|run| run.cpu_seconds_per_gib),
+                median(2, &|run| run.on_disk_seconds),
+                median(0, &|run| run.work.peak_rss_bytes as f64 / MIB),
+                median(0, &|run| run.work.peak_private_bytes as f64 / MIB),
+                median(0, &|run| run.work.written_bytes as f64 / MIB),
+                median(0, &|run| run.work.read_bytes as f64 / MIB),
+                median(2, &|run| run.work.softirqd_seconds),
+                median(2, &|run| run.seeders_busy),
+            ]);
+        }
+    }
+    let head = [
+        "target",
+        "seeders",
+        "seconds: median (min..max)",
+        "MiB/s",
+        "CPU-s per GiB",
+        "s until on disk",
+        "peak RSS MiB",
+        "peak private MiB",
+        "written MiB",
+        "read MiB",
+        "ksoftirqd s",
+        "seeders busy",
+    ];
+    format!(
+        "{:.0} MiB in pieces of 1 MiB, content to a folder on disk; downloader on core {}, seeders \
+         (engines of their own, content from the page cache) on core {}, all nice -20; peers from \
+         a tracker; {} rounds, interleaved, each target fresh each round. Seconds run from the \
+         start of the process until it says that all is there and verified; then the file is \
+         synced (\"until on disk\") and hashed. CPU is user + system time of the downloader and \
+         its children; what the kernel writes back later is nobody's. Where \"seeders busy\" nears \
+         1 the seeders were the limit.\n\n{}",
+        options.size_bytes() as f64 / MIB,
+        options.server_core,
+        options.load_core,
+        options.rounds,
+        table(&head, &rows)
+    )
+}
+
+fn curve(options: &Options, targets: &[Kind], runs: &[Run]) -> Chart {
+    let mut peers = options.peers.clone();
+    peers.sort_unstable();
+    let series = targets.iter().map(|kind| Series {
+        name: kind.to_string(),
+        points: peers
+            .iter()
+            .filter_map(|count| {
+                Some((*count as f64, spread(runs, *kind, *count, |run| run.mib_per_s)?))
+            })
+            .collect(),
+    });
+    Chart {
+        title: "Download speed against the number of seeders".into(),
+        across: "seeders".into(),
+        up: "MiB/s: median, min to max".into(),
+        series: series.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payload;
+
+    #[test]
+    fn a_changed_byte_and_a_short_file_are_bad() {
+        let folder = std::env::temp_dir().join(format!("download-{}", std::process::id()));
+        let path = folder.join(seeding::CONTENT);
+        let made = payload::make(&path, 100_000, 32_768, 5).expect("content");
+        let torrent = Torrent::read(&made).expect("its torrent");
+        assert_eq!(bad_pieces(&path, &torrent).expect("hashed"), 0);
+        let mut bytes = fs::read(&path).expect("content");
+        bytes[99_999] ^= 1;
+        fs::write(&path, &bytes).expect("written");
+        assert_eq!(bad_pieces(&path, &torrent).expect("hashed"), 1);
+        fs::write(&path, &bytes[..99_999]).expect("written");
+        assert_eq!(bad_pieces(&path, &torrent).expect("hashed"), 4);
+        fs::remove_dir_all(folder).ok();
+    }
+}

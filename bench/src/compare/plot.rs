@@ -1,0 +1,195 @@
+//! Owns: a line chart as SVG text: axes, a line a series with its spread, a legend.
+//! Never: computes what it shows. Flow: a preset fills a `Chart` -> text beside the report.
+//!
+//! Across, each step is a doubling; up starts at 0, so that heights compare.
+
+use std::fmt::Write as _;
+
+use super::summary::Spread;
+
+const WIDTH: f64 = 720.0;
+const HEIGHT: f64 = 420.0;
+const LEFT: f64 = 70.0;
+const RIGHT: f64 = 24.0;
+const TOP: f64 = 44.0;
+const BOTTOM: f64 = 56.0;
+const TICKS: f64 = 5.0;
+const COLORS: [&str; 5] = ["#0b6e4f", "#c1440e", "#3366aa", "#8a5a00", "#6a3d9a"];
+
+pub struct Series {
+    pub name: String,
+    /// Ascending, all above 0.
+    pub points: Vec<(f64, Spread)>,
+}
+
+pub struct Chart {
+    pub title: String,
+    pub across: String,
+    pub up: String,
+    pub series: Vec<Series>,
+}
+
+/// From values to the place in the picture.
+struct Scale {
+    from: f64,
+    to: f64,
+    top: f64,
+}
+
+impl Scale {
+    fn x(&self, value: f64) -> f64 {
+        let width = (self.to / self.from).log2().max(1.0);
+        LEFT + (value / self.from).log2() / width * (WIDTH - LEFT - RIGHT)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        HEIGHT - BOTTOM - value / self.top * (HEIGHT - TOP - BOTTOM)
+    }
+}
+
+impl Chart {
+    pub fn svg(&self) -> String {
+        let mut across: Vec<f64> =
+            self.series.iter().flat_map(|series| series.points.iter().map(|at| at.0)).collect();
+        across.sort_by(f64::total_cmp);
+        across.dedup();
+        let greatest = self
+            .series
+            .iter()
+            .flat_map(|series| series.points.iter().map(|at| at.1.max))
+            .fold(0.0, f64::max);
+        let step = nice_step(greatest / TICKS);
+        let scale = Scale {
+            from: across.first().copied().unwrap_or(1.0),
+            to: across.last().copied().unwrap_or(1.0),
+            top: (greatest / step).ceil().max(1.0) * step,
+        };
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+             font-family=\"sans-serif\" font-size=\"13\">\n\
+             <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
+        );
+        text(&mut out, (WIDTH / 2.0, 22.0), "middle", &self.title);
+        self.axes(&mut out, &scale, &across, step);
+        for (number, series) in self.series.iter().enumerate() {
+            let color = COLORS[number % COLORS.len()];
+            line(&mut out, &scale, series, color);
+            let y = TOP + 8.0 + 18.0 * number as f64;
+            stroke(&mut out, (LEFT + 14.0, y - 4.0), (LEFT + 38.0, y - 4.0), color, 2.0);
+            text(&mut out, (LEFT + 44.0, y), "start", &series.name);
+        }
+        out.push_str("</svg>\n");
+        out
+    }
+
+    fn axes(&self, out: &mut String, scale: &Scale, across: &[f64], step: f64) {
+        let (floor, end) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+        for tick in 0..=(scale.top / step).round() as u32 {
+            let value = f64::from(tick) * step;
+            let y = scale.y(value);
+            stroke(out, (LEFT, y), (end, y), "#dddddd", 1.0);
+            text(out, (LEFT - 8.0, y + 4.0), "end", &value.to_string());
+        }
+        for value in across {
+            let x = scale.x(*value);
+            stroke(out, (x, floor), (x, floor + 5.0), "black", 1.0);
+            text(out, (x, floor + 20.0), "middle", &value.to_string());
+        }
+        stroke(out, (LEFT, floor), (end, floor), "black", 1.0);
+        stroke(out, (LEFT, TOP), (LEFT, floor), "black", 1.0);
+        text(out, ((LEFT + end) / 2.0, HEIGHT - 14.0), "middle", &self.across);
+        let middle = f64::midpoint(TOP, floor);
+        let _ = writeln!(
+            out,
+            "<text transform=\"translate(18 {middle}) rotate(-90)\" \
+             text-anchor=\"middle\">{}</text>",
+            escaped(&self.up)
+        );
+    }
+}
+
+/// The line through the medians, and at each a bar from the least to the greatest.
+fn line(out: &mut String, scale: &Scale, series: &Series, color: &str) {
+    let at: Vec<String> = series
+        .points
+        .iter()
+        .map(|(value, spread)| format!("{:.1},{:.1}", scale.x(*value), scale.y(spread.median)))
+        .collect();
+    let _ = writeln!(
+        out,
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>",
+        at.join(" ")
+    );
+    for (value, spread) in &series.points {
+        let x = scale.x(*value);
+        stroke(out, (x, scale.y(spread.min)), (x, scale.y(spread.max)), color, 1.5);
+        let y = scale.y(spread.median);
+        let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{color}\"/>");
+    }
+}
+
+/// 1, 2 or 5 times a power of ten, not below `least`.
+fn nice_step(least: f64) -> f64 {
+    if least <= 0.0 {
+        return 1.0;
+    }
+    let power = 10_f64.powf(least.log10().floor());
+    let fits = |factor: &f64| factor * power >= least * 0.999;
+    power * [1.0, 2.0, 5.0].into_iter().find(fits).unwrap_or(10.0)
+}
+
+fn stroke(out: &mut String, from: (f64, f64), to: (f64, f64), color: &str, width: f64) {
+    let _ = writeln!(
+        out,
+        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{color}\" \
+         stroke-width=\"{width}\"/>",
+        from.0, from.1, to.0, to.1
+    );
+}
+
+fn text(out: &mut String, at: (f64, f64), anchor: &str, words: &str) {
+    let _ = writeln!(
+        out,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
+        at.0,
+        at.1,
+        escaped(words)
+    );
+}
+
+fn escaped(words: &str) -> String {
+    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_round() {
+        for (least, step) in
+            [(0.0, 1.0), (73.0, 100.0), (150.0, 200.0), (201.0, 500.0), (6.0, 10.0)]
+        {
+            assert!((nice_step(least) - step).abs() < 1e-9, "{least}");
+        }
+    }
+
+    #[test]
+    fn a_line_goes_through_its_medians_from_edge_to_edge() {
+        let at = |median: f64| Spread { median, min: median - 10.0, max: median + 10.0 };
+        let one = Series { name: "a<b".into(), points: vec![(1.0, at(90.0)), (4.0, at(490.0))] };
+        let two = Series { name: "other".into(), points: vec![(2.0, at(300.0))] };
+        let chart = Chart {
+            title: "speed".into(),
+            across: "seeders".into(),
+            up: "MiB/s".into(),
+            series: vec![one, two],
+        };
+        let svg = chart.svg();
+        // 0..500 over 320 units above the floor at 364; 1..4 from 70 to 696.
+        assert!(svg.contains("points=\"70.0,306.4 696.0,50.4\""), "{svg}");
+        assert!(svg.contains("cx=\"383.0\" cy=\"172.0\""), "{svg}");
+        assert!(svg.contains(">a&lt;b</text>") && svg.ends_with("</svg>\n"));
+        assert_eq!(svg.matches("<polyline").count(), 2);
+    }
+}
