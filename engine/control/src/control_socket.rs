@@ -20,11 +20,13 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::engine::status::Request;
+use crate::engine::{commands::Action, status::Request};
 
 const REQUESTS_MAX: usize = 16;
-const REQUEST_BYTES_MAX: u64 = 4_096;
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A .torrent file of 64 MiB in hexadecimal digits, and what goes with it. Only the engine's own
+/// user can connect.
+const REQUEST_BYTES_MAX: u64 = (128 << 20) + (64 << 10);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request as it stands on the wire.
 #[derive(Serialize, Deserialize, Debug)]
@@ -32,6 +34,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 enum Line {
     List,
     Show { torrent: String },
+    Act { action: Box<Action> },
 }
 
 /// An answer as it stands on the wire.
@@ -121,6 +124,7 @@ async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>) -> io::Resul
     let request = match serde_json::from_str(&line) {
         Ok(Line::List) => Request::List(answer),
         Ok(Line::Show { torrent }) => Request::Show(torrent, answer),
+        Ok(Line::Act { action }) => Request::Act(action, answer),
         Err(error) => {
             return reply(&mut write, &Answer::Error(format!("not a request: {error}"))).await;
         }
@@ -151,11 +155,20 @@ pub fn ask<T: serde::de::DeserializeOwned>(
     path: &Path,
     torrent: Option<&str>,
 ) -> anyhow::Result<T> {
-    use std::io::{Read as _, Write as _};
     let line = match torrent {
         None => Line::List,
         Some(torrent) => Line::Show { torrent: torrent.to_owned() },
     };
+    send_line(path, &line)
+}
+
+/// Has a running engine do something. Blocking, for the command line.
+pub fn act<T: serde::de::DeserializeOwned>(path: &Path, action: Action) -> anyhow::Result<T> {
+    send_line(path, &Line::Act { action: Box::new(action) })
+}
+
+fn send_line<T: serde::de::DeserializeOwned>(path: &Path, line: &Line) -> anyhow::Result<T> {
+    use std::io::{Read as _, Write as _};
     let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(|error| {
         anyhow!(
             "no engine answers on {}: {error}; is `seedring run` running with this state_dir?",
@@ -163,7 +176,7 @@ pub fn ask<T: serde::de::DeserializeOwned>(
         )
     })?;
     stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-    stream.write_all(format!("{}\n", serde_json::to_string(&line)?).as_bytes())?;
+    stream.write_all(format!("{}\n", serde_json::to_string(line)?).as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     match serde_json::from_slice(&answer).context("the engine's answer is not what was expected")? {

@@ -16,7 +16,9 @@ use seedring_platform::{
 use seedring_proto::units::InfoHash;
 
 use crate::{
-    connections::{Connections, Key, choke::Choking, deadlines::Deadlines, dial::Dialing},
+    connections::{
+        Connections, Key, choke::Choking, deadlines::Deadlines, dial::Dialing, turns::Turns,
+    },
     contract::{Command, Event, Globals, Handover},
     download::Downloads,
     mailbox::{Receiver, Sender},
@@ -33,8 +35,6 @@ const COMPLETIONS_MAX: usize = 1_024;
 const MESSAGES_MAX: usize = 64;
 /// Timers fired a tick.
 const TIMERS_MAX: usize = 256;
-/// Connections served a tick.
-const PUMPS_MAX: usize = 512;
 /// Housekeeping interval.
 const CHORES_EVERY: Duration = Duration::from_secs(1);
 
@@ -88,7 +88,7 @@ pub struct Shard<I: Io> {
     pub(crate) choking: Choking,
     pub(crate) deadlines: Deadlines,
     /// Connections that may have something to send.
-    pub(crate) ready: VecDeque<Key>,
+    pub(crate) turns: Turns,
     /// Held back by a rate limit, in turn.
     pub(crate) throttled: VecDeque<Key>,
     pub(crate) throttled_until: Duration,
@@ -128,7 +128,7 @@ impl<I: Io> Shard<I> {
             dialing: Dialing::default(),
             choking,
             deadlines,
-            ready: VecDeque::new(),
+            turns: Turns::default(),
             throttled: VecDeque::new(),
             throttled_until: Duration::ZERO,
             starved: VecDeque::new(),
@@ -190,7 +190,7 @@ impl<I: Io> Shard<I> {
         let downloading = self.download_step();
         self.deliver_news();
         self.dial_next();
-        let pumping = self.pump_ready(PUMPS_MAX);
+        let pumping = self.pump_ready();
         self.flush_outbox();
         if self.stopping && self.drain() {
             return Tick::Stopped;
@@ -211,27 +211,6 @@ impl<I: Io> Shard<I> {
             self.next_dial(),
         ];
         others.into_iter().flatten().fold(self.chores_at, Duration::min)
-    }
-
-    fn pump_ready(&mut self, max: usize) -> bool {
-        for _ in 0..max {
-            let Some(key) = self.ready.pop_front() else { return false };
-            if let Some(connection) = self.connections.get(key) {
-                connection.queued = false;
-                self.pump(key);
-            }
-        }
-        !self.ready.is_empty()
-    }
-
-    /// Marks a connection as having something to send.
-    pub(crate) fn enqueue(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get(key)
-            && !connection.queued
-        {
-            connection.queued = true;
-            self.ready.push_back(key);
-        }
     }
 
     pub(crate) fn submit_now(&mut self, op: Op) {

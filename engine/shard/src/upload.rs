@@ -29,12 +29,19 @@ use crate::{
 
 /// Requests looked at in one pump.
 const WINDOW: usize = 64;
-/// Pumps for which a connection that missed the cache has its next requests read ahead.
+/// Blocks for which a connection that missed the cache has its next requests read ahead.
 const COLD_PUMPS: u8 = 16;
 /// A block of 16 KiB that crosses files and chunks has rarely more parts than this.
 const BLOCK_PARTS_ROOM: usize = 8;
 /// Contiguous bytes asked for or served after which reads are of the largest class.
 const SEQUENTIAL_BYTES: u64 = 128 << 10;
+/// Bytes read behind what a sequential reader of cold content has asked for: 32 requests are two
+/// reads, which leaves the disk idle while the peer asks again.
+const READ_ON_BYTES: u64 = 2 << 20;
+/// Blocks for which it goes on after a read that it began: four chunks.
+const READ_ON_BLOCKS: u8 = 64;
+/// In steps of the largest chunk.
+const READ_ON_STEP: u64 = 256 << 10;
 
 /// What a request led to.
 enum Step {
@@ -53,12 +60,12 @@ enum Step {
 }
 
 impl<I: Io> Shard<I> {
-    /// Sends what a connection has ready, if no send of it is in flight.
-    pub(crate) fn pump(&mut self, key: Key) {
+    /// Sends what a connection has ready, if no send of it is in flight. Returns how many bytes.
+    pub(crate) fn pump(&mut self, key: Key) -> usize {
         let now = self.io.now();
-        let Some(connection) = self.connections.get(key) else { return };
+        let Some(connection) = self.connections.get(key) else { return 0 };
         if connection.sending || self.stopping || matches!(connection.stage, Stage::Closing(_)) {
-            return;
+            return 0;
         }
         let mut batch = self.io.batch();
         self.take_messages(key, &mut batch);
@@ -67,9 +74,12 @@ impl<I: Io> Shard<I> {
         self.take_messages(key, &mut batch); // rejects that came up meanwhile
         if batch.is_empty() {
             self.io.recycle(batch);
-            return self.settle_later(key);
+            self.settle_later(key);
+            return 0;
         }
+        let bytes = batch.len_bytes();
         self.send(key, batch);
+        bytes
     }
 
     /// Moves waiting messages into the batch, as many bytes as it has room for.
@@ -117,10 +127,17 @@ impl<I: Io> Shard<I> {
             key,
             now,
         };
+        let was_cold = open.cold > 0;
         let (mut at, mut taken) = (0, 0);
         for _ in 0..WINDOW {
             let full = taken >= open.batch_blocks || !batch.room_for(1 + BLOCK_PARTS_ROOM, 13);
-            if at >= open.session.queue().len() || (full && open.cold == 0) {
+            if at >= open.session.queue().len() {
+                if was_cold {
+                    serving.read_on(open);
+                }
+                return;
+            }
+            if full && open.cold == 0 && !was_cold {
                 return;
             }
             match serving.step(open, out, at, batch, full) {
@@ -325,6 +342,35 @@ impl<I: Io> Serving<'_, I> {
         )
     }
 
+    /// Reads on behind the last request of a peer that reads cold content in order. What nobody
+    /// came for yet counts as look-ahead, of which all readers together have a share of the pool.
+    fn read_on(&mut self, open: &mut Open) {
+        if open.run_bytes < SEQUENTIAL_BYTES {
+            return;
+        }
+        let (queue, layout) = (open.session.queue(), &self.contents.layout);
+        let last = queue.len().checked_sub(1).and_then(|last| queue.get(last));
+        let from = last.map_or(open.run_end, |block| end_of(block, self.contents));
+        if from.saturating_sub(open.run_end) > READ_ON_BYTES || from < open.run_end {
+            return; // what is queued is somewhere else
+        }
+        let misses = self.stats.cache_misses;
+        let (mut at, end) = (from, (from + READ_ON_BYTES).min(layout.total_bytes));
+        while at < end {
+            let length = (READ_ON_STEP - at % READ_ON_STEP).min(end - at) as u32;
+            let (id, waiter) = (self.local.shared.id, Waiter::Connection(self.key.0));
+            let (range, class) = ((at, length), || Class::K256);
+            let (io, stats, contents) = (&mut *self.io, &mut *self.stats, self.contents);
+            if !self.storage.look_ahead(io, stats, id, contents, range, class, waiter) {
+                break;
+            }
+            at += u64::from(length);
+        }
+        if self.stats.cache_misses > misses {
+            open.cold = READ_ON_BLOCKS; // still cold, though nothing had to be waited for
+        }
+    }
+
     fn reject(&mut self, open: &mut Open, out: &mut Vec<u8>, at: usize) -> Step {
         self.stats.rejected += 1;
         open.session.reject(at, out);
@@ -378,6 +424,11 @@ fn class_for(open: &Open, contents: &Contents, at: usize, offset: u64) -> Class 
     }
 }
 
+/// Where a block ends in the torrent.
+fn end_of(block: Block, contents: &Contents) -> u64 {
+    contents.layout.piece_offset(block.piece) + u64::from(block.begin) + u64::from(block.length)
+}
+
 /// Contiguous bytes queued from `at` on.
 fn run_ahead(queue: &UploadQueue, contents: &Contents, at: usize) -> u64 {
     let start_of = |b: Block| contents.layout.piece_offset(b.piece) + u64::from(b.begin);
@@ -391,4 +442,50 @@ fn run_ahead(queue: &UploadQueue, contents: &Contents, at: usize) -> u64 {
         end += u64::from(block.length);
     }
     end - start
+}
+
+#[cfg(test)]
+mod tests {
+    use seedring_platform::op::Op;
+
+    use crate::{
+        connections::send::tests::{ask, peer},
+        verify::tests::{Bench, GOOD, bench},
+    };
+
+    const PIECE: u32 = 1 << 20;
+    const CHUNK: u64 = 256 << 10;
+    const LENGTH: u64 = 4 << 20;
+
+    /// Offsets of the reads that go on while the first of these blocks are being sent, whose own
+    /// lie below `served`.
+    fn read_while_serving(blocks: impl Iterator<Item = u32>, served: u64) -> Vec<u64> {
+        let mut bench: Bench = bench(64 << 20, PIECE, LENGTH);
+        let key = peer(&mut bench);
+        ask(&mut bench, key, PIECE, blocks);
+        (0..4).for_each(|_| bench.complete(|offset| (offset < served).then_some(GOOD)));
+        let ops = &bench.shard.io().ops;
+        assert!(ops.iter().any(|op| matches!(op, Op::SendBatch { .. })), "something is sent");
+        let offset = |op: &Op| match op {
+            Op::Read { offset, .. } => Some(*offset),
+            _ => None,
+        };
+        let mut offsets: Vec<u64> = ops.iter().filter_map(offset).collect();
+        offsets.sort_unstable();
+        offsets
+    }
+
+    #[test]
+    fn who_reads_cold_content_in_order_is_read_ahead_of_and_not_past_the_end() {
+        let ahead: Vec<u64> = (2..10).map(|n| n * CHUNK).collect();
+        assert_eq!(read_while_serving(0..32, 2 * CHUNK), ahead, "2 MiB behind what was asked for");
+        let to_the_end: Vec<u64> = (14..16).map(|n| n * CHUNK).collect();
+        assert_eq!(read_while_serving(192..224, 14 * CHUNK), to_the_end);
+    }
+
+    #[test]
+    fn who_reads_here_and_there_is_not_read_ahead_of() {
+        let everywhere = (0..32).map(|n| n * 40 % 256);
+        assert_eq!(read_while_serving(everywhere, LENGTH), []);
+    }
 }

@@ -84,10 +84,11 @@ fn show(findings: &[Diagnostic]) {
 
 fn summary(path: &Path, loaded: &Loaded) -> String {
     let config = &loaded.config;
-    let (mut folders, mut files, mut matched) = (0, 0, 0);
+    let (mut folders, mut files, mut matched, mut magnets) = (0, 0, 0, 0);
     for torrent in &config.torrents {
         match &torrent.source {
             Source::Folder(_) => folders += 1,
+            Source::Magnet(_) => magnets += 1,
             Source::Files(source) => {
                 files += 1;
                 matched += source.expand().map_or(0, |paths| paths.len());
@@ -95,9 +96,10 @@ fn summary(path: &Path, loaded: &Loaded) -> String {
         }
     }
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    let magnets = if magnets > 0 { format!(", {magnets} magnet links") } else { String::new() };
     format!(
         "{}: usable; listens on {}; {folders} folders, {files} entries of .torrent files \
-         ({matched} files now)\n",
+         ({matched} files now){magnets}\n",
         path.display(),
         listen.join(", "),
     )

@@ -9,9 +9,10 @@ use clap::Args;
 
 use std::path::PathBuf;
 
+use super::torrent::percent;
 use super::{check, print};
 use crate::control_socket;
-use crate::engine::status::EngineReport;
+use crate::engine::status::{EngineReport, TorrentReport, duration};
 
 /// Which engine is meant: one of these, or the quickstart's state_dir.
 #[derive(Debug, Args)]
@@ -72,23 +73,27 @@ pub fn run(args: ListArgs) -> ExitCode {
 /// For people: a line a torrent, then what the engine as a whole is doing.
 fn table(report: &EngineReport) -> String {
     let mut out = String::new();
-    let header = ["INFO-HASH", "STATE", "SIZE", "UPLOADED", "PEERS", "NAME"];
+    let header = ["INFO-HASH", "STATE", "SIZE", "HAD", "UPLOADED", "PEERS", "NAME"];
     let _ = writeln!(
         out,
-        "{:<10} {:<9} {:>10} {:>10} {:>5}  {}",
-        header[0], header[1], header[2], header[3], header[4], header[5]
+        "{:<10} {:<11} {:>10} {:>7} {:>10} {:>5}  {}",
+        header[0], header[1], header[2], header[3], header[4], header[5], header[6]
     );
     for torrent in &report.torrents {
         let _ = writeln!(
             out,
-            "{:<10} {:<9} {:>10} {:>10} {:>5}  {}",
+            "{:<10} {:<11} {:>10} {:>7} {:>10} {:>5}  {}",
             &torrent.info_hash[..10],
             torrent.state,
             print::size(torrent.total_bytes),
+            had(torrent),
             print::size(torrent.uploaded_bytes),
             torrent.connections,
             print::safe(&torrent.name)
         );
+        if let Some(line) = transfer(torrent) {
+            let _ = writeln!(out, "           {line}");
+        }
         if let Some(detail) = &torrent.detail {
             let _ = writeln!(out, "           {}", print::safe(detail));
         }
@@ -112,6 +117,41 @@ fn table(report: &EngineReport) -> String {
         report.listening.join(", ")
     );
     out
+}
+
+/// How much of it is there.
+fn had(torrent: &TorrentReport) -> String {
+    let pieces = torrent.pieces_offered.max(torrent.pieces_verified);
+    match torrent.pieces {
+        0 => String::from("?"),
+        all => percent(pieces.into(), all.into()),
+    }
+}
+
+/// What moves of a download: `12.0 MiB/s down, 1.0 MiB/s up, 4 min left, ratio 0.50`.
+pub(super) fn transfer(torrent: &TorrentReport) -> Option<String> {
+    if torrent.missing_bytes == 0 && torrent.downloaded_bytes == 0 {
+        return None;
+    }
+    let mut line = format!(
+        "{}/s down, {}/s up",
+        print::size(torrent.download_bytes_per_s),
+        print::size(torrent.upload_bytes_per_s)
+    );
+    if torrent.missing_bytes > 0 {
+        let _ = write!(line, ", {} missing", print::size(torrent.missing_bytes));
+    }
+    if let Some(seconds) = torrent.eta_s {
+        let _ = write!(line, ", {} left", duration(seconds as f64));
+    }
+    if torrent.downloaded_bytes > 0 {
+        let ratio = torrent.uploaded_bytes as f64 / torrent.downloaded_bytes as f64;
+        let _ = write!(line, ", ratio {ratio:.2}");
+    }
+    if !torrent.labels.is_empty() {
+        let _ = write!(line, ", {}", print::safe(&torrent.labels.join(", ")));
+    }
+    Some(line)
 }
 
 fn plural(count: u64) -> &'static str {

@@ -8,11 +8,13 @@
 mod check;
 mod create;
 mod doctor;
+mod download;
 mod inspect;
 pub mod list;
 mod print;
 mod run;
 pub mod show;
+mod torrent;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,8 @@ enum Command {
     Run(run::RunArgs),
     /// Seed folders, files and .torrent files without a configuration file.
     Seed(Box<run::SeedArgs>),
+    /// Download a torrent without a configuration file; ends when all of it is there.
+    Download(Box<download::DownloadArgs>),
     /// Make a .torrent file of a folder or a file.
     Create(create::CreateArgs),
     /// Say what a .torrent file or a magnet link holds, and whether it can be used.
@@ -43,6 +47,18 @@ enum Command {
     List(list::ListArgs),
     /// Show one torrent of the running engine.
     Show(show::ShowArgs),
+    /// Have the running engine download a torrent.
+    Add(torrent::AddArgs),
+    /// Have the running engine forget a torrent that was added.
+    Remove(torrent::RemoveArgs),
+    /// Close a torrent's connections and files until it is resumed.
+    Pause(torrent::TorrentArgs),
+    /// Let a paused torrent go on.
+    Resume(torrent::TorrentArgs),
+    /// Hash all of a torrent's content again, whatever is known of it.
+    Recheck(torrent::TorrentArgs),
+    /// List the files of a torrent of the running engine, or say which of them are wanted.
+    Files(torrent::FilesArgs),
     /// Look at the machine and say what would keep the engine from its best.
     Doctor(doctor::DoctorArgs),
     /// Print the JSON schema of the configuration file.
@@ -60,11 +76,18 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Seed(args) => run::seed(*args),
+        Command::Download(args) => download::run(*args),
         Command::Create(args) => create::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::CheckConfig(args) => check::run(args),
         Command::List(args) => list::run(args),
         Command::Show(args) => show::run(args),
+        Command::Add(args) => torrent::add(args),
+        Command::Remove(args) => torrent::remove(args),
+        Command::Pause(args) => torrent::pause(args),
+        Command::Resume(args) => torrent::resume(args),
+        Command::Recheck(args) => torrent::recheck(args),
+        Command::Files(args) => torrent::files(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Schema => check::schema(),
         Command::Reference => print::text(&crate::config::reference::reference()),
@@ -102,6 +125,14 @@ mod tests {
             "seedring list --socket /run/x.sock",
             "seedring show abc --config x.yaml --json",
             "seedring doctor --config x.yaml",
+            "seedring download a.torrent --to /srv --sequential --only *.iso --seed",
+            "seedring add magnet:?xt=urn:btih:0 --to /srv --paused --label a --label b",
+            "seedring remove abcd --delete-content --state-dir x",
+            "seedring pause abcd",
+            "seedring resume abcd",
+            "seedring recheck abcd --socket /run/x.sock",
+            "seedring files abcd --json",
+            "seedring files abcd --priority 0 1 2 *.txt",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -80,7 +80,7 @@ pub(super) fn seed(args: SeedArgs) -> ExitCode {
     }
 }
 
-fn start(config: Config) -> ExitCode {
+pub(super) fn start(config: Config) -> ExitCode {
     crate::logs::init(&config.log);
     match crate::engine::run(config) {
         Ok(()) => ExitCode::SUCCESS,

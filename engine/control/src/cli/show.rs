@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::list::EngineArgs;
+use super::list::{self, EngineArgs};
 use super::print;
 use crate::control_socket;
 use crate::engine::status::{PeerLine, TorrentDetail, TrackerReport};
@@ -59,6 +59,12 @@ fn page(detail: &TorrentDetail) -> String {
     );
     row("pieces", &pieces);
     row("uploaded", &print::size(torrent.uploaded_bytes));
+    if torrent.downloaded_bytes > 0 {
+        row("downloaded", &print::size(torrent.downloaded_bytes));
+    }
+    if let Some(line) = list::transfer(torrent) {
+        row("transfer", &line);
+    }
     row("content", &detail.content);
     row(".torrent", &detail.torrent_file);
     row("magnet", &detail.magnet);

@@ -116,7 +116,7 @@ impl Default for TrackerFile {
     }
 }
 
-/// Either `folder` or `files`, and what belongs to it.
+/// One of `folder`, `files` and `magnet`, and what belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TorrentEntry {
@@ -124,8 +124,18 @@ pub struct TorrentEntry {
     pub folder: Option<String>,
     /// Existing .torrent files: a path, a glob, or a list of them. `**` goes down through folders.
     pub files: List<String>,
-    /// With files: the folder that holds their content.
+    /// A magnet link of a torrent to download.
+    pub magnet: Option<String>,
+    /// With files: the folder that holds their content. With magnet, or download: the folder to
+    /// download into, which is made if it is not there.
     pub content: Option<String>,
+    /// With files: content that is missing is downloaded into the content folder. Left out: it is
+    /// only waited for. A magnet is downloaded always.
+    pub download: Option<bool>,
+    /// With download or magnet: from the first piece to the last. Left out: the rarest first.
+    pub sequential: Option<bool>,
+    /// With download or magnet: patterns of the files that are wanted. Left out: all.
+    pub only: List<String>,
     /// With folder: the torrent's name. Left out: the folder's.
     pub name: Option<String>,
     /// keep (those in the file; for files the default), a list of URLs, each a tier of its own, or

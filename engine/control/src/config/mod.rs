@@ -3,6 +3,7 @@
 //! Flow: YAML -> `tree` (positions, `${VAR}`) -> `file` (its shape) -> `model::Config` -> engine.
 
 mod diagnostic;
+mod download;
 mod file;
 mod load;
 pub mod model;
@@ -21,6 +22,7 @@ mod tests;
 pub(crate) use file::parse_tracker_url as tracker_url;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use download::FetchOptions;
 pub use load::Loaded;
 pub use model::Config;
 pub use seed::SeedOptions;

@@ -37,6 +37,8 @@ pub struct Config {
     pub tracker_client: TrackerClient,
     pub log: Log,
     pub torrents: Vec<TorrentSource>,
+    /// End when everything wanted is there (`seedring download`).
+    pub until_complete: bool,
 }
 
 /// What trackers are told, where it differs from what the kernel says.
@@ -73,6 +75,26 @@ pub struct TorrentSource {
 pub enum Source {
     Folder(Folder),
     Files(Files),
+    Magnet(MagnetLink),
+}
+
+/// A torrent to download of which only the link is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MagnetLink {
+    /// Checked: it can be read.
+    pub link: String,
+    /// The save folder.
+    pub folder: PathBuf,
+    pub download: DownloadOptions,
+}
+
+/// How a torrent is downloaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DownloadOptions {
+    /// First piece to last.
+    pub sequential: bool,
+    /// Patterns of the files that are wanted; empty: all.
+    pub only: Vec<String>,
 }
 
 /// Content for which the engine makes the torrent itself.
@@ -97,6 +119,8 @@ pub struct Files {
     pub patterns: Vec<String>,
     /// The folder that holds each torrent's file or top folder.
     pub content: PathBuf,
+    /// `Some`: content that is missing is downloaded.
+    pub download: Option<DownloadOptions>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

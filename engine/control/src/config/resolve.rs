@@ -8,8 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::file::{ConfigFile, List, Listen, TorrentEntry, TrackersField};
 use super::model::{
-    Announce, Config, EmbeddedTracker, Files, Folder, Source, TorrentLimits, TorrentSource,
-    TrackerRef, Trackers, Verify, is_glob,
+    Announce, Config, DownloadOptions, EmbeddedTracker, Files, Folder, MagnetLink, Source,
+    TorrentLimits, TorrentSource, TrackerRef, Trackers, Verify, is_glob,
 };
 use super::read::{Problem, Reading};
 use super::tree::{Node, Place, Value};
@@ -69,6 +69,7 @@ impl Resolver<'_> {
             tracker_client: file.tracker_client,
             log: file.log,
             torrents,
+            until_complete: false,
         }
     }
 
@@ -188,22 +189,26 @@ impl Resolver<'_> {
         let key = format!("torrents[{index}]");
         let has =
             |name: &str| node.get(name).is_some_and(|node| !matches!(node.value, Value::Null));
-        match (has("folder"), has("files")) {
-            (true, true) => {
-                let place = node.entry("files").map_or(node.place, |(key, _)| key.place);
-                let message = "a torrent has either folder or files, not both".to_string();
-                self.error(place, &key, message, "make two entries of it");
-                return None;
-            }
-            (false, false) => {
-                let message = "neither folder nor files: nothing to seed".to_string();
-                let help = "folder: for content to make a torrent of, files: for .torrent files";
+        let named: Vec<&str> =
+            ["folder", "files", "magnet"].into_iter().filter(|name| has(name)).collect();
+        match named[..] {
+            [] => {
+                let message = "neither folder, files nor magnet: nothing to seed".to_string();
+                let help = "folder: for content to make a torrent of, files: for .torrent files, \
+                            magnet: for a link";
                 self.error(node.place, &key, message, help);
                 return None;
             }
-            _ => {}
+            [_] => {}
+            [first, second, ..] => {
+                let place = node.entry(second).map_or(node.place, |(key, _)| key.place);
+                let message = format!("a torrent has either {first} or {second}, not both");
+                self.error(place, &key, message, "make two entries of it");
+                return None;
+            }
         }
         self.check_misplaced(node, &key, has("folder"));
+        let options = self.download_options(node, &key, &entry, has("magnet"));
         self.check_trackers(node, &key, &entry, has("folder"));
         let limits = TorrentLimits {
             upload: entry.limits.upload,
@@ -215,8 +220,11 @@ impl Resolver<'_> {
         let is_folder = has("folder");
         let source = if is_folder {
             Source::Folder(self.folder(node, &key, entry)?)
+        } else if has("magnet") {
+            Source::Magnet(self.magnet(node, &key, entry, options.unwrap_or_default())?)
         } else {
-            Source::Files(self.files(node, &key, entry)?)
+            let files = self.files(node, &key, entry)?;
+            Source::Files(Files { download: options, ..files })
         };
         let trackers = match trackers {
             Some(TrackersField::Tiers(tiers)) => Trackers::Tiers(tiers),
@@ -233,14 +241,12 @@ impl Resolver<'_> {
     fn check_misplaced(&self, node: &Node, key: &str, is_folder: bool) {
         const OF_FOLDER: [&str; 6] =
             ["name", "piece_length", "private", "source", "comment", "web_seeds"];
-        let misplaced: &[&str] = if is_folder { &["content"] } else { &OF_FOLDER };
+        const OF_DOWNLOAD: [&str; 4] = ["content", "download", "sequential", "only"];
+        let misplaced: &[&str] = if is_folder { &OF_DOWNLOAD } else { &OF_FOLDER };
         for name in misplaced {
             let Some((name_node, _)) = node.entry(name) else { continue };
             let (message, help) = if is_folder {
-                (
-                    "content goes with files; folder is the content itself".to_string(),
-                    "leave it out",
-                )
+                (format!("{name} goes with files; folder is the content itself"), "leave it out")
             } else {
                 (
                     format!("{name} is in the .torrent file already; it goes with folder"),
@@ -249,6 +255,63 @@ impl Resolver<'_> {
             };
             self.error(name_node.place, key, message, help);
         }
+    }
+
+    /// `None`: nothing is to be downloaded.
+    fn download_options(
+        &self,
+        node: &Node,
+        key: &str,
+        entry: &TorrentEntry,
+        is_magnet: bool,
+    ) -> Option<DownloadOptions> {
+        let place_of = |name: &str| node.entry(name).map_or(node.place, |(key, _)| key.place);
+        if is_magnet && entry.download == Some(false) {
+            let message = "a magnet is downloaded always: nothing else is known of it".to_string();
+            self.error(place_of("download"), key, message, "leave download out");
+        }
+        if !is_magnet && entry.download != Some(true) {
+            let written = ["sequential", "only"].into_iter().find(|name| node.get(name).is_some());
+            if let Some(name) = written.filter(|_| node.get("folder").is_none()) {
+                let message = format!("{name} says how to download, and nothing is downloaded");
+                self.error(place_of(name), key, message, "add download: true, or leave it out");
+            }
+            return None;
+        }
+        let only = &entry.only.0;
+        for (index, text) in only.iter().enumerate() {
+            let Err(error) = glob::Pattern::new(text) else { continue };
+            let items = node.get("only").map_or(&[][..], Node::items);
+            let place = items.get(index).map_or_else(|| place_of("only"), |item| item.place);
+            let message = format!("\"{text}\" is not a pattern: {}", error.msg);
+            let help = "* stands for any part of a name, ** for any folders";
+            self.error(place, &format!("{key}.only"), message, help);
+        }
+        let sequential = entry.sequential.unwrap_or(false);
+        Some(DownloadOptions { sequential, only: only.clone() })
+    }
+
+    fn magnet(
+        &self,
+        node: &Node,
+        key: &str,
+        entry: TorrentEntry,
+        download: DownloadOptions,
+    ) -> Option<MagnetLink> {
+        let place = node.get("magnet").map_or(node.place, |magnet| magnet.place);
+        let link = entry.magnet?;
+        if let Err(error) = link.parse::<seedring_proto::magnet::Magnet>() {
+            let help = "copy the whole link, and put it in quotes";
+            self.error(place, &format!("{key}.magnet"), error.to_string(), help);
+        }
+        let Some(content) = entry.content else {
+            if node.get("content").is_none_or(|content| self.reads_whole(content)) {
+                let message = "content is missing: the folder to download into".to_string();
+                self.error(place, key, message, "add content: with that folder");
+            }
+            return None;
+        };
+        Some(MagnetLink { link, folder: self.path(&content), download })
     }
 
     fn check_trackers(&mut self, node: &Node, key: &str, entry: &TorrentEntry, is_folder: bool) {
@@ -349,7 +412,7 @@ impl Resolver<'_> {
             }
             patterns.push(pattern);
         }
-        Some(Files { patterns, content: self.path(&content) })
+        Some(Files { patterns, content: self.path(&content), download: None })
     }
 
     fn check_twice(
@@ -362,6 +425,7 @@ impl Resolver<'_> {
         let paths: Vec<String> = match &torrent.source {
             Source::Folder(folder) => vec![format!("{}\0{}", folder.path.display(), folder.name)],
             Source::Files(files) => files.patterns.clone(),
+            Source::Magnet(magnet) => vec![magnet.link.clone()],
         };
         for path in paths {
             let shown = path.split('\0').next().unwrap_or_default().to_string();

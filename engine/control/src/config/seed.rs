@@ -83,6 +83,7 @@ impl Config {
             tracker_client: file.tracker_client,
             log: file.log,
             torrents,
+            until_complete: false,
         })
     }
 }
@@ -122,7 +123,7 @@ fn torrent(
         } else {
             Trackers::Tiers(tiers.to_vec())
         };
-        (Source::Files(Files { patterns, content }), trackers, Verify::Quick)
+        (Source::Files(Files { patterns, content, download: None }), trackers, Verify::Quick)
     } else {
         // `seed .` and `seed ..` are named after the folder that they lead to.
         let real = std::fs::canonicalize(&absolute_path)

@@ -54,7 +54,9 @@ impl Engine {
         }
         // Shards hear of what has content; what waits for its content comes when that comes.
         let present = admitted.iter().filter_map(|id| self.torrents.get(*id));
-        let present = present.filter(|torrent| !matches!(torrent.state, State::Waiting(_)));
+        let away =
+            |state: &State| matches!(state, State::Waiting(_) | State::Paused | State::Metadata);
+        let present = present.filter(|torrent| !away(&torrent.state));
         let shared: Vec<Arc<Shared>> = present.map(|torrent| torrent.shared.clone()).collect();
         self.shards.send_all(|| Command::Add(shared.clone()));
         for id in admitted {
@@ -62,23 +64,35 @@ impl Engine {
         }
     }
 
-    fn admit(&mut self, prepared: Prepared) -> Option<TorrentId> {
+    fn admit(&mut self, mut prepared: Prepared) -> Option<TorrentId> {
         self.pending.done(&prepared.wanted.origin);
         let hash = prepared.info_hash;
         if let Some(made) = &prepared.made {
-            let path = prepared.wanted.origin.path();
+            let path = prepared.wanted.origin.path().to_owned();
             self.known.remember_made(path.clone(), made.clone());
-            self.store.made(path.clone(), made.clone());
+            self.store.made(path, made.clone());
         }
+        let mut waiting = None;
         if let Some(other) = self.torrents.id_of(&hash).and_then(|id| self.torrents.get(id)) {
-            if other.wanted.origin != prepared.wanted.origin {
+            let same = other.wanted.origin == prepared.wanted.origin;
+            if same && other.state == State::Metadata && prepared.piece_count > 0 {
+                waiting = Some(other.shared.id);
+            } else if !same {
                 tracing::warn!(
                     "{} is the same torrent as {} ({hash}); it is seeded once",
                     prepared.wanted.origin.path().display(),
                     other.wanted.origin.path().display()
                 );
             }
-            return None;
+            if waiting.is_none() {
+                return None;
+            }
+        }
+        if let Some(download) = prepared.download.as_mut()
+            && std::mem::take(&mut download.fresh)
+        {
+            let row = download.row.clone();
+            self.save_download(hash, &row);
         }
         self.known.drop_record(&hash);
         let id = self.torrents.next_id();
@@ -88,7 +102,11 @@ impl Engine {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let added_at = prepared.added_at.unwrap_or(now);
-        self.torrents.insert(Torrent::new(Arc::new(shared), prepared, added_at));
+        let mut torrent = Torrent::new(Arc::new(shared), prepared, added_at);
+        if let Some(waiting) = waiting {
+            self.replace_waiting(waiting, &mut torrent);
+        }
+        self.torrents.insert(torrent);
         self.apply_limits(id);
         Some(id)
     }
@@ -113,6 +131,20 @@ impl Engine {
             self.muffled.warn(&line);
             return;
         }
+        if torrent.is_paused() {
+            torrent.shared.set_phase(Phase::Paused);
+            self.catalogue.put(torrent);
+            return;
+        }
+        if torrent.state == State::Metadata {
+            return self.begin_metadata(id).await;
+        }
+        if torrent.download.is_some() {
+            return self.begin_download(id).await;
+        }
+        if torrent.recheck {
+            return self.verify_missing(id);
+        }
         let pieces = &torrent.shared.pieces;
         match torrent.wanted.verify {
             Verify::Trust => {
@@ -132,7 +164,21 @@ impl Engine {
     pub(super) async fn seed(&mut self, id: TorrentId) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         let whole = torrent.shared.pieces.offers_all();
-        torrent.state = if whole { State::Seeding } else { State::Partial };
+        let missing = torrent.shared.download.load().is_some();
+        // Of a download, files may be missing because nobody wants them.
+        let chosen = torrent.download.is_some() && torrent.note.is_none();
+        torrent.state = match (missing, whole || chosen) {
+            (true, _) => State::Downloading,
+            (false, true) => State::Seeding,
+            (false, false) => State::Partial,
+        };
+        if missing
+            && !whole
+            && let Some(download) = &mut torrent.download
+        {
+            download.fetches = true;
+        }
+        torrent.recheck = false;
         torrent.shared.set_phase(Phase::Active);
         let announced = std::mem::replace(&mut torrent.announced, true);
         let hash = torrent.info_hash();
@@ -170,6 +216,9 @@ impl Engine {
 fn new_shared(id: TorrentId, prepared: &Prepared, shards: usize) -> Shared {
     let shared = Shared::new(id, prepared.info_hash, prepared.piece_count).over(shards);
     shared.uploaded_bytes.store(prepared.uploaded_bytes, Ordering::Relaxed);
+    shared.downloaded_bytes.store(prepared.downloaded_bytes, Ordering::Relaxed);
+    let transfer = prepared.download.as_ref().and_then(|download| download.transfer.clone());
+    shared.download.store(transfer);
     set_verified(&shared, &prepared.verified);
     shared
 }

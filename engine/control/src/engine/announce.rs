@@ -38,8 +38,7 @@ impl Engine {
     pub(super) async fn say_goodbye(&self, torrent: &Torrent) {
         let hash = torrent.info_hash();
         if torrent.on_trackers {
-            let totals = totals_of(&torrent.shared, torrent.uploaded_before, torrent.total_bytes);
-            self.trackers.remove(hash, totals).await;
+            self.trackers.remove(hash, totals_of(torrent)).await;
         } else {
             self.torrents.forget_totals(&hash);
         }

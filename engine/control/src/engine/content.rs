@@ -16,17 +16,18 @@ use std::{
 
 use seedring_shard::{
     Command,
-    torrent::{Contents, Phase, Shared, TorrentId},
+    torrent::{Contents, Download as Transfer, Phase, Shared, TorrentId},
 };
 
 use super::{
     Engine, LOOK_EVERY, Note,
     admit::set_verified,
+    download::look::{self as download, Found, Trust},
     look::{Condition, NO_STAMP, contents_of, look, still_verified},
     prepare::{Place, read_torrent},
     torrents::State,
 };
-use crate::state::Record;
+use crate::state::{Download, Record};
 
 /// Torrents looked at in one go, and such goes a second: ten thousand are through in five seconds.
 const LOOK_BATCH: usize = 256;
@@ -43,6 +44,25 @@ pub(crate) struct Looked {
     /// Pieces whose files are still those that were hashed.
     verified: Vec<u8>,
     contents: Option<Arc<Contents>>,
+    /// Of a download: what is missing, and what to hash first.
+    transfer: Option<Arc<Transfer>>,
+    to_verify: Vec<(u32, u32)>,
+    /// Pieces that were had when it was looked are not there.
+    lost: bool,
+}
+
+impl Looked {
+    fn new(id: TorrentId, condition: Condition) -> Looked {
+        Looked {
+            id,
+            condition,
+            verified: Vec::new(),
+            contents: None,
+            transfer: None,
+            to_verify: Vec::new(),
+            lost: false,
+        }
+    }
 }
 
 /// What a look needs to know.
@@ -51,6 +71,7 @@ struct ToLook {
     place: Place,
     known: Record,
     direct_io: bool,
+    download: Option<(Download, Trust)>,
 }
 
 impl Engine {
@@ -92,7 +113,10 @@ impl Engine {
                 ..Record::default()
             };
             let direct_io = self.known.direct_io;
-            batch.push(ToLook { id, place: torrent.place.clone(), known, direct_io });
+            let trust = if torrent.recheck { Trust::Again } else { Trust::Known };
+            let download = torrent.download.as_ref().map(|it| (it.row.clone(), trust));
+            let place = torrent.place.clone();
+            batch.push(ToLook { id, place, known, direct_io, download });
             if batch.len() == LOOK_BATCH {
                 self.look_at(std::mem::take(&mut batch));
             }
@@ -112,15 +136,16 @@ impl Engine {
 
     /// Content was looked at: still away, as it was, or back.
     pub(super) async fn looked(&mut self, looked: Looked) {
-        let Looked { id, condition, verified, contents } = looked;
+        let Looked { id, condition, verified, contents, transfer, to_verify, lost } = looked;
         let Some(torrent) = self.torrents.get_mut(id) else { return };
-        if matches!(torrent.state, State::Verifying { .. }) {
+        if matches!(torrent.state, State::Verifying { .. } | State::Paused | State::Metadata) {
             self.looking.remove(&id);
             return;
         }
         let waiting = matches!(torrent.state, State::Waiting(_));
         let stamps = match condition {
             Condition::Present { stamps, .. } => stamps,
+            Condition::Unknown => return,
             Condition::Missing(why) | Condition::Differs(why) => {
                 torrent.troubles = 0;
                 if waiting {
@@ -131,6 +156,10 @@ impl Engine {
                 return self.park(id, why);
             }
         };
+        if lost && !waiting {
+            // Only what nobody writes to can be looked at well.
+            return self.park(id, String::from("files that were downloaded are gone"));
+        }
         let same = torrent.stamps == stamps;
         if same && waiting && torrent.hopeless {
             self.looking.insert(id, Instant::now() + LOOK_EVERY);
@@ -153,11 +182,16 @@ impl Engine {
         let shared =
             Shared::new(new_id, old.info_hash, old.pieces.piece_count()).over(self.shards.len());
         shared.uploaded_bytes.store(torrent.uploaded_bytes(), Ordering::Relaxed);
+        shared.downloaded_bytes.store(torrent.downloaded_bytes(), Ordering::Relaxed);
+        shared.download.store(transfer);
         set_verified(&shared, &verified);
         shared.contents.store(contents);
         let shared = Arc::new(shared);
         let mut torrent = torrent;
         torrent.taken_up(shared.clone(), stamps, verified);
+        if let Some(download) = &mut torrent.download {
+            download.taken_up(to_verify);
+        }
         self.peers.renumber(id, new_id);
         self.torrents.insert(torrent);
         self.apply_limits(new_id);
@@ -187,7 +221,8 @@ impl Engine {
     /// Nobody serves it any more: files that changed meanwhile are taken as they are now.
     pub(super) fn went_idle(&mut self, id: TorrentId) {
         let Some(torrent) = self.torrents.get(id) else { return };
-        if matches!(torrent.state, State::Verifying { .. }) {
+        // A download keeps its folder open until all of it is there.
+        if matches!(torrent.state, State::Verifying { .. }) || torrent.is_downloading() {
             return;
         }
         // Other shards keep what they hold; whoever needs it again asks.
@@ -219,7 +254,7 @@ impl Engine {
 
     pub(super) fn contents_loaded(&mut self, id: TorrentId, result: Result<Arc<Contents>, String>) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
-        if matches!(torrent.state, State::Waiting(_)) {
+        if matches!(torrent.state, State::Waiting(_) | State::Paused) {
             return; // parked meanwhile
         }
         match result {
@@ -239,10 +274,17 @@ impl Engine {
 impl ToLook {
     fn look(&self) -> Looked {
         let (id, place) = (self.id, &self.place);
-        let missing = |why: String| {
-            let (condition, verified) = (Condition::Missing(why), Vec::new());
-            Looked { id, condition, verified, contents: None }
-        };
+        let missing = |why: String| Looked::new(id, Condition::Missing(why));
+        if let Some((row, trust)) = &self.download {
+            return match read_torrent(&place.torrent_file) {
+                Ok(metainfo) => {
+                    let known = Some(&self.known);
+                    let found = download::look(row, &metainfo, known, self.direct_io, *trust);
+                    self.found(found)
+                }
+                Err(error) => missing(error.to_string()),
+            };
+        }
         // The common case, without reading the torrent: a file system that is away.
         if let Err(error) = std::fs::metadata(&place.content) {
             return missing(format!("{}: {error}", place.content.display()));
@@ -258,6 +300,12 @@ impl ToLook {
             _ => Vec::new(),
         };
         let contents = contents_of(&metainfo, place, &condition, self.direct_io).map(Arc::new);
-        Looked { id, condition, verified, contents }
+        Looked { verified, contents, ..Looked::new(id, condition) }
+    }
+
+    fn found(&self, found: Found) -> Looked {
+        let Found { condition, verified, contents, transfer, to_verify, .. } = found;
+        let lost = transfer.is_some() && verified != self.known.verified;
+        Looked { verified, contents, transfer, to_verify, lost, ..Looked::new(self.id, condition) }
     }
 }

@@ -3,13 +3,18 @@
 //! Owns: the reaction to each event. Never: data-plane work. Flow: mailbox -> here -> state, log,
 //! commands.
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
 
 use super::{Engine, torrents::State};
 use crate::trackers;
 
+/// A download with a file in trouble is looked at this much later, and not more often.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 /// Events taken before the loop looks at other things again.
 const EVENTS_MAX: usize = 4_096;
 
@@ -31,17 +36,25 @@ impl Engine {
             Event::Offered { torrent, piece } => {
                 self.shards.send_all(|| Command::Have { torrent, piece });
             }
-            // Nothing is downloaded yet.
-            Event::Complete(_)
-            | Event::WriteFailed { .. }
-            | Event::Poisoned { .. }
-            | Event::Metadata { .. } => {}
+            // The bits are looked at every second; this only says that it is worth it now.
+            Event::Complete(id) => self.finish_if_done(id),
+            Event::WriteFailed { torrent, path, error } => {
+                self.write_failed(torrent, &path, &error)
+            }
+            Event::Poisoned { torrent, address, piece } => {
+                tracing::debug!("{address} is banned: its piece {} of {torrent:?} is bad", piece.0);
+                self.peers.ban(address.ip());
+            }
+            Event::Metadata { torrent, peer, address, said } => {
+                self.metadata_said(torrent, shard, peer, address, said);
+            }
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
             Event::Trouble { torrent, path, trouble } => {
                 self.trouble(torrent, &path, trouble);
             }
             Event::Dialed { torrent, address, outcome } => {
-                self.peers.dialed(torrent, address, outcome);
+                let downloading = self.torrents.get(torrent).is_some_and(|t| t.is_downloading());
+                self.peers.dialed(torrent, address, outcome, downloading);
             }
             Event::AcceptFailed(error) => tracing::warn!(
                 "shard {shard} can't accept connections: {error}; resting for a second. Raise the \
@@ -68,6 +81,9 @@ impl Engine {
         if !matches!(torrent.state, State::Seeding | State::Partial) {
             return; // summed up when verification is done; or parked
         }
+        if torrent.is_downloading() {
+            return; // it is fetched again
+        }
         let note = format!("piece {piece} does not match the torrent; it is not served");
         let line = format!("{}: {note}", torrent.name);
         torrent.note = Some(note);
@@ -83,10 +99,17 @@ impl Engine {
     /// A file can't be served as it is.
     fn trouble(&mut self, id: TorrentId, file: &Path, trouble: Trouble) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
-        if matches!(torrent.state, State::Waiting(_)) {
+        if matches!(torrent.state, State::Waiting(_) | State::Paused) {
             return; // said by another shard, or before it was parked
         }
         let path = file.display();
+        if torrent.is_downloading() {
+            // Files of a download come and grow: only a look at them all says what it means.
+            tracing::debug!("{}: {path}: {trouble:?}", torrent.name);
+            let soon = Instant::now() + LOOK_SOON;
+            self.looking.entry(id).or_insert(soon);
+            return;
+        }
         match trouble {
             Trouble::Io(error) => {
                 torrent.troubles += 1;

@@ -28,6 +28,8 @@ pub enum Condition {
     Missing(String),
     /// A file has another size than the torrent says, or is no file.
     Differs(String),
+    /// What the files are is not known yet: a magnet without its metadata.
+    Unknown,
 }
 
 /// Equal to no file's stamp: its pieces are hashed again at the next start or opening.

@@ -7,10 +7,13 @@
 
 mod admit;
 mod announce;
+pub mod commands;
 mod content;
+pub(crate) mod download;
 mod events;
 mod look;
 mod muffled;
+mod once;
 mod peers;
 mod pending;
 mod prepare;
@@ -40,6 +43,7 @@ use tokio::sync::{Notify, mpsc};
 pub use self::start::run;
 use self::{
     content::Looked,
+    download::metadata::Fetches,
     muffled::Muffled,
     peers::PeerBooks,
     pending::Pending,
@@ -75,6 +79,13 @@ pub(crate) enum Note {
     Looked(Vec<Looked>),
     Progress(Progress),
     Loaded(Box<Result<(Config, Vec<Wanted>), String>>),
+    /// A download of which all is there, looked at for its stamps.
+    Finished(TorrentId, Result<Box<download::look::Found>, String>),
+    /// Bytes free for a halted download.
+    Room(TorrentId, Result<u64, String>),
+    MetadataKept(InfoHash, Result<(), String>),
+    /// A command did what blocks.
+    Command(Box<commands::Done>),
 }
 
 pub(crate) struct Engine {
@@ -83,12 +94,14 @@ pub(crate) struct Engine {
     shards: Shards,
     torrents: Torrents,
     known: Arc<Known>,
-    store: Store,
+    store: Arc<Store>,
     trackers: Trackers,
     embedded: Option<Embedded>,
     leeches: mpsc::Receiver<Leech>,
     catalogue: Arc<status::Pages>,
     peers: PeerBooks,
+    /// Metadata that is being fetched.
+    fetches: Fetches,
     pending: Pending,
     /// Content to look at, and when.
     looking: HashMap<TorrentId, Instant>,
@@ -108,6 +121,8 @@ pub(crate) struct Engine {
     saved_at: Instant,
     shared_slots_at: Instant,
     muffled: Muffled,
+    /// Since when everything wanted is there (`Config::until_complete`).
+    there_since: Option<Instant>,
     display: status::Display,
 }
 
@@ -159,10 +174,13 @@ impl Engine {
                 Some(note) = self.notes.1.recv() => self.note(note).await,
                 Some(event) = heard.recv() => self.tracker_event(event),
                 Some((hash, address)) = self.leeches.recv() => self.leech_announced(hash, address),
-                Some(request) = requests.recv() => self.answer(request),
-                _ = second.tick() => self.second()?,
+                Some(request) = requests.recv() => self.answer(request).await,
+                _ = second.tick() => self.second().await?,
             }
             self.shards.flush();
+            if self.config.until_complete && self.is_all_there()? {
+                return Ok(());
+            }
         }
     }
 
@@ -183,11 +201,15 @@ impl Engine {
                 self.made_progress.insert(progress.name.clone(), progress);
             }
             Note::Loaded(result) => self.loaded(*result).await,
+            Note::Finished(id, found) => self.finished(id, found).await,
+            Note::Room(id, room) => self.room(id, room),
+            Note::MetadataKept(hash, written) => self.metadata_kept(hash, written),
+            Note::Command(done) => self.command_done(*done).await,
         }
     }
 
     /// Once a second: look after what waits, save, report.
-    fn second(&mut self) -> anyhow::Result<()> {
+    async fn second(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(
             !self.shards.any_ended(),
             "a shard has ended, which is a defect of seedring; its last words are in the log above"
@@ -198,6 +220,8 @@ impl Engine {
         self.pending.retry(Instant::now());
         self.prepare_next();
         self.dial_again();
+        self.downloads_second().await;
+        self.metadata_second();
         self.shards.send_all(|| seedring_shard::Command::Report);
         if self.saved_at.elapsed() >= SAVE_EVERY {
             self.save_changes();

@@ -5,8 +5,8 @@
 //! Flow: tracker event or leech -> learn -> Command::Dial -> Event::Dialed -> backoff.
 
 use std::{
-    collections::HashMap,
-    net::SocketAddr,
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,11 @@ use crate::plan::uses_embedded;
 const BOOK_MAX: usize = 200;
 /// Dials asked for at once a torrent.
 const DIALS_MAX: usize = 30;
+/// Banned addresses that are remembered; more are a sign that the ban is wrong.
+const BANNED_MAX: usize = 4_096;
 const FIRST_BACKOFF: Duration = Duration::from_secs(60);
+/// Connections of a torrent that another one replaces have closed by then.
+const REPLACED: Duration = Duration::from_millis(500);
 /// A dial that the shard had no room for.
 const LATER: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
@@ -37,6 +41,8 @@ const LEECH_PORT_MIN: u16 = 1_024;
 #[derive(Default)]
 pub struct PeerBooks {
     books: HashMap<TorrentId, Book>,
+    /// They sent what they knew, or should have known, to be wrong.
+    banned: HashSet<IpAddr>,
 }
 
 #[derive(Default)]
@@ -60,6 +66,7 @@ impl PeerBooks {
         for peer in peers {
             let ip = peer.ip();
             let useless = peer.port() == 0 || ip.is_unspecified() || ip.is_multicast();
+            let useless = useless || self.banned.contains(&ip);
             if useless || own.contains(peer) || book.entries.contains_key(peer) {
                 continue;
             }
@@ -92,7 +99,24 @@ impl PeerBooks {
         due
     }
 
-    pub fn dialed(&mut self, id: TorrentId, address: SocketAddr, outcome: DialOutcome) {
+    /// No torrent dials this address any more.
+    pub fn ban(&mut self, ip: IpAddr) {
+        if self.banned.len() < BANNED_MAX {
+            self.banned.insert(ip);
+        }
+        for book in self.books.values_mut() {
+            book.entries.retain(|address, _| address.ip() != ip);
+        }
+    }
+
+    /// `downloading`: a seed is what the torrent wants.
+    pub fn dialed(
+        &mut self,
+        id: TorrentId,
+        address: SocketAddr,
+        outcome: DialOutcome,
+        downloading: bool,
+    ) {
         let Some(book) = self.books.get_mut(&id) else { return };
         let Some(entry) = book.entries.get_mut(&address) else { return };
         let now = Instant::now();
@@ -102,6 +126,7 @@ impl PeerBooks {
             // Kept, so that a tracker that names it again does not get it dialled again.
             DialOutcome::Oneself => {}
             DialOutcome::Later => entry.again = Some(now + LATER),
+            DialOutcome::Seed if downloading => entry.again = Some(now + FIRST_BACKOFF),
             DialOutcome::Seed => entry.again = Some(now + BACKOFF_MAX),
             DialOutcome::Refused | DialOutcome::Closed => {
                 let backoff = FIRST_BACKOFF * 2u32.saturating_pow(entry.failures.min(10));
@@ -115,8 +140,8 @@ impl PeerBooks {
     /// The torrent goes on under another number; whoever was connected is dialled again.
     pub fn renumber(&mut self, old: TorrentId, new: TorrentId) {
         let Some(mut book) = self.books.remove(&old) else { return };
-        let again = Instant::now() + FIRST_BACKOFF;
-        book.entries.values_mut().for_each(|entry| entry.again = entry.again.or(Some(again)));
+        let again = Instant::now() + REPLACED;
+        book.entries.values_mut().for_each(|entry| entry.again = Some(again));
         book.next = None;
         self.books.insert(new, book);
     }
@@ -190,10 +215,10 @@ mod tests {
         let now = Instant::now();
         assert_eq!(books.due(ID, now), [address("10.0.0.2:1")]);
         assert!(books.due(ID, now).is_empty(), "it is under way");
-        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Refused);
+        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Refused, false);
         assert!(books.due(ID, Instant::now() + Duration::from_secs(59)).is_empty());
         assert_eq!(books.due(ID, Instant::now() + Duration::from_secs(61)).len(), 1);
-        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Oneself);
+        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Oneself, false);
         books.learn(ID, &peers, &own, Instant::now());
         assert!(books.due(ID, Instant::now() + Duration::from_secs(9_999)).is_empty());
     }
@@ -206,11 +231,27 @@ mod tests {
         books.learn(ID, &[peer], &[], soon);
         assert!(books.due(ID, soon - Duration::from_millis(1)).is_empty(), "not yet");
         assert_eq!(books.due(ID, soon), [peer]);
-        books.dialed(ID, peer, DialOutcome::Closed);
-        books.dialed(ID, peer, DialOutcome::Connected);
+        books.dialed(ID, peer, DialOutcome::Closed, false);
+        books.dialed(ID, peer, DialOutcome::Connected, false);
         assert!(books.due(ID, soon + BACKOFF_MAX).is_empty());
-        books.dialed(ID, peer, DialOutcome::Closed);
+        books.dialed(ID, peer, DialOutcome::Closed, false);
         assert_eq!(books.due(ID, soon + BACKOFF_MAX), [peer]);
+    }
+
+    #[test]
+    fn a_download_comes_back_to_seeds_and_nobody_to_who_is_banned() {
+        let mut books = PeerBooks::default();
+        let (seed, liar) = (address("10.0.0.2:1"), address("10.0.0.3:1"));
+        books.learn(ID, &[seed, liar], &[], Instant::now());
+        assert_eq!(books.due(ID, Instant::now()).len(), 2);
+        books.dialed(ID, seed, DialOutcome::Seed, true);
+        books.dialed(ID, liar, DialOutcome::Closed, true);
+        books.ban(liar.ip());
+        books.learn(ID, &[address("10.0.0.3:2")], &[], Instant::now());
+        let later = Instant::now() + FIRST_BACKOFF + Duration::from_secs(1);
+        assert_eq!(books.due(ID, later), [seed]);
+        books.dialed(ID, seed, DialOutcome::Seed, false);
+        assert!(books.due(ID, later).is_empty(), "two seeds are no use to each other");
     }
 
     #[test]
@@ -221,7 +262,7 @@ mod tests {
         books.learn(ID, &peers, &[], Instant::now());
         assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
         let failed = books.due(ID, Instant::now())[0];
-        books.dialed(ID, failed, DialOutcome::Refused);
+        books.dialed(ID, failed, DialOutcome::Refused, false);
         books.learn(ID, &[address("10.0.0.7:7")], &[], Instant::now());
         assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
         assert!(!books.books[&ID].entries.contains_key(&failed), "the place of one that failed");

@@ -102,6 +102,31 @@ impl Pending {
         }
     }
 
+    /// One more, added by a command.
+    pub fn push(&mut self, wanted: Wanted) {
+        self.queue.push_back(wanted);
+    }
+
+    /// It is not wanted any more, wherever it stands.
+    pub fn drop_origin(&mut self, origin: &Origin) {
+        self.queue.retain(|wanted| wanted.origin != *origin);
+        self.in_flight.remove(origin);
+        self.failed.remove(origin);
+    }
+
+    /// What commands added and is not in the registry yet: a reload keeps it.
+    pub fn added(&self) -> Vec<Wanted> {
+        let failed = self.failed.values().map(|failed| &failed.wanted);
+        let all = self.queue.iter().chain(self.in_flight.values()).chain(failed);
+        let mut added: Vec<Wanted> = Vec::new();
+        for wanted in all.filter(|wanted| wanted.origin.is_added()) {
+            if !added.iter().any(|known| known.origin == wanted.origin) {
+                added.push(wanted.clone());
+            }
+        }
+        added
+    }
+
     /// After a reload: these, and nothing else. What is being prepared goes on if it is still
     /// wanted; what failed is tried at once. Returns how many are new.
     pub fn replace(&mut self, wanted: Vec<Wanted>) -> usize {

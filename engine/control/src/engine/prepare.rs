@@ -19,12 +19,13 @@ use seedring_proto::{metainfo::Metainfo, units::InfoHash};
 use seedring_shard::torrent::{Contents, Stamp};
 use sha1::{Digest, Sha1};
 
+use super::download::prepare::{self as download, PreparedDownload};
 use super::look::{Condition, all_pieces, contents_of, look, still_verified};
 use crate::{
     config::model::{Folder, Verify},
     create,
     plan::{Origin, Wanted},
-    state::{MadeTorrent, Record},
+    state::{Download, MadeTorrent, Record},
 };
 
 /// A .torrent file may be so large (RELIABILITY: libtorrent's 10 MB is too small for real ones).
@@ -50,11 +51,16 @@ pub struct Prepared {
     /// The store has exactly this.
     pub stored: bool,
     pub uploaded_bytes: u64,
+    pub downloaded_bytes: u64,
+    /// By the user's word, before this start.
+    pub paused: bool,
     pub added_at: Option<i64>,
     /// Made just now: remember it.
     pub made: Option<MadeTorrent>,
     /// Kept where verification follows at once.
     pub contents: Option<Arc<Contents>>,
+    /// `Some`: it is, or was, downloaded.
+    pub download: Option<Box<PreparedDownload>>,
 }
 
 /// Where a torrent's parts lie on this machine.
@@ -72,6 +78,8 @@ pub enum Error {
     Read { path: PathBuf, error: io::Error },
     #[error("{path}: {why}")]
     Torrent { path: PathBuf, why: String },
+    #[error("download into {folder}: {why}")]
+    Download { folder: PathBuf, why: String },
     #[error("{0}")]
     Create(#[from] create::Error),
 }
@@ -92,6 +100,8 @@ pub struct Known {
     pub cancelled: AtomicBool,
     records: Mutex<HashMap<InfoHash, Record>>,
     made: Mutex<HashMap<PathBuf, Vec<MadeTorrent>>>,
+    /// Of torrents in the registry too.
+    downloads: Mutex<HashMap<InfoHash, Download>>,
 }
 
 impl Known {
@@ -100,6 +110,7 @@ impl Known {
         direct_io: bool,
         records: HashMap<InfoHash, Record>,
         made: HashMap<PathBuf, Vec<MadeTorrent>>,
+        downloads: HashMap<InfoHash, Download>,
     ) -> Known {
         Known {
             state_dir,
@@ -107,6 +118,7 @@ impl Known {
             cancelled: AtomicBool::new(false),
             records: Mutex::new(records),
             made: Mutex::new(made),
+            downloads: Mutex::new(downloads),
         }
     }
 
@@ -120,6 +132,33 @@ impl Known {
 
     fn made(&self) -> MutexGuard<'_, HashMap<PathBuf, Vec<MadeTorrent>>> {
         self.made.lock().expect("invariant: no panic while held")
+    }
+
+    fn downloads(&self) -> MutexGuard<'_, HashMap<InfoHash, Download>> {
+        self.downloads.lock().expect("invariant: no panic while held")
+    }
+
+    pub fn record_of(&self, hash: &InfoHash) -> Option<Record> {
+        self.records().get(hash).cloned()
+    }
+
+    pub fn download_of(&self, hash: &InfoHash) -> Option<Download> {
+        self.downloads().get(hash).cloned()
+    }
+
+    pub fn keep_download(&self, hash: InfoHash, download: Download) {
+        self.downloads().insert(hash, download);
+    }
+
+    /// A command removed it: nothing is known of it any more.
+    pub fn forget(&self, hash: &InfoHash) {
+        self.downloads().remove(hash);
+        self.records().remove(hash);
+    }
+
+    /// Whether a folder's torrent has this hash, so that its .torrent is still needed.
+    pub fn is_made(&self, hash: &InfoHash) -> bool {
+        self.made().values().flatten().any(|made| made.info_hash == *hash)
     }
 
     /// A torrent left the registry: what is known of it, should it come back.
@@ -167,6 +206,10 @@ pub fn prepare(
             Ok(finish(wanted, known, &metainfo, place))
         }
         Origin::Folder(folder) => from_folder(wanted, &folder, known, progress),
+        Origin::Download { from, folder, options } => {
+            download::configured(wanted, known, &from, &folder, &options)
+        }
+        Origin::Added { info_hash, .. } => download::added(wanted, known, info_hash),
     }
 }
 
@@ -212,9 +255,12 @@ fn finish(wanted: Wanted, known: &Known, metainfo: &Metainfo, place: Place) -> P
         stamps,
         stored,
         uploaded_bytes: record.as_ref().map_or(0, |r| r.uploaded_bytes),
+        downloaded_bytes: record.as_ref().map_or(0, |r| r.downloaded_bytes),
+        paused: record.as_ref().is_some_and(|r| r.paused),
         added_at: record.map(|r| r.added_at),
         made: None,
         contents: contents.filter(|_| needs_hashing).map(Arc::new),
+        download: None,
         wanted,
     }
 }
@@ -323,7 +369,7 @@ fn manifest_of(folder: &Folder, content: &create::Content) -> [u8; 20] {
 }
 
 /// Writes a file that is there whole or not at all, also after a crash.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut file = fs::File::create(&fresh)?;
     io::Write::write_all(&mut file, bytes)?;

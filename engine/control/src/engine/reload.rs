@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -14,8 +14,8 @@ use seedring_shard::Globals;
 
 use super::{Engine, Note, torrents::State};
 use crate::{
-    config::model::{Config, Source, TorrentSource},
-    plan::{Origin, Plan, Wanted, reconcile, removals_max},
+    config::model::{Config, Files, Source, TorrentSource},
+    plan::{From, Origin, Plan, Wanted, reconcile, removals_max},
 };
 
 /// All torrents that a configuration asks for. Blocking: looks through folders for patterns.
@@ -35,9 +35,14 @@ pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
                 if found.is_empty() {
                     tracing::warn!("line {line}: {} matches nothing", files.patterns.join(", "));
                 }
-                let origin = |torrent| Origin::File { torrent, content: files.content.clone() };
+                let origin = |torrent| origin_of(torrent, files);
                 found.into_iter().map(origin).collect()
             }
+            Source::Magnet(magnet) => vec![Origin::Download {
+                from: From::Magnet(magnet.link.clone()),
+                folder: magnet.folder.clone(),
+                options: magnet.download.clone(),
+            }],
         };
         wanted.extend(origins.into_iter().map(|origin| Wanted {
             origin,
@@ -48,6 +53,18 @@ pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
         }));
     }
     Ok(wanted)
+}
+
+fn origin_of(torrent: PathBuf, files: &Files) -> Origin {
+    let content = files.content.clone();
+    match &files.download {
+        None => Origin::File { torrent, content },
+        Some(options) => Origin::Download {
+            from: From::Torrent(torrent),
+            folder: content,
+            options: options.clone(),
+        },
+    }
 }
 
 /// Limits and timeouts that all shards read. `now`: the shards' time.
@@ -171,7 +188,9 @@ impl Engine {
                 self.looking.insert(id, now);
             }
         }
-        let add = self.pending.replace(plan.add);
+        let mut wanted = plan.add;
+        wanted.extend(self.pending.added());
+        let add = self.pending.replace(wanted);
         self.told_ready = false;
         tracing::info!("reloaded: {add} added, {remove} removed, {change} changed");
         self.prepare_next();

@@ -23,6 +23,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     Engine,
+    commands::added_before,
+    download::metadata::Fetches,
     muffled::Muffled,
     peers::{LEECHES_MAX, PeerBooks},
     pending::Pending,
@@ -92,7 +94,8 @@ async fn start(
         let state_dir = config.state_dir.clone();
         tokio::task::spawn_blocking(move || Store::open(&state_dir)).await??
     };
-    let wanted = wanted_of(&config).map_err(|why| anyhow!(why))?;
+    let mut wanted = wanted_of(&config).map_err(|why| anyhow!(why))?;
+    wanted.extend(added_before(&loaded));
 
     let peer_id = peer_id(rand::random());
     let globals = Arc::new(Globals::new(peer_id, CLIENT));
@@ -120,19 +123,26 @@ async fn start(
     let requests = control_socket::listen(&config.control_socket).await?;
     let shard_count = shards.len();
     let direct_io = config.direct_io != Switch::Off;
-    let known = Known::new(config.state_dir.clone(), direct_io, loaded.torrents, loaded.made);
+    let known = Known::new(
+        config.state_dir.clone(),
+        direct_io,
+        loaded.torrents,
+        loaded.made,
+        loaded.downloads,
+    );
     let mut engine = Engine {
         display: Display::new(),
         globals,
         shards,
         torrents,
         known: Arc::new(known),
-        store,
+        store: Arc::new(store),
         trackers,
         embedded,
         leeches,
         catalogue,
         peers: PeerBooks::default(),
+        fetches: Fetches::default(),
         pending: Pending::new(wanted),
         looking: HashMap::new(),
         rehash: HashMap::new(),
@@ -148,6 +158,7 @@ async fn start(
         saved_at: Instant::now(),
         shared_slots_at: Instant::now(),
         muffled: Muffled::default(),
+        there_since: None,
         config,
     };
     engine.share_slots();

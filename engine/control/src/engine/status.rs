@@ -14,9 +14,14 @@ use seedring_shard::{Command, PeerReport, torrent::TorrentId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::{display::Display, pages::Pages};
+pub use self::{
+    display::{Display, duration},
+    pages::{Pages, with_trackers},
+};
 use super::{
     Engine,
+    commands::Action,
+    download::missing_bytes,
     start::ANSWER_WITHIN,
     torrents::{State, Torrent},
 };
@@ -87,7 +92,7 @@ pub struct ShardReport {
 pub struct TorrentReport {
     pub info_hash: String,
     pub name: String,
-    /// `seeding`, `partial`, `verifying`, `waiting`.
+    /// `seeding`, `partial`, `verifying`, `waiting`, `downloading`, `halted`, `metadata`, `paused`.
     pub state: String,
     /// What is wrong or under way, for people.
     pub detail: Option<String>,
@@ -99,6 +104,23 @@ pub struct TorrentReport {
     pub connections: u32,
     pub private: bool,
     pub source: String,
+    #[serde(default)]
+    pub downloaded_bytes: u64,
+    /// Bytes that are wanted and missing.
+    #[serde(default)]
+    pub missing_bytes: u64,
+    #[serde(default)]
+    pub download_bytes_per_s: u64,
+    #[serde(default)]
+    pub upload_bytes_per_s: u64,
+    /// At the rate of now; `None`: nothing is missing, or nothing comes.
+    #[serde(default)]
+    pub eta_s: Option<u64>,
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Added by a command: a command may remove it.
+    #[serde(default)]
+    pub added: bool,
 }
 
 /// One torrent in full, as `seedring show` shows it.
@@ -148,6 +170,7 @@ pub enum Request {
     List(oneshot::Sender<Result<String, String>>),
     /// An info-hash, the beginning of one, or a name.
     Show(String, oneshot::Sender<Result<String, String>>),
+    Act(Box<Action>, oneshot::Sender<Result<String, String>>),
 }
 
 /// A `show` that waits for the shards' peers.
@@ -156,7 +179,7 @@ pub(crate) struct PeerRequest {
 }
 
 impl Engine {
-    pub(super) fn answer(&mut self, request: Request) {
+    pub(super) async fn answer(&mut self, request: Request) {
         match request {
             Request::List(answer) => {
                 let report = serde_json::to_string(&self.report());
@@ -168,6 +191,7 @@ impl Engine {
                     let _ = answer.send(Err(why));
                 }
             },
+            Request::Act(action, answer) => self.act(*action, answer).await,
         }
     }
 
@@ -195,7 +219,7 @@ impl Engine {
     }
 
     /// The one torrent that a user means.
-    fn find(&self, which: &str) -> Result<TorrentId, String> {
+    pub(super) fn find(&self, which: &str) -> Result<TorrentId, String> {
         let lower = which.to_ascii_lowercase();
         let matches = |t: &&Torrent| {
             t.name == which || (lower.len() >= 4 && t.info_hash().to_string().starts_with(&lower))
@@ -283,7 +307,16 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         State::Seeding => ("seeding", torrent.note.clone()),
         State::Partial => ("partial", torrent.note.clone()),
         State::Waiting(why) => ("waiting", Some(why.clone())),
+        State::Metadata => ("metadata", torrent.note.clone()),
+        State::Paused => ("paused", None),
+        State::Downloading => match torrent.download.as_ref().and_then(|it| it.halted.as_ref()) {
+            Some(halt) => ("halted", Some(halt.why.clone())),
+            None => ("downloading", None),
+        },
     };
+    let rates = torrent.download.as_ref().map(|it| it.rates).unwrap_or_default();
+    let missing_bytes = missing_bytes(torrent);
+    let comes = missing_bytes > 0 && rates.down >= 1.0;
     TorrentReport {
         info_hash: torrent.info_hash().to_string(),
         name: torrent.name.clone(),
@@ -297,6 +330,13 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         connections: torrent.shared.connections.load(std::sync::atomic::Ordering::Relaxed),
         private: torrent.private,
         source: torrent.wanted.origin.path().display().to_string(),
+        downloaded_bytes: torrent.downloaded_bytes(),
+        missing_bytes,
+        download_bytes_per_s: rates.down as u64,
+        upload_bytes_per_s: rates.up as u64,
+        eta_s: comes.then(|| (missing_bytes as f64 / rates.down).ceil() as u64),
+        labels: torrent.download.as_ref().map(|it| it.row.labels.clone()).unwrap_or_default(),
+        added: torrent.wanted.origin.is_added(),
     }
 }
 

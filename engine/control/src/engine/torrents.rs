@@ -5,20 +5,28 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, RwLock, atomic::Ordering},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use seedring_proto::{tracker::announce::Totals, units::InfoHash};
+use seedring_proto::{
+    swarm::metadata::LEFT_WHILE_UNKNOWN_BYTES, tracker::announce::Totals, units::InfoHash,
+};
 use seedring_shard::torrent::{Phase, Shared, Stamp, TorrentId};
 
 use super::{
+    download::Downloading,
     look::Condition,
     prepare::{Place, Prepared},
 };
 use crate::{config::model::Verify, plan::Wanted, state::Record};
 
-/// Equal to no (uploaded bytes, verified pieces).
-const NEVER_SAVED: (u64, u32) = (u64::MAX, 0);
+/// Equal to no `Torrent::progress`.
+const NEVER_SAVED: Progress = (u64::MAX, 0, 0);
+/// Uploaded bytes, downloaded bytes, pieces that count as had.
+type Progress = (u64, u64, u32);
 
 /// What a torrent is doing, as the user sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +38,12 @@ pub enum State {
         failed: u32,
     },
     Seeding,
+    /// Something that is wanted is missing.
+    Downloading,
+    /// A magnet: no peer has told yet what the files are.
+    Metadata,
+    /// By the user's word: no peers, no trackers, no file open.
+    Paused,
     /// Some pieces do not match: the others are seeded.
     Partial,
     /// Content is not there, or not as the torrent says; looked at again every few seconds.
@@ -64,24 +78,37 @@ pub struct Torrent {
     pub troubles: u32,
     /// Trackers were told of it, and are told when it goes.
     pub on_trackers: bool,
+    /// All that is there is hashed before it is served again, whatever is known of it.
+    pub recheck: bool,
+    pub downloaded_before: u64,
+    /// It is, or was, downloaded.
+    pub download: Option<Box<Downloading>>,
     /// What was verified before it was trusted: trust is not remembered as verification.
     proven: Option<Box<[u8]>>,
-    saved: (u64, u32),
+    saved: Progress,
 }
 
 impl Torrent {
     pub fn new(shared: Arc<Shared>, prepared: Prepared, added_at: i64) -> Torrent {
         let saved = match prepared.stored {
-            true => (prepared.uploaded_bytes, shared.pieces.verified_count()),
+            true => {
+                let pieces = shared.pieces.verified_count();
+                (prepared.uploaded_bytes, prepared.downloaded_bytes, pieces)
+            }
             false => NEVER_SAVED,
         };
         let state = match prepared.condition {
+            _ if prepared.paused => State::Paused,
             Condition::Present { .. } => State::Seeding,
             Condition::Missing(why) | Condition::Differs(why) => State::Waiting(why),
+            Condition::Unknown => State::Metadata,
         };
         let trusted = prepared.wanted.verify == Verify::Trust;
         Torrent {
             uploaded_before: prepared.uploaded_bytes,
+            downloaded_before: prepared.downloaded_bytes,
+            recheck: false,
+            download: prepared.download.map(|download| Box::new(Downloading::new(*download))),
             shared,
             name: prepared.name,
             total_bytes: prepared.total_bytes,
@@ -128,13 +155,35 @@ impl Torrent {
         self.shared.uploaded_bytes.load(Ordering::Relaxed)
     }
 
+    pub fn downloaded_bytes(&self) -> u64 {
+        self.shared.downloaded_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether something that is wanted is missing, as far as is known.
+    pub fn is_downloading(&self) -> bool {
+        self.shared.download.load().is_some()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.state == State::Paused
+    }
+
+    /// What the store would keep, in numbers: another one means that it is to be saved.
+    fn progress(&self) -> Progress {
+        let pieces = match &*self.shared.download.load() {
+            Some(download) => download.synced_bitfield().iter().map(|byte| byte.count_ones()).sum(),
+            None => self.shared.pieces.verified_count(),
+        };
+        (self.uploaded_bytes(), self.downloaded_bytes(), pieces)
+    }
+
     pub fn is_active(&self) -> bool {
         self.shared.phase() == Phase::Active
     }
 
     /// The record to save, if something changed since the last one.
     pub fn record_if_changed(&mut self) -> Option<Record> {
-        let now = (self.uploaded_bytes(), self.shared.pieces.verified_count());
+        let now = self.progress();
         if now == self.saved {
             return None;
         }
@@ -150,13 +199,17 @@ impl Torrent {
             verified: self.verified(),
             stamps: self.stamps.to_vec(),
             added_at: self.added_at,
+            downloaded_bytes: self.downloaded_bytes(),
+            paused: self.is_paused(),
         }
     }
 
+    /// What may be stored as had: hashed, and of a download synced besides (D2).
     pub fn verified(&self) -> Vec<u8> {
-        match &self.proven {
-            Some(bits) => bits.to_vec(),
-            None => self.shared.pieces.verified_bitfield(),
+        match (&self.proven, &*self.shared.download.load()) {
+            (Some(bits), _) => bits.to_vec(),
+            (None, Some(download)) => download.synced_bitfield(),
+            (None, None) => self.shared.pieces.verified_bitfield(),
         }
     }
 
@@ -166,8 +219,46 @@ impl Torrent {
     }
 }
 
-/// The counters, what was uploaded before they count for trackers, and the torrent's bytes.
-type TotalsRow = (Arc<Shared>, u64, u64);
+/// What totals are made of.
+struct TotalsRow {
+    shared: Arc<Shared>,
+    uploaded_before: u64,
+    downloaded_before: u64,
+    total_bytes: u64,
+}
+
+impl TotalsRow {
+    fn of(torrent: &Torrent) -> TotalsRow {
+        TotalsRow {
+            shared: torrent.shared.clone(),
+            uploaded_before: torrent.uploaded_before,
+            downloaded_before: torrent.downloaded_before,
+            total_bytes: torrent.total_bytes,
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        let since =
+            |count: &AtomicU64, before| count.load(Ordering::Relaxed).saturating_sub(before);
+        let map = &self.shared.pieces;
+        let pieces = u64::from(map.piece_count());
+        // Of a seed that offers what it has not hashed yet (`verify: quick`) nothing is left.
+        let had = u64::from(map.offered_count().max(map.verified_count()));
+        let missing = u128::from(pieces.saturating_sub(had));
+        // Bits, not bytes, are known here: a missing piece counts as an average one.
+        let left = u128::from(self.total_bytes) * missing / u128::from(pieces.max(1));
+        Totals {
+            uploaded_bytes: since(&self.shared.uploaded_bytes, self.uploaded_before),
+            downloaded_bytes: since(&self.shared.downloaded_bytes, self.downloaded_before),
+            left_bytes: if pieces == 0 { LEFT_WHILE_UNKNOWN_BYTES } else { left as u64 },
+        }
+    }
+}
+
+/// What trackers are told of a torrent now.
+pub fn totals_of(torrent: &Torrent) -> Totals {
+    TotalsRow::of(torrent).totals()
+}
 
 /// The registry.
 #[derive(Default)]
@@ -187,8 +278,7 @@ impl Torrents {
 
     pub fn insert(&mut self, torrent: Torrent) {
         let (id, hash) = (torrent.shared.id, torrent.info_hash());
-        let row = (torrent.shared.clone(), torrent.uploaded_before, torrent.total_bytes);
-        self.totals.write().expect("invariant: no panic while held").insert(hash, row);
+        self.set_totals(hash, TotalsRow::of(&torrent));
         self.by_hash.insert(hash, id);
         self.by_id.insert(id, torrent);
     }
@@ -197,8 +287,12 @@ impl Torrents {
     pub fn reset_totals(&mut self, id: TorrentId) {
         let Some(torrent) = self.by_id.get_mut(&id) else { return };
         torrent.uploaded_before = torrent.uploaded_bytes();
-        let row = (torrent.shared.clone(), torrent.uploaded_before, torrent.total_bytes);
-        let hash = torrent.info_hash();
+        torrent.downloaded_before = torrent.downloaded_bytes();
+        let (hash, row) = (torrent.info_hash(), TotalsRow::of(torrent));
+        self.set_totals(hash, row);
+    }
+
+    fn set_totals(&self, hash: InfoHash, row: TotalsRow) {
         self.totals.write().expect("invariant: no panic while held").insert(hash, row);
     }
 
@@ -220,9 +314,7 @@ impl Torrents {
         let totals = self.totals.clone();
         move |hash| {
             let totals = totals.read().expect("invariant: no panic while held");
-            totals.get(hash).map_or_else(Totals::default, |(shared, before, total)| {
-                totals_of(shared, *before, *total)
-            })
+            totals.get(hash).map_or_else(Totals::default, TotalsRow::totals)
         }
     }
 
@@ -252,18 +344,5 @@ impl Torrents {
 
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
-    }
-}
-
-pub fn totals_of(shared: &Shared, uploaded_before: u64, total_bytes: u64) -> Totals {
-    let uploaded = shared.uploaded_bytes.load(Ordering::Relaxed);
-    let uploaded = uploaded.saturating_sub(uploaded_before);
-    let pieces = u64::from(shared.pieces.piece_count()).max(1);
-    let missing = pieces.saturating_sub(u64::from(shared.pieces.offered_count()));
-    Totals {
-        uploaded_bytes: uploaded,
-        downloaded_bytes: 0,
-        // Bits, not bytes, are known here: a missing piece counts as an average one.
-        left_bytes: (u128::from(total_bytes) * u128::from(missing) / u128::from(pieces)) as u64,
     }
 }

@@ -34,7 +34,11 @@ impl Engine {
     pub(super) fn send_verify(&mut self, id: TorrentId) {
         let shards = self.shards.len();
         let Some(torrent) = self.torrents.get_mut(id) else { return };
-        let mut parts = parts_of(&torrent.shared, shards as u32);
+        let ranges = match &torrent.download {
+            Some(download) => download.to_verify.clone(),
+            None => unverified(&torrent.shared),
+        };
+        let mut parts = parts_of(ranges, torrent.shared.pieces.piece_count(), shards as u32);
         if parts.is_empty() {
             parts.push((0, 0)); // verified meanwhile: an empty part says so
         }
@@ -64,6 +68,10 @@ impl Engine {
         }
         if torrent.verifying > 0 {
             return;
+        }
+        if torrent.download.is_some() {
+            self.download_verified(id, failed).await;
+            return self.tell_when_ready();
         }
         let good = torrent.shared.pieces.verified_count();
         if good == of {
@@ -108,7 +116,9 @@ impl Engine {
             self.rehash.remove(&id);
             let Some(torrent) = self.torrents.get(id) else { continue };
             match torrent.state {
-                State::Seeding | State::Partial if torrent.shared.phase() == Phase::Active => {
+                State::Seeding | State::Partial
+                    if torrent.shared.phase() == Phase::Active && torrent.download.is_none() =>
+                {
                     self.verify_missing(id);
                 }
                 State::Verifying { .. } => {
@@ -120,8 +130,8 @@ impl Engine {
     }
 }
 
-/// Runs of pieces that are not verified, cut so that every shard has some; the others are offered.
-fn parts_of(shared: &Shared, shards: u32) -> Vec<(u32, u32)> {
+/// Runs of pieces that are not verified; the others are offered.
+fn unverified(shared: &Shared) -> Vec<(u32, u32)> {
     let pieces = &shared.pieces;
     let count = pieces.piece_count();
     let mut ranges: Vec<(u32, u32)> = Vec::new();
@@ -136,6 +146,11 @@ fn parts_of(shared: &Shared, shards: u32) -> Vec<(u32, u32)> {
             ranges.push((piece, 1));
         }
     }
+    ranges
+}
+
+/// Runs of pieces cut so that every shard has some.
+fn parts_of(ranges: Vec<(u32, u32)>, count: u32, shards: u32) -> Vec<(u32, u32)> {
     let part = count.div_ceil(shards).max(PART_PIECES_MIN);
     let cuts = |(first, length): (u32, u32)| {
         (0..length).step_by(part as usize).map(move |at| (first + at, part.min(length - at)))
@@ -155,12 +170,13 @@ mod tests {
         for piece in [0, 700, 701, 1_999] {
             shared.pieces.set_verified(PieceIndex(piece), true);
         }
-        let parts = parts_of(&shared, 2);
+        let parts = parts_of(unverified(&shared), 2_000, 2);
         let pieces: Vec<u32> = parts.iter().flat_map(|(at, n)| *at..*at + *n).collect();
         let expected: Vec<u32> = (0..2_000).filter(|p| ![0, 700, 701, 1_999].contains(p)).collect();
         assert_eq!(pieces, expected);
         assert!(parts.len() > 2 && parts.iter().all(|(_, n)| *n <= 1_000));
         assert_eq!(shared.pieces.offered_count(), 4);
-        assert_eq!(parts_of(&Shared::new(TorrentId(2), InfoHash([0; 20]), 200), 2), [(0, 200)]);
+        let fresh = Shared::new(TorrentId(2), InfoHash([0; 20]), 200);
+        assert_eq!(parts_of(unverified(&fresh), 200, 2), [(0, 200)]);
     }
 }

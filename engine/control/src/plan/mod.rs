@@ -6,12 +6,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use seedring_proto::units::InfoHash;
 
-use crate::config::model::{Folder, TorrentLimits, TrackerRef, Trackers, Verify};
+use crate::config::model::{DownloadOptions, Folder, TorrentLimits, TrackerRef, Trackers, Verify};
 
 /// A torrent that the configuration asks for, before anything of it was read.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,15 +31,34 @@ pub enum Origin {
     File { torrent: PathBuf, content: PathBuf },
     /// Content for which the engine makes the torrent.
     Folder(Folder),
+    /// Content that is downloaded into `folder`.
+    Download { from: From, folder: PathBuf, options: DownloadOptions },
+    /// Added by a command; the state store has all the rest. `name` is for messages.
+    Added { info_hash: InfoHash, name: String },
+}
+
+/// What a download begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum From {
+    Torrent(PathBuf),
+    Magnet(String),
 }
 
 impl Origin {
-    /// The path that names it in messages and over reloads.
-    pub fn path(&self) -> &PathBuf {
+    /// What names it in messages and over reloads.
+    pub fn path(&self) -> &Path {
         match self {
             Origin::File { torrent, .. } => torrent,
             Origin::Folder(folder) => &folder.path,
+            Origin::Download { from: From::Torrent(torrent), .. } => torrent,
+            Origin::Download { from: From::Magnet(link), .. } => Path::new(link),
+            Origin::Added { name, .. } => Path::new(name),
         }
+    }
+
+    /// Whether it came by a command: the configuration says nothing about it.
+    pub fn is_added(&self) -> bool {
+        matches!(self, Origin::Added { .. })
     }
 }
 
@@ -80,8 +99,10 @@ pub fn reconcile(wanted: &[Wanted], known: &HashMap<InfoHash, Wanted>) -> Plan {
             _ => plan.add.push(item.clone()),
         }
     }
-    let paths: HashSet<&PathBuf> = wanted.iter().map(|item| item.origin.path()).collect();
-    let gone = known.iter().filter(|(hash, _)| !kept.contains(*hash));
+    let paths: HashSet<&Path> = wanted.iter().map(|item| item.origin.path()).collect();
+    // What a command added is not the configuration's to remove.
+    let listed = known.iter().filter(|(_, wanted)| !wanted.origin.is_added());
+    let gone = listed.filter(|(hash, _)| !kept.contains(*hash));
     plan.lost = gone.clone().filter(|(_, wanted)| !paths.contains(wanted.origin.path())).count();
     plan.remove = gone.map(|(hash, _)| *hash).collect();
     plan.remove.sort_unstable();
@@ -137,6 +158,16 @@ mod tests {
         assert_eq!(plan.remove, [InfoHash([0; 20])]);
         assert_eq!(plan.change, [(InfoHash([1; 20]), changed)]);
         assert_eq!(plan.lost, 1);
+    }
+
+    #[test]
+    fn what_a_command_added_stays_over_a_reload() {
+        let mut added = wanted("");
+        added.origin = Origin::Added { info_hash: InfoHash([7; 20]), name: "x".into() };
+        let mut known = known(&["a"]);
+        known.insert(InfoHash([7; 20]), added);
+        let plan = reconcile(&[], &known);
+        assert_eq!((plan.remove, plan.lost), (vec![InfoHash([0; 20])], 1));
     }
 
     #[test]

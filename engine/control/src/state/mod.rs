@@ -7,6 +7,7 @@
 //! Write-ahead log, `synchronous = FULL`: a flush that returned is on disk. Records of one torrent
 //! that come faster than the disk takes them are merged; the newest one wins.
 
+mod downloads;
 mod encode;
 mod schema;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use std::{collections::HashMap, path::PathBuf, time::Duration};
 use seedring_proto::units::InfoHash;
 use seedring_shard::torrent::Stamp;
 
-pub use self::thread::Store;
+pub use self::thread::{Flush, Store};
 
 /// What is kept of a torrent.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -31,6 +32,42 @@ pub struct Record {
     pub stamps: Vec<Option<Stamp>>,
     /// Seconds since 1970.
     pub added_at: i64,
+    /// Payload received, what was thrown away included.
+    pub downloaded_bytes: u64,
+    /// By the user's word.
+    pub paused: bool,
+}
+
+/// A torrent that is, or was, downloaded. Its .torrent lies in `torrents/` once it is known, and
+/// is there (synced) before this says so.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Download {
+    /// The save folder, absolute.
+    pub folder: PathBuf,
+    /// Identity of that folder (D5): what its marker file says; empty: it was not made yet.
+    pub root: String,
+    /// The link it came by. Until `files` is known it is all there is.
+    pub magnet: Option<String>,
+    /// A row a file, in the torrent's order; empty: the metadata is not known yet.
+    pub files: Vec<FileRow>,
+    /// Patterns of the files to download; empty: all.
+    pub only: Vec<String>,
+    pub sequential: bool,
+    pub labels: Vec<String>,
+    /// Added by a command, so that a command may remove it; else by the configuration.
+    pub by_command: bool,
+    pub added_at: i64,
+    /// Everything wanted was there and synced, seconds since 1970.
+    pub completed_at: Option<i64>,
+}
+
+/// What is kept of one file of a download.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileRow {
+    /// 0: not wanted; at most 7.
+    pub priority: u8,
+    /// It was there before us: never deleted (D6).
+    pub foreign: bool,
 }
 
 /// A folder whose torrent was made: valid while `manifest` (paths, sizes, times, options) is the
@@ -47,6 +84,7 @@ pub struct MadeTorrent {
 #[derive(Debug, Default)]
 pub struct Loaded {
     pub torrents: HashMap<InfoHash, Record>,
+    pub downloads: HashMap<InfoHash, Download>,
     /// In the order in which they were made.
     pub made: HashMap<PathBuf, Vec<MadeTorrent>>,
     /// Told to trackers so that they know us when our address changes; kept for good.

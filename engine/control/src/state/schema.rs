@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::Error;
 
 /// `PRAGMA user_version` of a database that is up to date.
-pub const VERSION: i64 = 2;
+pub const VERSION: i64 = 3;
 
 const FIRST: &str = "
 CREATE TABLE torrents (
@@ -38,6 +38,25 @@ ALTER TABLE made ADD COLUMN options BLOB NOT NULL DEFAULT x'';
 ALTER TABLE made ADD COLUMN made_at INTEGER NOT NULL DEFAULT 0;
 ";
 
+/// What is downloaded, and what of any torrent goes with it.
+const THIRD: &str = "
+ALTER TABLE torrents ADD COLUMN downloaded_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE torrents ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE downloads (
+    info_hash BLOB PRIMARY KEY CHECK (length(info_hash) = 20),
+    folder BLOB NOT NULL,
+    root TEXT NOT NULL,
+    magnet TEXT,
+    files BLOB NOT NULL,
+    only TEXT NOT NULL,
+    sequential INTEGER NOT NULL,
+    labels TEXT NOT NULL,
+    by_command INTEGER NOT NULL,
+    added_at INTEGER NOT NULL,
+    completed_at INTEGER
+) WITHOUT ROWID;
+";
+
 /// Brings the schema up to date, or says why it can't be.
 pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
     let fail = |source| Error::Database { path: path.to_owned(), source };
@@ -47,7 +66,7 @@ pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
         return Err(Error::Newer { path: path.to_owned(), found, known: VERSION });
     }
     // Each step is a transaction of its own: an interrupted one leaves the version before it.
-    for (version, step) in [(1, FIRST), (2, SECOND)] {
+    for (version, step) in [(1, FIRST), (2, SECOND), (3, THIRD)] {
         if found < version {
             let change = database.transaction().map_err(fail)?;
             change.execute_batch(step).map_err(fail)?;

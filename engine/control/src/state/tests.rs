@@ -13,7 +13,50 @@ fn record(uploaded_bytes: u64) -> Record {
         verified: vec![0xff, 0x80],
         stamps: vec![Some(stamp), None],
         added_at: 1_700_000_000,
+        downloaded_bytes: 3,
+        paused: true,
     }
+}
+
+fn download(folder: &str) -> Download {
+    Download {
+        folder: folder.into(),
+        root: "0123".into(),
+        magnet: Some("magnet:?xt=urn:btih:0".into()),
+        files: vec![
+            FileRow { priority: 7, foreign: true },
+            FileRow { priority: 0, foreign: false },
+        ],
+        only: vec!["*.iso".into(), "größe \"x\"".into()],
+        sequential: true,
+        labels: vec!["a".into()],
+        by_command: true,
+        added_at: 5,
+        completed_at: Some(9),
+    }
+}
+
+#[test]
+fn a_download_is_there_once_after_its_flush_and_never_again_after_it_was_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kept, gone) = (InfoHash([1; 20]), InfoHash([2; 20]));
+    let (store, _) = Store::open(dir.path()).unwrap();
+    for hash in [kept, gone] {
+        store.save_download(hash, Download::default());
+        store.save_download(hash, download("/srv/ä"));
+        store.save(hash, record(1));
+    }
+    store.flush_later().wait().unwrap();
+    // In one batch and over several: what came last counts.
+    store.save_download(gone, download("/elsewhere"));
+    store.forget(gone);
+    store.flush().unwrap();
+    store.forget(kept);
+    store.save_download(kept, download("/srv/ä"));
+    drop(store);
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.downloads, HashMap::from([(kept, download("/srv/ä"))]));
+    assert!(loaded.torrents.is_empty(), "totals go with it");
 }
 
 #[test]
@@ -140,11 +183,14 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     drop(store);
     let database = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
     let back = "ALTER TABLE made DROP COLUMN options; ALTER TABLE made DROP COLUMN made_at;
+                ALTER TABLE torrents DROP COLUMN downloaded_bytes;
+                ALTER TABLE torrents DROP COLUMN paused; DROP TABLE downloads;
                 PRAGMA user_version = 1;";
     database.execute_batch(back).unwrap();
     drop(database);
     let (_store, loaded) = Store::open(dir.path()).unwrap();
-    assert_eq!(loaded.torrents[&InfoHash([4; 20])], record(11));
+    let expected = Record { downloaded_bytes: 0, paused: false, ..record(11) };
+    assert_eq!(loaded.torrents[&InfoHash([4; 20])], expected);
     assert_eq!(loaded.made[Path::new("/srv")][0].options, [0; 20], "equal to no folder's options");
 }
 

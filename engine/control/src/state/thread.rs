@@ -20,7 +20,7 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, params};
 use seedring_proto::units::InfoHash;
 
-use super::{BATCH, Error, Loaded, MadeTorrent, Record, encode, schema};
+use super::{BATCH, Download, Error, Loaded, MadeTorrent, Record, downloads, encode, schema};
 
 /// Messages that wait; a sender that finds it full waits for the disk.
 const QUEUE_MAX: usize = 16_384;
@@ -33,6 +33,9 @@ const RETRY: Duration = Duration::from_secs(5);
 enum Message {
     Save(InfoHash, Box<Record>),
     Made(PathBuf, MadeTorrent),
+    Download(InfoHash, Box<Download>),
+    /// Totals, pieces and download of a torrent.
+    Forget(InfoHash),
     Flush(SyncSender<Result<(), String>>),
     Stop,
 }
@@ -103,6 +106,23 @@ impl Store {
         self.send(Message::Made(path, made));
     }
 
+    /// Keeps what a download needs; on disk when a flush that was asked for later has returned.
+    pub fn save_download(&self, info_hash: InfoHash, download: Download) {
+        self.send(Message::Download(info_hash, Box::new(download)));
+    }
+
+    /// Removes all that is kept of a torrent; for good when a flush has returned.
+    pub fn forget(&self, info_hash: InfoHash) {
+        self.send(Message::Forget(info_hash));
+    }
+
+    /// Waits for the disk on another thread: what was saved before this call.
+    pub fn flush_later(&self) -> Flush {
+        let (answer, done) = sync_channel(1);
+        self.send(Message::Flush(answer));
+        Flush { done }
+    }
+
     fn send(&self, message: Message) {
         // The thread ends only with this handle.
         let _ = self.queue.send(message);
@@ -110,9 +130,19 @@ impl Store {
 
     /// Waits until everything saved so far is on disk. Blocking.
     pub fn flush(&self) -> Result<(), String> {
-        let (answer, done) = sync_channel(1);
-        self.send(Message::Flush(answer));
-        done.recv().map_err(|_| "the state store's thread has ended".to_owned())?
+        self.flush_later().wait()
+    }
+}
+
+/// A flush that was asked for.
+pub struct Flush {
+    done: Receiver<Result<(), String>>,
+}
+
+impl Flush {
+    /// Blocking.
+    pub fn wait(self) -> Result<(), String> {
+        self.done.recv().map_err(|_| "the state store's thread has ended".to_owned())?
     }
 }
 
@@ -192,7 +222,8 @@ fn open(path: &Path) -> Result<(Connection, Loaded), Error> {
 
 fn load(database: &Connection) -> rusqlite::Result<Loaded> {
     let mut loaded = Loaded::default();
-    let columns = "info_hash, name, uploaded_bytes, verified, stamps, added_at";
+    let columns =
+        "info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused";
     let mut rows = database.prepare(&format!("SELECT {columns} FROM torrents"))?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
@@ -204,9 +235,12 @@ fn load(database: &Connection) -> rusqlite::Result<Loaded> {
             verified: if stamps.is_some() { row.get(3)? } else { Vec::new() },
             stamps: stamps.unwrap_or_default(),
             added_at: row.get(5)?,
+            downloaded_bytes: row.get::<_, i64>(6)? as u64,
+            paused: row.get(7)?,
         };
         loaded.torrents.insert(InfoHash(row.get(0)?), record);
     }
+    loaded.downloads = downloads::load(database)?;
     let mut rows =
         database.prepare("SELECT path, manifest, info_hash, options FROM made ORDER BY made_at")?;
     let mut rows = rows.query([])?;
@@ -238,13 +272,35 @@ fn load(database: &Connection) -> rusqlite::Result<Loaded> {
 
 #[derive(Default)]
 struct Batch {
-    records: HashMap<InfoHash, Box<Record>>,
+    /// `None`: to be removed.
+    records: HashMap<InfoHash, Option<Box<Record>>>,
+    downloads: HashMap<InfoHash, Option<Box<Download>>>,
     made: Vec<(PathBuf, MadeTorrent)>,
 }
 
 impl Batch {
     fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.made.is_empty()
+        self.records.is_empty() && self.downloads.is_empty() && self.made.is_empty()
+    }
+}
+
+impl Batch {
+    /// The newest word on a torrent counts.
+    fn take(&mut self, change: Message) {
+        match change {
+            Message::Save(info_hash, record) => {
+                self.records.insert(info_hash, Some(record));
+            }
+            Message::Made(path, made) => self.made.push((path, made)),
+            Message::Download(info_hash, download) => {
+                self.downloads.insert(info_hash, Some(download));
+            }
+            Message::Forget(info_hash) => {
+                self.records.insert(info_hash, None);
+                self.downloads.insert(info_hash, None);
+            }
+            Message::Flush(_) | Message::Stop => {}
+        }
     }
 }
 
@@ -272,10 +328,6 @@ impl Writer {
             let until = Instant::now() + BATCH;
             while let Some(message) = next.take() {
                 match message {
-                    Message::Save(info_hash, record) => {
-                        batch.records.insert(info_hash, record);
-                    }
-                    Message::Made(path, made) => batch.made.push((path, made)),
                     Message::Flush(answer) => {
                         flushes.push(answer);
                         break;
@@ -284,6 +336,7 @@ impl Writer {
                         stop = true;
                         break;
                     }
+                    change => batch.take(change),
                 }
                 let left = until.saturating_duration_since(Instant::now());
                 next = match messages.recv_timeout(left) {
@@ -335,10 +388,15 @@ fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
     {
         let mut save = change.prepare_cached(
             "INSERT OR REPLACE INTO torrents
-             (info_hash, name, uploaded_bytes, verified, stamps, added_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+             (info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?;
+        let mut forget = change.prepare_cached("DELETE FROM torrents WHERE info_hash = ?1")?;
         for (info_hash, record) in &batch.records {
+            let Some(record) = record else {
+                forget.execute([&info_hash.0[..]])?;
+                continue;
+            };
             save.execute(params![
                 &info_hash.0[..],
                 record.name,
@@ -346,8 +404,11 @@ fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
                 record.verified,
                 encode::stamps(&record.stamps),
                 record.added_at,
+                record.downloaded_bytes as i64,
+                record.paused,
             ])?;
         }
+        downloads::write(&change, &batch.downloads)?;
         let mut made = change.prepare_cached(
             "INSERT OR REPLACE INTO made (path, manifest, info_hash, options, made_at)
              VALUES (?1, ?2, ?3, ?4, (SELECT coalesce(max(made_at), 0) + 1 FROM made))",

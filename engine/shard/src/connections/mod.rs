@@ -13,6 +13,7 @@ pub mod dial;
 pub mod greet;
 pub mod receive;
 pub mod send;
+pub mod turns;
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -182,6 +183,11 @@ impl Asked {
         while self.total > queued as u32 {
             self.next(now);
         }
+    }
+
+    /// When the oldest request came.
+    pub fn oldest(&self) -> Option<Duration> {
+        self.runs.front().map(|(at, _)| *at)
     }
 
     /// The arrival time of the next request that is served.

@@ -120,6 +120,8 @@ fn content(config: &Config) -> Vec<Finding> {
         let (path, files) = match &torrent.source {
             Source::Folder(folder) => (&folder.path, Vec::new()),
             Source::Files(files) => (&files.content, files.expand().unwrap_or_default()),
+            // Its folder is made when the download begins.
+            Source::Magnet(_) => continue,
         };
         if seen.insert(path.clone()) {
             match readable(path) {
@@ -153,6 +155,7 @@ fn direct_io(config: &Config) -> Vec<Finding> {
         let path = match &torrent.source {
             Source::Folder(folder) => &folder.path,
             Source::Files(files) => &files.content,
+            Source::Magnet(magnet) => &magnet.folder,
         };
         let Some(file) = some_file(path) else { continue };
         let Ok(found) = fs::metadata(&file) else { continue };

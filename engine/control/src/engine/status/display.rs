@@ -3,11 +3,18 @@
 //! Owns: the status lines and their place on the terminal. Never: numbers of its own beside rates.
 //! Flow: once a second, engine's reports -> lines.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::super::{Engine, torrents::State};
+use super::super::{
+    Engine,
+    download::missing_bytes,
+    torrents::{State, Torrent},
+};
 
 /// Shards that get a line of their own.
 const SHARD_LINES_MAX: usize = 16;
@@ -39,6 +46,8 @@ struct Work {
     what: String,
     done: u64,
     of: u64,
+    /// Of a download, which has a rate of its own: bytes a second, and what else there is to say.
+    download: Option<(f64, String)>,
 }
 
 impl Display {
@@ -61,7 +70,7 @@ impl Display {
     }
 
     fn show_work(&mut self, work: Option<Work>) {
-        let Some(Work { what, done, of }) = work else {
+        let Some(Work { what, done, of, download }) = work else {
             if let Some(bars) = &mut self.bars
                 && let Some(bar) = bars.work.take()
             {
@@ -70,17 +79,19 @@ impl Display {
             }
             return;
         };
-        let left = if self.speed < 1.0 {
+        let (speed, more) = download.unwrap_or((self.speed, String::new()));
+        let left = if speed < 1.0 {
             String::from("?")
         } else {
-            duration((of - done) as f64 / self.speed)
+            duration(of.saturating_sub(done) as f64 / speed)
         };
-        let speed = rate(self.speed);
+        let speed = rate(speed);
         let Some(bars) = &mut self.bars else {
             if self.logged_at.elapsed() >= LOG_EVERY {
                 self.logged_at = Instant::now();
                 let percent = u128::from(done) * 100 / u128::from(of);
-                tracing::info!("{what}: {percent} % of {} MiB, {speed}, {left} left", of >> 20);
+                let mib = of >> 20;
+                tracing::info!("{what}: {percent} % of {mib} MiB, {speed}, {left} left{more}");
             }
             return;
         };
@@ -92,7 +103,7 @@ impl Display {
         bar.set_length(of);
         bar.set_position(done);
         bar.set_prefix(what);
-        bar.set_message(format!("{speed}, {left} left"));
+        bar.set_message(format!("{speed}, {left} left{more}"));
     }
 }
 
@@ -140,7 +151,8 @@ impl Engine {
     }
 
     fn work(&self) -> Option<Work> {
-        let mut work = Work { what: String::from("verifying"), done: 0, of: 0 };
+        let what = String::from("verifying");
+        let mut work = Work { what, done: 0, of: 0, download: None };
         for torrent in self.torrents.iter() {
             if let State::Verifying { done, of, .. } = &torrent.state {
                 let share = u128::from(torrent.total_bytes) * u128::from(*done);
@@ -153,12 +165,36 @@ impl Engine {
             work.of += progress.total_bytes;
             work.what = format!("hashing {}", progress.name);
         }
+        if work.of > 0 { Some(work) } else { self.downloads() }
+    }
+
+    /// All that is downloaded, as one.
+    fn downloads(&self) -> Option<Work> {
+        let fetching = |torrent: &&Torrent| torrent.state == State::Downloading;
+        let mut work = Work { what: String::new(), done: 0, of: 0, download: None };
+        let (mut speed, mut peers, mut pieces, mut had, mut torrents) = (0.0, 0, 0, 0, 0);
+        for torrent in self.torrents.iter().filter(fetching) {
+            let map = &torrent.shared.pieces;
+            let there = u128::from(torrent.total_bytes) * u128::from(map.verified_count());
+            let there = (there / u128::from(map.piece_count().max(1))) as u64;
+            work.done += there;
+            work.of += there + missing_bytes(torrent);
+            speed += torrent.download.as_ref().map_or(0.0, |download| download.rates.down);
+            peers += torrent.shared.connections.load(Ordering::Relaxed);
+            (had, pieces) = (had + map.verified_count(), pieces + map.piece_count());
+            torrents += 1;
+            work.what = format!("downloading {}", torrent.name);
+        }
+        if torrents > 1 {
+            work.what = format!("downloading {}", super::ready::plural(torrents));
+        }
+        work.download = Some((speed, format!(", {had} of {pieces} pieces, {peers} peers")));
         (work.of > 0).then_some(work)
     }
 }
 
 /// `1 h 4 min`, `4 min 10 s`, `10 s`.
-fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let seconds = seconds.ceil() as u64;
     match (seconds / 3_600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),

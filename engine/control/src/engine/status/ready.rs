@@ -21,12 +21,17 @@ impl Engine {
         let seeding = count(|state| matches!(state, State::Seeding | State::Partial));
         let waiting = count(|state| matches!(state, State::Waiting(_)));
         let failed = self.pending.failures().len();
-        let counts =
-            format!("{} seeding, {waiting} waiting for content, {failed} failed", plural(seeding));
+        let fetching = count(|state| matches!(state, State::Downloading | State::Metadata));
+        let downloading =
+            if fetching > 0 { format!("{fetching} downloading, ") } else { String::new() };
+        let counts = format!(
+            "{} seeding, {downloading}{waiting} waiting for content, {failed} failed",
+            plural(seeding)
+        );
         let Some(took) = after_start else { return tracing::info!("{counts}") };
         tracing::info!("{counts}, {:.1} s after start", took.as_secs_f64());
         let mut torrents: Vec<_> =
-            self.torrents.iter().filter(|torrent| torrent.is_active()).collect();
+            self.torrents.iter().filter(|t| t.is_active() && !t.is_downloading()).collect();
         if torrents.len() > LINKS_MAX {
             let text = "`seedring show TORRENT` prints a magnet link";
             return crate::logs::print(&format!("{}; {text}", plural(torrents.len())));

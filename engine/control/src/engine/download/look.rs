@@ -1,0 +1,423 @@
+//! What there is of a download on disk, against what the store says of it.
+//!
+//! Owns: looking at its files, what is trusted, what is hashed, the folder that shards write in.
+//! Never: hashes, writes content. Flow: prepare and the looks at content -> `Found` -> admit.
+//!
+//! While something is missing a file's time says nothing, since we write to it. What the store
+//! says was synced before it was stored (D2), so it is taken as it is where its file is long
+//! enough. What was there before us is hashed first.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use seedring_platform::{descriptors::OwnedFile, op::Allocation};
+use seedring_proto::{
+    metainfo::Metainfo,
+    units::{FileIndex, PieceIndex},
+};
+use seedring_shard::torrent::{Contents, Download as Transfer, Stamp, Writing};
+
+use super::{
+    super::look::{Condition, has_bit, still_verified},
+    root::{self, MARKER, Root},
+    select,
+};
+use crate::state::{Download, Record};
+
+/// What a look at a download found.
+pub struct Found {
+    pub condition: Condition,
+    /// Pieces that are had, BEP 3 bit order. Where the folder is away: all that were had.
+    pub verified: Vec<u8>,
+    pub stamps: Box<[Option<Stamp>]>,
+    pub contents: Option<Arc<Contents>>,
+    /// `None`: nothing is missing, as the store has it; or the folder is away.
+    pub transfer: Option<Arc<Transfer>>,
+    /// Runs of pieces that may be there, to be hashed.
+    pub to_verify: Vec<(u32, u32)>,
+    /// Bytes that are wanted and missing, and how many the file system has room for.
+    pub missing_bytes: u64,
+    pub free_bytes: u64,
+}
+
+/// How much of a file there is.
+struct OnDisk {
+    stamp: Stamp,
+    /// Something was written to it: not one hole.
+    has_blocks: bool,
+}
+
+/// What is believed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// The store.
+    Known,
+    /// Nothing: all that is there is hashed.
+    Again,
+    /// The bits, and that everything wanted is there: it was just completed.
+    Finished,
+}
+
+/// Looks, and gets ready what shards need. `row.files` must be chosen already.
+pub fn look(
+    row: &Download,
+    metainfo: &Metainfo,
+    record: Option<&Record>,
+    direct_io: bool,
+    trust: Trust,
+) -> Found {
+    let known = || record.map(|r| (r.verified.clone(), r.stamps.clone())).unwrap_or_default();
+    let away = |condition| {
+        let (verified, stamps) = known();
+        Found {
+            condition,
+            verified,
+            stamps: stamps.into(),
+            contents: None,
+            transfer: None,
+            to_verify: Vec::new(),
+            missing_bytes: 0,
+            free_bytes: 0,
+        }
+    };
+    let root = match root::check(&row.folder, &row.root) {
+        Ok(root) => root,
+        Err(why) => return away(Condition::Missing(why)),
+    };
+    let complete = match trust {
+        Trust::Known => row.completed_at.is_some(),
+        Trust::Again => false,
+        Trust::Finished => true,
+    };
+    let on_disk = match files(&root, metainfo, !complete) {
+        Ok(files) => files,
+        Err(condition) => return away(condition),
+    };
+    let look = Look { row, metainfo, on_disk, record, trust };
+    if complete && let Some(condition) = look.what_is_missing(&root) {
+        return away(condition);
+    }
+    match look.found(root, complete, direct_io) {
+        Ok(found) => found,
+        Err(why) => away(Condition::Missing(why)),
+    }
+}
+
+struct Look<'a> {
+    row: &'a Download,
+    metainfo: &'a Metainfo,
+    on_disk: Files,
+    record: Option<&'a Record>,
+    trust: Trust,
+}
+
+/// The folder that the layout's paths start from, and what there is of each file.
+struct Files {
+    base: OwnedFd,
+    files: Vec<Option<OnDisk>>,
+}
+
+impl Look<'_> {
+    /// A completed download is content like any other: what is gone is waited for.
+    fn what_is_missing(&self, root: &Root) -> Option<Condition> {
+        let layout = &self.metainfo.info.layout;
+        for (at, (file, found)) in layout.files.iter().zip(&self.on_disk.files).enumerate() {
+            let wanted = self.row.files.get(at).is_none_or(|row| row.priority > 0);
+            if !wanted || file.padding || file.attributes.symlink || file.length == 0 {
+                continue;
+            }
+            let path = root.path.join(full_path(self.metainfo, at));
+            match found {
+                None => {
+                    let why = format!("{}: No such file or directory", path.display());
+                    return Some(Condition::Missing(why));
+                }
+                Some(found) if found.stamp.size_bytes != file.length => {
+                    return Some(Condition::Differs(format!(
+                        "{} has {} bytes, the torrent says {}",
+                        path.display(),
+                        found.stamp.size_bytes,
+                        file.length
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        None
+    }
+
+    fn found(&self, root: Root, complete: bool, direct_io: bool) -> Result<Found, String> {
+        let layout = &self.metainfo.info.layout;
+        let stamps: Box<[Option<Stamp>]> = match complete {
+            true => self.on_disk.files.iter().map(|f| f.as_ref().map(|f| f.stamp)).collect(),
+            false => layout.files.iter().map(|_| None).collect(),
+        };
+        let priorities = select::piece_priorities(layout, &self.row.files);
+        let verified = self.trusted(complete, &stamps);
+        let to_verify = self.to_verify(complete, &verified, &priorities);
+        if !complete && !to_verify.is_empty() {
+            // What is hashed may only be stored as had if it can't be lost (D2).
+            self.sync_files()?;
+        }
+        let transfer = (!complete).then(|| self.transfer(&verified, &priorities));
+        let missing = (0..layout.piece_count()).map(PieceIndex);
+        let missing = missing.filter(|p| priorities[p.0 as usize] > 0 && !has_bit(&verified, *p));
+        let missing_bytes = missing.map(|p| u64::from(layout.piece_length(p))).sum();
+        let free_bytes = free_bytes(&root);
+        let base = root.path.join(&self.metainfo.info.name);
+        let contents = self.contents(root, &base, complete, stamps.clone(), direct_io)?;
+        Ok(Found {
+            condition: Condition::Present { base, stamps: stamps.clone() },
+            verified,
+            stamps,
+            contents: Some(Arc::new(contents)),
+            transfer: transfer.map(Arc::new),
+            to_verify,
+            missing_bytes,
+            free_bytes,
+        })
+    }
+
+    /// Stored bits that the files as they are can stand for.
+    fn trusted(&self, complete: bool, stamps: &[Option<Stamp>]) -> Vec<u8> {
+        let layout = &self.metainfo.info.layout;
+        let mut bits = match self.record {
+            Some(record) if complete && self.trust == Trust::Known => {
+                still_verified(layout, record, stamps)
+            }
+            Some(record) if self.trust != Trust::Again => record.verified.clone(),
+            _ => Vec::new(),
+        };
+        bits.resize(layout.piece_count().div_ceil(8) as usize, 0);
+        for piece in (0..layout.piece_count()).map(PieceIndex) {
+            if has_bit(&bits, piece) && !self.is_there(piece, false) {
+                bits[piece.0 as usize / 8] &= !(0x80 >> (piece.0 % 8));
+            }
+        }
+        bits
+    }
+
+    /// Whether every byte of a piece lies in a file that reaches so far.
+    fn is_there(&self, piece: PieceIndex, written: bool) -> bool {
+        let layout = &self.metainfo.info.layout;
+        let length = u64::from(layout.piece_length(piece));
+        layout.segments(layout.piece_offset(piece), length).all(|segment| {
+            segment.padding
+                || self.on_disk.files[segment.file.0 as usize].as_ref().is_some_and(|file| {
+                    segment.offset + segment.length <= file.stamp.size_bytes
+                        && (file.has_blocks || !written)
+                })
+        })
+    }
+
+    /// Of a new download: all that is there. Later: what a completed one's changed files hold.
+    fn to_verify(&self, complete: bool, verified: &[u8], priorities: &[u8]) -> Vec<(u32, u32)> {
+        let nothing_known = self.record.is_none_or(|r| r.verified.iter().all(|byte| *byte == 0));
+        if self.trust == Trust::Finished || (!complete && !self.again() && !nothing_known) {
+            return Vec::new();
+        }
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for piece in (0..self.metainfo.info.layout.piece_count()).map(PieceIndex) {
+            let wanted = !complete || priorities[piece.0 as usize] > 0;
+            if has_bit(verified, piece) || !wanted || !self.is_there(piece, true) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == piece.0 => *count += 1,
+                _ => runs.push((piece.0, 1)),
+            }
+        }
+        runs
+    }
+
+    fn again(&self) -> bool {
+        self.trust == Trust::Again
+    }
+
+    fn sync_files(&self) -> Result<(), String> {
+        for (at, _) in self.on_disk.files.iter().enumerate().filter(|(_, f)| f.is_some()) {
+            let path = &below_base(self.metainfo, at);
+            let synced = open(&self.on_disk.base, path, OFlags::RDONLY)
+                .and_then(|file| Ok(rustix::fs::fsync(&file)?));
+            synced.map_err(|error| format!("{path}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn transfer(&self, verified: &[u8], priorities: &[u8]) -> Transfer {
+        let count = self.metainfo.info.layout.piece_count();
+        let transfer = Transfer::new(count);
+        transfer.set_sequential(self.row.sequential);
+        select::set_priorities(&transfer, priorities);
+        for piece in (0..count).map(PieceIndex).filter(|piece| has_bit(verified, *piece)) {
+            transfer.set_synced(piece);
+        }
+        transfer
+    }
+
+    fn contents(
+        &self,
+        root: Root,
+        base: &Path,
+        complete: bool,
+        stamps: Box<[Option<Stamp>]>,
+        direct_io: bool,
+    ) -> Result<Contents, String> {
+        let Metainfo { info, raw_info, .. } = self.metainfo;
+        let writing = match complete {
+            true => None,
+            false => {
+                let folder = self.on_disk.base.try_clone();
+                let folder = folder.map_err(|e| format!("{}: {e}", root.path.display()))?;
+                let folder = OwnedFile::from_os(folder);
+                Some(Writing { folder, allocation: Allocation::Sparse })
+            }
+        };
+        Ok(Contents {
+            layout: info.layout.clone(),
+            piece_hashes: info.piece_hashes.clone(),
+            raw_info: raw_info.clone(),
+            private: info.private,
+            base: base.to_owned(),
+            base_is_file: info.single_file,
+            stamps,
+            direct_io,
+            writing,
+        })
+    }
+}
+
+/// Opens the folder that the files lie in (made, where it may be) and looks at each of them.
+fn files(root: &Root, metainfo: &Metainfo, may_make: bool) -> Result<Files, Condition> {
+    let name = &metainfo.info.name;
+    let path = root.path.join(name);
+    if name == MARKER {
+        let why = format!("{}: the torrent has the name of the folder's marker", path.display());
+        return Err(Condition::Differs(why));
+    }
+    let fail = |error: &io::Error| Condition::Missing(format!("{}: {error}", path.display()));
+    let base = match metainfo.info.single_file {
+        true => root.as_fd().try_clone_to_owned(),
+        false => open_folder(root, name, may_make),
+    };
+    let base = base.map_err(|error| fail(&error))?;
+    let layout = &metainfo.info.layout;
+    let mut files = Vec::with_capacity(layout.files.len());
+    for (at, file) in layout.files.iter().enumerate() {
+        if file.padding || file.attributes.symlink {
+            files.push(None);
+            continue;
+        }
+        let below = below_base(metainfo, at);
+        let path = root.path.join(full_path(metainfo, at));
+        let found = match open(&base, below, OFlags::PATH).and_then(|f| Ok(rustix::fs::fstat(&f)?))
+        {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                files.push(None);
+                continue;
+            }
+            Err(error) => {
+                return Err(Condition::Missing(format!("{}: {error}", path.display())));
+            }
+        };
+        if !FileType::from_raw_mode(found.st_mode).is_file() {
+            let why = format!("{} is not a regular file", path.display());
+            return Err(Condition::Differs(why));
+        }
+        let size_bytes = found.st_size.cast_unsigned();
+        if size_bytes > file.length {
+            return Err(Condition::Differs(format!(
+                "{} has {size_bytes} bytes, the torrent says {}; move it away, or choose another \
+                 folder",
+                path.display(),
+                file.length
+            )));
+        }
+        files.push(Some(on_disk(&found)));
+    }
+    Ok(Files { base, files })
+}
+
+fn on_disk(found: &Stat) -> OnDisk {
+    let modified_ns =
+        i128::from(found.st_mtime) * 1_000_000_000 + i128::from(found.st_mtime_nsec.cast_signed());
+    OnDisk {
+        stamp: Stamp { size_bytes: found.st_size.cast_unsigned(), modified_ns },
+        has_blocks: found.st_blocks > 0,
+    }
+}
+
+/// Which files are there already, before the first look with a chosen list.
+pub fn there_before(root: &Root, metainfo: &Metainfo) -> Vec<bool> {
+    let count = metainfo.info.layout.files.len();
+    let folder = match metainfo.info.single_file {
+        true => Ok(()),
+        false => open(root, &metainfo.info.name, OFlags::PATH).map(drop),
+    };
+    match folder {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => vec![false; count],
+        _ => match files(root, metainfo, false) {
+            Ok(found) => found.files.iter().map(Option::is_some).collect(),
+            // Something is in the way, or can't be looked at: none of it is ours.
+            Err(_) => vec![true; count],
+        },
+    }
+}
+
+fn open_folder(root: &Root, name: &str, may_make: bool) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    match open(root, name, flags) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && may_make => {
+            rustix::fs::mkdirat(root, name, Mode::from(0o777))?;
+            rustix::fs::fsync(root)?;
+            open(root, name, flags)
+        }
+        opened => opened,
+    }
+}
+
+/// Beneath a folder, through no symbolic link.
+pub fn open(folder: impl AsFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(rustix::fs::openat2(folder, path, flags, Mode::empty(), resolve)?)
+}
+
+/// A file's path beneath what `Files::base` opened.
+fn below_base(metainfo: &Metainfo, at: usize) -> &str {
+    select::path_of(metainfo, at)
+}
+
+/// A file's path beneath the save folder.
+pub fn full_path(metainfo: &Metainfo, at: usize) -> String {
+    let info = &metainfo.info;
+    match info.single_file {
+        true => info.name.clone(),
+        false => format!("{}/{}", info.name, info.layout.files[at].path),
+    }
+}
+
+/// Room on the file system of a folder, for this user.
+pub fn free_bytes(folder: impl AsFd) -> u64 {
+    rustix::fs::fstatvfs(folder).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+}
+
+/// Bytes of a file that lie in pieces that are had.
+pub fn had_bytes(metainfo: &Metainfo, at: usize, verified: &[u8]) -> u64 {
+    let layout = &metainfo.info.layout;
+    let file = &layout.files[at];
+    let piece_bytes = u64::from(layout.piece_bytes);
+    let pieces = layout.file_pieces(FileIndex(at as u32)).map(PieceIndex);
+    let had = pieces.filter(|piece| has_bit(verified, *piece)).map(|piece| {
+        let from = u64::from(piece.0) * piece_bytes;
+        let to = (from + piece_bytes).min(file.offset + file.length);
+        to - from.max(file.offset)
+    });
+    had.sum()
+}

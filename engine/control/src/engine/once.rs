@@ -1,0 +1,36 @@
+//! `seedring download`: the engine ends when everything is there.
+//!
+//! Owns: the verdict. Never: ends it; the loop does. Flow: after each turn of the loop.
+
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+
+use super::{Engine, torrents::State};
+
+/// Trackers have so long to hear `completed` before they hear `stopped`.
+const LINGER: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Whether all is there.
+    ///
+    /// # Errors
+    /// Something can't be downloaded at all.
+    pub(super) fn is_all_there(&mut self) -> anyhow::Result<bool> {
+        if let Some((_, why)) = self.pending.failures().next() {
+            return Err(anyhow!("{why}"));
+        }
+        let there = self.pending.is_idle()
+            && !self.torrents.is_empty()
+            && self.torrents.iter().all(|torrent| torrent.state == State::Seeding);
+        if !there {
+            self.there_since = None;
+            return Ok(false);
+        }
+        let told = self.torrents.iter().all(|torrent| {
+            !torrent.on_trackers || torrent.download.as_ref().is_none_or(|it| !it.fetches)
+        });
+        let since = *self.there_since.get_or_insert_with(Instant::now);
+        Ok(told || since.elapsed() >= LINGER)
+    }
+}
