@@ -6,12 +6,12 @@
 use super::{Host, Process, python, script, wait_until};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const START_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 const WEB_PORT: u16 = 8080;
-const PEER_PORT: u16 = 51413;
+pub(super) const PEER_PORT: u16 = 51413;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
@@ -68,14 +68,8 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path outside UTF-8")
 }
 
-/// qBittorrent, driven through its Web API.
-fn qbittorrent(
-    host: &Host,
-    folder: &Path,
-    copy: &Path,
-    source: Source<'_>,
-    limit: Duration,
-) -> Result<()> {
+/// A qBittorrent that answers on its Web API, whose address is returned.
+pub(super) fn start_qbittorrent(host: &Host, folder: &Path) -> Result<(Process, String)> {
     let settings = folder.join("qbittorrent/qBittorrent/config");
     std::fs::create_dir_all(&settings)?;
     std::fs::write(
@@ -99,6 +93,17 @@ fn qbittorrent(
         process.check_running()?;
         Ok(host.http_get(&version).ok())
     })?;
+    Ok((process, api))
+}
+
+/// Adds a torrent to it; `more` is one form field more.
+pub(super) fn add_to_qbittorrent(
+    host: &Host,
+    api: &str,
+    source: Source<'_>,
+    save_path: &Path,
+    more: &str,
+) -> Result<()> {
     let what = match source {
         Source::Torrent(_) => format!("torrents=@{}", source.argument()?),
         Source::Magnet(_) => format!("urls={}", source.argument()?),
@@ -114,12 +119,27 @@ fn qbittorrent(
         "--form",
         &what,
         "--form",
-        &format!("savepath={}", text(copy)?),
+        &format!("savepath={}", text(save_path)?),
+        "--form",
+        more,
         &format!("{api}/torrents/add"),
     ])?;
     if !reply.starts_with(b"Ok") {
         bail!("it refused the torrent: {}", String::from_utf8_lossy(&reply));
     }
+    Ok(())
+}
+
+/// qBittorrent, driven through its Web API.
+fn qbittorrent(
+    host: &Host,
+    folder: &Path,
+    copy: &Path,
+    source: Source<'_>,
+    limit: Duration,
+) -> Result<()> {
+    let (mut process, api) = start_qbittorrent(host, folder)?;
+    add_to_qbittorrent(host, &api, source, copy, "skip_checking=false")?;
     let list = format!("{api}/torrents/info");
     let done = wait_until("the download", limit, || {
         process.check_running()?;
@@ -139,6 +159,30 @@ fn qbittorrent(
     process.terminate(START_LIMIT).map(drop)
 }
 
+/// Transmission's daemon, once it answers.
+pub(super) fn start_transmission(host: &Host, folder: &Path, save: &Path) -> Result<Process> {
+    let settings = folder.join("transmission");
+    std::fs::create_dir_all(&settings)?;
+    let mut command = host.command("transmission-daemon");
+    command.args(["--foreground", "--no-dht", "--no-lpd", "--no-portmap", "--no-auth"]);
+    command.args(["--config-dir", text(&settings)?, "--download-dir", text(save)?]);
+    command.args(["--port", &WEB_PORT.to_string(), "--peerport", &PEER_PORT.to_string()]);
+    command.args(["--log-debug", "--no-utp"]).env("HOME", folder);
+    let mut process =
+        Process::start("transmission-daemon", &mut command, &folder.join("transmission.log"))?;
+    wait_until("transmission's RPC", START_LIMIT, || {
+        process.check_running()?;
+        Ok(transmission_remote(host, &["--session-info"]).ok())
+    })?;
+    Ok(process)
+}
+
+pub(super) fn transmission_remote(host: &Host, arguments: &[&str]) -> Result<String> {
+    let port = WEB_PORT.to_string();
+    let argv = [&["transmission-remote", &port], arguments].concat();
+    Ok(String::from_utf8_lossy(&host.output(&argv)?).into_owned())
+}
+
 /// Transmission's daemon, driven by transmission-remote.
 fn transmission(
     host: &Host,
@@ -147,25 +191,8 @@ fn transmission(
     source: Source<'_>,
     limit: Duration,
 ) -> Result<()> {
-    let settings = folder.join("transmission");
-    std::fs::create_dir_all(&settings)?;
-    let mut command = host.command("transmission-daemon");
-    command.args(["--foreground", "--no-dht", "--no-lpd", "--no-portmap", "--no-auth"]);
-    command.args(["--config-dir", text(&settings)?, "--download-dir", text(copy)?]);
-    command.args(["--port", &WEB_PORT.to_string(), "--peerport", &PEER_PORT.to_string()]);
-    command.args(["--log-debug", "--no-utp"]).env("HOME", folder);
-    let mut process =
-        Process::start("transmission-daemon", &mut command, &folder.join("transmission.log"))?;
-    let port = WEB_PORT.to_string();
-    let remote = |arguments: &[&str]| -> Result<String> {
-        let mut argv = vec!["transmission-remote", &port];
-        argv.extend_from_slice(arguments);
-        Ok(String::from_utf8_lossy(&host.output(&argv)?).into_owned())
-    };
-    wait_until("transmission's RPC", START_LIMIT, || {
-        process.check_running()?;
-        Ok(remote(&["--session-info"]).ok())
-    })?;
+    let mut process = start_transmission(host, folder, copy)?;
+    let remote = |arguments: &[&str]| transmission_remote(host, arguments);
     remote(&["--add", &source.argument()?])?;
     let done = wait_until("the download", limit, || {
         process.check_running()?;
@@ -182,6 +209,23 @@ fn transmission(
     process.terminate(START_LIMIT).map(drop)
 }
 
+/// aria2c with `source` and these options more.
+pub(super) fn start_aria2(
+    host: &Host,
+    folder: &Path,
+    save: &Path,
+    source: Source<'_>,
+    more: &[&str],
+) -> Result<Process> {
+    let mut command = host.command("aria2c");
+    command.args(["--no-conf", "--enable-dht=false", "--enable-dht6=false"]).args(more);
+    command.args(["--bt-enable-lpd=false", "--enable-peer-exchange=false"]);
+    command.args(["--console-log-level=info", "--summary-interval=5", "--file-allocation=none"]);
+    command.args([&format!("--listen-port={PEER_PORT}"), "--dir", text(save)?]);
+    command.arg(source.argument()?).env("HOME", folder);
+    Process::start("aria2c", &mut command, &folder.join("aria2.log"))
+}
+
 /// aria2c ends by itself.
 fn aria2(
     host: &Host,
@@ -190,26 +234,16 @@ fn aria2(
     source: Source<'_>,
     limit: Duration,
 ) -> Result<()> {
-    let mut command = host.command("aria2c");
-    command.args(["--no-conf", "--seed-time=0", "--enable-dht=false", "--enable-dht6=false"]);
-    command.args(["--bt-enable-lpd=false", "--enable-peer-exchange=false"]);
-    command.args(["--console-log-level=info", "--summary-interval=5", "--file-allocation=none"]);
-    command.args([&format!("--listen-port={PEER_PORT}"), "--dir", text(copy)?]);
-    command.arg(source.argument()?).env("HOME", folder);
-    Process::start("aria2c", &mut command, &folder.join("aria2.log"))?.wait_success(limit)
+    start_aria2(host, folder, copy, source, &["--seed-time=0"])?.wait_success(limit)
 }
 
-/// rTorrent, which says by an event command that a download is finished.
-fn rtorrent(
+/// rTorrent with one torrent; it makes the returned file when a download is finished.
+pub(super) fn start_rtorrent(
     host: &Host,
     folder: &Path,
-    copy: &Path,
-    source: Source<'_>,
-    limit: Duration,
-) -> Result<()> {
-    let Source::Torrent(torrent) = source else {
-        bail!("rTorrent is given .torrent files only");
-    };
+    save: &Path,
+    torrent: &Path,
+) -> Result<(Process, PathBuf)> {
     let state = folder.join("rtorrent");
     let session = state.join("session");
     std::fs::create_dir_all(&session)?;
@@ -226,7 +260,7 @@ fn rtorrent(
              \"execute.nothrow=touch,{finished}\"\n\
              load.start = {torrent}\n",
             session = text(&session)?,
-            copy = text(copy)?,
+            copy = text(save)?,
             log = text(&state.join("events.log"))?,
             finished = text(&finished)?,
             torrent = text(torrent)?,
@@ -235,13 +269,29 @@ fn rtorrent(
     let mut command = host.command("rtorrent");
     command.args(["-n", "-o", &format!("import={}", text(&configuration)?)]);
     command.env("HOME", folder).env("TERM", "xterm");
-    let mut process = Process::start("rtorrent", &mut command, &folder.join("rtorrent.log"))?;
+    let process = Process::start("rtorrent", &mut command, &folder.join("rtorrent.log"))?;
+    Ok((process, finished))
+}
+
+/// rTorrent, which says by an event command that a download is finished.
+fn rtorrent(
+    host: &Host,
+    folder: &Path,
+    copy: &Path,
+    source: Source<'_>,
+    limit: Duration,
+) -> Result<()> {
+    let Source::Torrent(torrent) = source else {
+        bail!("rTorrent is given .torrent files only");
+    };
+    let (mut process, finished) = start_rtorrent(host, folder, copy, torrent)?;
     let done = wait_until("the download", limit, || {
         process.check_running()?;
         Ok(finished.exists().then_some(()))
     });
     if let Err(error) = done {
-        let events = std::fs::read_to_string(state.join("events.log")).unwrap_or_default();
+        let log = folder.join("rtorrent/events.log");
+        let events = std::fs::read_to_string(log).unwrap_or_default();
         return Err(process.failure(&format!("{error:#}\n{events}")));
     }
     process.terminate(START_LIMIT).map(drop)

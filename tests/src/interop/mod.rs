@@ -8,16 +8,20 @@
 
 pub mod client;
 pub mod content;
+pub mod downloader;
 pub mod network;
 pub mod process;
 pub mod seeder;
+pub mod seeding;
 pub mod tracker;
 
 pub use client::{Client, Source};
 pub use content::{Content, Shape};
+pub use downloader::Downloader;
 pub use network::{Host, Network};
 pub use process::Process;
 pub use seeder::{Recipe, Seeder};
+pub use seeding::SeedingClient;
 pub use tracker::Opentracker;
 
 use anyhow::{Context, Result, bail};

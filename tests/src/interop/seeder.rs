@@ -56,7 +56,7 @@ impl Recipe<'_> {
 }
 
 /// A YAML string; JSON's escapes are YAML's.
-fn quoted(path: &Path) -> Result<String> {
+pub(super) fn quoted(path: &Path) -> Result<String> {
     Ok(serde_json::to_string(path.to_str().context("a path outside UTF-8")?)?)
 }
 

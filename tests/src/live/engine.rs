@@ -3,8 +3,9 @@
 //! Flow: written by a test as YAML, started, asked by peers, signalled, stopped.
 
 use crate::interop::{Process, repository_root, seedring_binary, wait_until};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
+use serde_json::Value;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -95,6 +96,50 @@ impl Engine {
         self.process.wait_for_log(&what, Duration::from_secs(30), |log| {
             wanted.iter().all(|text| log.contains(text)).then_some(())
         })
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Runs a command that speaks to this engine; its failure is an error.
+    pub fn command(&self, words: &[&str]) -> Result<String> {
+        let state_dir = self.state_dir().display().to_string();
+        let (status, text) = run_program(&[words, &["--state-dir", &state_dir]].concat())?;
+        if status != 0 {
+            bail!("seedring {words:?}: status {status}: {text}");
+        }
+        Ok(text)
+    }
+
+    /// What `seedring list` says of one torrent; `None`: it does not know it (yet).
+    pub fn torrent(&self, info_hash: &str) -> Result<Option<Value>> {
+        let report: Value = serde_json::from_str(&self.command(&["list", "--json"])?)?;
+        let torrents = report["torrents"].as_array().context("a list of torrents")?;
+        Ok(torrents.iter().find(|torrent| torrent["info_hash"] == info_hash).cloned())
+    }
+
+    /// Waits until `seedring list` says that the torrent is in this state.
+    pub fn wait_for_state(
+        &mut self,
+        info_hash: &str,
+        state: &str,
+        limit: Duration,
+    ) -> Result<Value> {
+        let mut last = Value::Null;
+        let reached = wait_until(&format!("the state `{state}`"), limit, || {
+            self.process.check_running()?;
+            // Between its start and its control socket nobody answers.
+            last = self.torrent(info_hash).ok().flatten().unwrap_or_default();
+            Ok((last["state"] == state).then(|| last.clone()))
+        });
+        reached.map_err(|error| self.process.failure(&format!("{error:#}; it is {last}")))
+    }
+
+    /// SIGKILL: it has no say in its end.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.signal(Signal::KILL)?;
+        self.process.wait(Duration::from_secs(10)).map(drop)
     }
 
     /// SIGTERM; it must end by itself, with success.

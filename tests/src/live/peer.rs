@@ -4,12 +4,12 @@
 
 use anyhow::{Context, Result, bail};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// What a block is at most, and what is asked for here.
 pub const BLOCK_BYTES: u32 = 16 << 10;
-const PROTOCOL: &[u8; 20] = b"\x13BitTorrent protocol";
+pub(super) const PROTOCOL: &[u8; 20] = b"\x13BitTorrent protocol";
 /// The engine may send a bitfield of 2,097,152 pieces or a block; more is its fault.
 const FRAME_BYTES_MAX: usize = 1 << 20;
 const WAIT: Duration = Duration::from_secs(10);
@@ -213,6 +213,19 @@ fn is_closed(kind: ErrorKind) -> bool {
 
 fn is_timeout(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// A connection to `to` that comes from the address `from`, which 127/8 has plenty of.
+pub fn open_from(from: Ipv4Addr, to: SocketAddr) -> Result<TcpStream> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )?;
+    rustix::net::bind(&socket, &SocketAddr::from((from, 0)))?;
+    rustix::net::connect(&socket, &to)
+        .with_context(|| format!("connect to the engine at {to} from {from}"))?;
+    Ok(TcpStream::from(socket))
 }
 
 /// A handshake that offers the fast extension and the extension protocol.

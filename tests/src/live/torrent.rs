@@ -19,23 +19,35 @@ pub struct SingleFile {
     pub info_hash: String,
     pub torrent: PathBuf,
     pub content: PathBuf,
+    piece_bytes: usize,
     written: SystemTime,
 }
 
 impl SingleFile {
     /// `folder/content/NAME` and `folder/NAME.torrent`; the bytes follow from the name.
     pub fn make(folder: &Path, name: &str, length: usize, announce: &str) -> Result<Self> {
+        Self::make_in_pieces(folder, name, length, announce, PIECE_BYTES)
+    }
+
+    /// The same in pieces of `piece_bytes`.
+    pub fn make_in_pieces(
+        folder: &Path,
+        name: &str,
+        length: usize,
+        announce: &str,
+        piece_bytes: usize,
+    ) -> Result<Self> {
         let bytes = made_up_bytes(name, length);
         let content = folder.join("content").join(name);
         std::fs::create_dir_all(folder.join("content"))?;
         std::fs::write(&content, &bytes)?;
         let mut pieces = Vec::new();
-        for piece in bytes.chunks(PIECE_BYTES) {
+        for piece in bytes.chunks(piece_bytes) {
             pieces.extend_from_slice(&Sha1::digest(piece));
         }
         let mut info = b"d".to_vec();
         info.extend(format!("6:lengthi{length}e4:name{}:{name}", name.len()).bytes());
-        info.extend(format!("12:piece lengthi{PIECE_BYTES}e6:pieces{}:", pieces.len()).bytes());
+        info.extend(format!("12:piece lengthi{piece_bytes}e6:pieces{}:", pieces.len()).bytes());
         info.extend(pieces);
         info.push(b'e');
         let hash: [u8; 20] = Sha1::digest(&info).into();
@@ -55,6 +67,7 @@ impl SingleFile {
             bytes,
             torrent,
             content,
+            piece_bytes,
         })
     }
 
@@ -70,9 +83,50 @@ impl SingleFile {
 
     /// What belongs into the block that starts at `begin` of `piece`.
     pub fn block(&self, piece: u32, begin: u32) -> &[u8] {
-        let start = piece as usize * PIECE_BYTES + begin as usize;
+        let start = piece as usize * self.piece_bytes + begin as usize;
         let end = (start + BLOCK_BYTES as usize).min(self.bytes.len());
         &self.bytes[start..end]
+    }
+
+    /// An entry of `torrents:` that has it downloaded into `folder`.
+    pub fn download_entry(&self, folder: &Path) -> Result<String> {
+        Ok(format!(
+            "  - files: {}\n    content: {}\n    download: true\n",
+            serde_json::to_string(&self.torrent)?,
+            serde_json::to_string(folder)?
+        ))
+    }
+
+    pub fn piece_count(&self) -> u32 {
+        self.bytes.len().div_ceil(self.piece_bytes) as u32
+    }
+
+    pub fn piece_length(&self, piece: u32) -> u32 {
+        let start = piece as usize * self.piece_bytes;
+        self.piece_bytes.min(self.bytes.len().saturating_sub(start)) as u32
+    }
+
+    /// What a request names; `None`: it leads out of its piece.
+    pub fn range(&self, piece: u32, begin: u32, length: u32) -> Option<&[u8]> {
+        let end = begin.checked_add(length)?;
+        if piece >= self.piece_count() || end > self.piece_length(piece) {
+            return None;
+        }
+        let start = piece as usize * self.piece_bytes;
+        self.bytes.get(start + begin as usize..start + end as usize)
+    }
+
+    /// The copy in `folder` is what it should be.
+    pub fn check_copy(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(&self.name);
+        let copy = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        if copy.len() != self.bytes.len() {
+            bail!("{}: {} bytes instead of {}", path.display(), copy.len(), self.bytes.len());
+        }
+        if let Some(at) = copy.iter().zip(&self.bytes).position(|(copy, right)| copy != right) {
+            bail!("{}: wrong from byte {at} on", path.display());
+        }
+        Ok(())
     }
 
     /// A new connection is served the first block, and it is right.

@@ -1,0 +1,173 @@
+//! Owns: the engine downloading a multi-file torrent from each client, and seeding it on to others.
+//! Never: skips: a missing client, missing rights or a missing engine fails.
+//! Flow: a client seeds on one host, the engine downloads on another and finds it through a tracker
+//! on a third; the client stops, and another one fetches from the engine. See `src/interop/`.
+
+use anyhow::{Context, Result, ensure};
+use seedring_tests::interop::seeder::make_torrent;
+use seedring_tests::interop::{
+    Client, Content, Downloader, Network, Opentracker, Scratch, SeedingClient, Shape, Source,
+};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const TMP: &str = env!("CARGO_TARGET_TMPDIR");
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Hosts of the network.
+const SEED: usize = 0;
+const ENGINE: usize = 1;
+const TRACKER: usize = 2;
+const LEECH: usize = 3;
+
+struct Swarm {
+    torrent: PathBuf,
+    info_hash: String,
+    content: Content,
+    /// Where the engine's copy appears.
+    copy: PathBuf,
+    tracker: Opentracker,
+    network: Network,
+    scratch: Scratch,
+}
+
+impl Swarm {
+    fn new(test: &str) -> Result<Self> {
+        let scratch = Scratch::new(TMP, test)?;
+        let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
+        let network = Network::new(5)?;
+        let host = network.host(TRACKER);
+        let torrent = scratch.path().join("foreign.torrent");
+        let announce = format!("http://{}:6969/announce", host.address());
+        let info_hash = make_torrent(&content, &announce, &torrent, 0)?;
+        let tracker = Opentracker::start(&host, &scratch.folder("tracker")?, &[&info_hash])?;
+        let copy = scratch.folder("engine-copy")?;
+        Ok(Self { torrent, info_hash, content, copy, tracker, network, scratch })
+    }
+
+    /// A seed that the tracker knows of.
+    fn seed(&mut self, client: Client) -> Result<SeedingClient> {
+        let folder = self.scratch.folder("seed")?;
+        let host = self.network.host(SEED);
+        let seed = SeedingClient::start(client, &host, &folder, &self.content, &self.torrent)?;
+        self.tracker.wait_for(&self.info_hash, 1, 0).context("the seed's announce")?;
+        Ok(seed)
+    }
+
+    fn download(&self) -> Result<Downloader> {
+        let folder = self.scratch.folder("engine")?;
+        Downloader::start(&self.network.host(ENGINE), &folder, &self.torrent, &self.copy)
+    }
+
+    fn check_copy(&self) -> Result<()> {
+        let name = self.content.name()?;
+        self.content.compare(&self.copy.join(name), false).context("the engine's copy")
+    }
+
+    /// `client` fetches from whoever is there.
+    fn fetch(&self, client: Client, host: usize) -> Result<()> {
+        let folder = self.scratch.folder("leech")?;
+        let copy = self.scratch.folder("leech-copy")?;
+        let source = Source::Torrent(&self.torrent);
+        client.fetch(&self.network.host(host), &folder, &copy, source, LIMIT)?;
+        self.content.compare(&copy.join(self.content.name()?), client.skips_empty_files())
+    }
+}
+
+/// From `client` to the engine, from the engine to `next`.
+fn download_from(test: &str, client: Client, next: Client) -> Result<()> {
+    let mut swarm = Swarm::new(test)?;
+    let seed = swarm.seed(client)?;
+    let mut engine = swarm.download()?;
+    if let Err(error) = engine.wait_complete(LIMIT) {
+        return Err(error.context(seed_log(seed)));
+    }
+    swarm.check_copy()?;
+    seed.stop()?;
+    swarm.content.check_untouched()?;
+    swarm.fetch(next, LEECH).context("from the engine")?;
+    engine.process().check_running()?;
+    swarm.check_copy()
+}
+
+fn seed_log(mut seed: SeedingClient) -> String {
+    format!("{:#}", seed.process().failure("was the seed"))
+}
+
+#[test]
+fn download_from_qbittorrent() -> Result<()> {
+    download_from("download_from_qbittorrent", Client::Qbittorrent, Client::Libtorrent)
+}
+
+#[test]
+fn download_from_transmission() -> Result<()> {
+    download_from("download_from_transmission", Client::Transmission, Client::Aria2)
+}
+
+#[test]
+fn download_from_aria2() -> Result<()> {
+    download_from("download_from_aria2", Client::Aria2, Client::Rtorrent)
+}
+
+#[test]
+fn download_from_rtorrent() -> Result<()> {
+    download_from("download_from_rtorrent", Client::Rtorrent, Client::Qbittorrent)
+}
+
+#[test]
+fn download_from_libtorrent() -> Result<()> {
+    download_from("download_from_libtorrent", Client::Libtorrent, Client::Transmission)
+}
+
+/// `seedring download` until it ends by itself, from `source`.
+fn download_once(swarm: &Swarm, source: &str) -> Result<()> {
+    let folder = swarm.scratch.folder("engine")?;
+    let host = swarm.network.host(ENGINE);
+    let mut engine = Downloader::start_once(&host, &folder, source, &swarm.copy)?;
+    engine.process().wait_success(LIMIT)?;
+    swarm.check_copy()
+}
+
+#[test]
+fn the_command_ends_when_all_is_there() -> Result<()> {
+    let mut swarm = Swarm::new("download_command")?;
+    let seed = swarm.seed(Client::Libtorrent)?;
+    let torrent = swarm.torrent.display().to_string();
+    download_once(&swarm, &torrent)?;
+    // Nothing is missing, so a second run needs nobody.
+    seed.stop()?;
+    download_once(&swarm, &torrent)
+}
+
+#[test]
+fn the_command_takes_a_magnet_link() -> Result<()> {
+    let mut swarm = Swarm::new("download_magnet")?;
+    let _seed = swarm.seed(Client::Libtorrent)?;
+    let tracker = swarm.tracker.announce_url("http").replace(':', "%3A").replace('/', "%2F");
+    let magnet = format!("magnet:?xt=urn:btih:{}&tr={tracker}", swarm.info_hash);
+    download_once(&swarm, &magnet)
+}
+
+/// Nobody has all pieces; two leeches get them from the two that have half each.
+#[test]
+fn two_halves_make_a_whole() -> Result<()> {
+    let mut swarm = Swarm::new("download_halves")?;
+    let mut halves = Vec::new();
+    for (part, host) in [(0, SEED), (1, 4)] {
+        let folder = swarm.scratch.folder(&format!("half-{part}"))?;
+        let (host, torrent): (_, &Path) = (swarm.network.host(host), &swarm.torrent);
+        let content = &swarm.content;
+        halves.push(SeedingClient::start_partial(&host, &folder, content, torrent, part, 2)?);
+    }
+    swarm.tracker.wait_for(&swarm.info_hash, 0, 2).context("the halves' announces")?;
+    let (seeds, _) = swarm.tracker.counts(&swarm.info_hash)?;
+    ensure!(seeds == 0, "the tracker knows of {seeds} whole seeds");
+    let mut engine = swarm.download()?;
+    swarm.fetch(Client::Libtorrent, LEECH).context("the other leech")?;
+    engine.wait_complete(LIMIT)?;
+    swarm.check_copy()?;
+    for half in halves {
+        half.stop()?;
+    }
+    Ok(())
+}
