@@ -218,7 +218,6 @@ impl Engine {
         self.prepare_next();
         self.dial_again();
         self.downloads_second().await;
-        self.metadata_second();
         self.shards.send_all(|| seedring_shard::Command::Report);
         if self.saved_at.elapsed() >= SAVE_EVERY {
             self.save_changes();

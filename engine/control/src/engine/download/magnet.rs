@@ -13,6 +13,7 @@ use std::{
 };
 
 use seedring_proto::{
+    magnet::Magnet,
     metainfo::Metainfo,
     swarm::metadata::{Action, MetadataFetch},
     units::InfoHash,
@@ -23,6 +24,7 @@ use seedring_shard::{
 };
 
 use super::super::{Engine, Note, prepare::write_whole, status::with_trackers, torrents::State};
+use crate::plan::{From, Origin};
 
 /// Peers are dialled again so soon after the metadata came: their connections ended with the
 /// waiting torrent, and they have to notice.
@@ -138,6 +140,7 @@ impl Engine {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         torrent.state = State::Metadata;
         let (hash, shared) = (torrent.info_hash(), torrent.shared.clone());
+        let named = named_peers(&torrent.wanted.origin);
         if let Some(download) = &mut torrent.download {
             download.metadata = Some(Box::new(Fetch::new(hash)));
         }
@@ -149,6 +152,7 @@ impl Engine {
             self.announce(id).await;
         }
         self.shards.send_all(|| Command::Add(vec![shared.clone()]));
+        self.peers.learn(id, &named, &self.shards.listening, Instant::now());
         self.dial_due(id);
     }
 
@@ -219,4 +223,12 @@ impl Engine {
         self.shards.send_all(|| Command::Remove(old));
         self.peers.renumber(old, new.shared.id, DIAL_AFTER);
     }
+}
+
+/// BEP 9 `x.pe`: numbers alone, since a name would have to be looked up for a stranger.
+fn named_peers(origin: &Origin) -> Vec<SocketAddr> {
+    let Origin::Download { from: From::Magnet(link), .. } = origin else { return Vec::new() };
+    let peers = link.parse::<Magnet>().map(|magnet| magnet.peers).unwrap_or_default();
+    let address = |(host, port): (String, u16)| Some(SocketAddr::new(host.parse().ok()?, port));
+    peers.into_iter().filter_map(address).collect()
 }
