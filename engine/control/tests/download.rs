@@ -3,6 +3,8 @@
 //! Never: a second client; where bytes have to come from a peer, another engine seeds them.
 //! Flow: one engine a test, moved by commands.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{fs, path::Path, time::Duration};
