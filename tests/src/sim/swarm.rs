@@ -231,10 +231,6 @@ impl Swarm {
         sleeps.filter_map(|seat| seat.driver.sleeps_until()).min()
     }
 
-    pub(super) fn is_gone(&self) -> bool {
-        self.seats.iter().all(|seat| seat.gone && seat.stopped.is_some())
-    }
-
     /// Each shard that has a reason to runs until it sleeps.
     pub(super) fn turn(&mut self) {
         // Shards of a process run at once: which comes first is chance.
@@ -307,12 +303,6 @@ impl Swarm {
                 _ => {}
             }
         }
-    }
-
-    /// What the oracles of its shards found by now; for engines that have stopped.
-    pub(super) fn findings(&mut self) -> Vec<String> {
-        self.seats.iter_mut().for_each(|seat| seat.shard.io().finish());
-        self.seats.iter().flat_map(|seat| seat.findings.borrow().clone()).collect()
     }
 
     /// Stops all shards and looks whether everything came home. What was found, and the last

@@ -76,6 +76,12 @@ struct Fetch {
     suspects: HashMap<PieceIndex, Suspect, Hashed>,
 }
 
+impl Default for Downloads {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Downloads {
     pub fn new() -> Self {
         Downloads {

@@ -6,8 +6,8 @@
 //!
 //! Files are written through the page cache: direct and buffered transfers of one file must not
 //! meet (the kernel then fails the next sync), and while a torrent downloads its files are read
-//! buffered too. A file is synced 4 s or 48 MiB after its first write that is not, which bounds what
-//! a crash may cost (D3: 5 s, 64 MiB).
+//! buffered too. A file is synced 4 s or 48 MiB after its first write that is not, which bounds
+//! what a crash may cost (D3: 5 s, 64 MiB).
 //!
 //! A failed sync is final: all that was written since the last good one is not had any more.
 
