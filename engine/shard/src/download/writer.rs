@@ -451,6 +451,12 @@ impl Writer {
     }
 }
 
+/// An error once more, for each who has to hear of it.
+fn same(error: &io::Error) -> io::Error {
+    let kind = || io::Error::from(error.kind());
+    error.raw_os_error().map_or_else(kind, io::Error::from_raw_os_error)
+}
+
 /// Bytes `range` of a piece as batches to be written from `offset` on.
 fn cut(
     chunks: &[Share],
