@@ -8,6 +8,7 @@ mod describe;
 pub mod disk;
 mod durable;
 pub mod fault;
+pub mod fleet;
 mod flight;
 pub mod io;
 pub mod leech;
