@@ -166,7 +166,9 @@ impl SimTorrent {
         root: DirectoryId,
     ) -> Arc<seedring_shard::torrent::Contents> {
         let folder = world.root_beneath(root, &self.folder());
-        let writing = seedring_shard::torrent::Writing { folder, allocation: Allocation::Sparse };
+        let growth = seedring_shard::torrent::Growth::new(self.layout.piece_count());
+        let allocation = Allocation::Sparse;
+        let writing = seedring_shard::torrent::Writing { folder, allocation, growth };
         let contents = self.contents(false);
         let contents = Arc::into_inner(contents).expect("invariant: just made");
         Arc::new(seedring_shard::torrent::Contents { writing: Some(writing), ..contents })

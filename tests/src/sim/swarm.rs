@@ -344,6 +344,18 @@ impl Swarm {
         }
         (findings, stats)
     }
+
+    /// Stopped: nothing is left of it but what it told.
+    pub fn is_gone(&self) -> bool {
+        self.seats.iter().all(|seat| seat.gone && seat.stopped.is_some())
+    }
+
+    /// What its shards' oracles found, after the end.
+    pub fn findings(&mut self) -> Vec<String> {
+        self.seats.iter_mut().for_each(|seat| seat.shard.io().finish());
+        let all = self.seats.iter().flat_map(|seat| seat.findings.borrow().clone());
+        all.chain(self.score.borrow().wrong.iter().cloned()).collect()
+    }
 }
 
 fn wake(waker: &Waker) -> Wake {

@@ -184,6 +184,12 @@ impl<I: Io> Shard<I> {
         download: &Download,
         piece: PieceIndex,
     ) {
+        // What was read of its place before is not it.
+        if let Some(contents) = &*shared.contents.load()
+            && let Some(writing) = &contents.writing
+        {
+            writing.growth.written(piece);
+        }
         // Verified before offered: whoever sees the offer may rely on the hash. Both before the
         // claim goes: whoever claims it next sees that it is had.
         shared.pieces.set_verified(piece, true);

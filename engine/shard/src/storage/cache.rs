@@ -81,6 +81,8 @@ struct Entry {
     spared: bool,
     /// Somebody was woken to come for it: until then it is as good as in use.
     owed_until: Duration,
+    /// Of a growing file: when its read began (`Growth`).
+    number: u32,
 }
 
 impl Entry {
@@ -216,6 +218,11 @@ impl Cache {
         named.map(|id| (EntryId(id), &self.entries[id as usize]))
     }
 
+    /// When the chunk's read began, as a growing file counts.
+    pub fn number(&self, id: EntryId) -> u32 {
+        self.entries[id.0 as usize].number
+    }
+
     /// Bytes `from .. to` of a ready chunk are being used.
     pub fn take(&mut self, id: EntryId, from: usize, to: usize) {
         let entry = &mut self.entries[id.0 as usize];
@@ -239,7 +246,8 @@ impl Cache {
     }
 
     /// Notes that a chunk is being read. The caller has looked: it is not here.
-    pub fn begin(&mut self, file: FileId, offset: u64, class: Class) -> EntryId {
+    /// `number`: of a growing file, `Growth::now` of this read.
+    pub fn begin(&mut self, file: FileId, offset: u64, class: Class, number: u32) -> EntryId {
         let start = offset / class.bytes() as u64 * class.bytes() as u64;
         let state = State::Loading(Vec::new());
         let entry = Entry {
@@ -253,6 +261,7 @@ impl Cache {
             finished: false,
             spared: false,
             owed_until: Duration::ZERO,
+            number,
         };
         self.ahead_bytes += class.bytes();
         let id = match self.free.pop() {

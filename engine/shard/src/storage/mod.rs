@@ -129,6 +129,7 @@ impl Storage {
     ) -> Gather {
         let before = parts.len();
         let mut state = Gather::Ready;
+        let (_, number_min) = contents.growth_at(offset);
         self.touched.clear();
         for segment in contents.layout.segments(offset, u64::from(length)) {
             if segment.padding {
@@ -143,6 +144,11 @@ impl Storage {
             let (mut at, end) = (segment.offset, segment.offset + segment.length);
             while at < end {
                 let (entry, entry_end) = match self.cache.find(file, at) {
+                    Found::Ready(_, _, entry) if self.cache.number(entry) < number_min => {
+                        // It was read before this piece was written.
+                        self.cache.drop_files(&[file]);
+                        continue;
+                    }
                     Found::Ready(share, start, entry) => {
                         let from = (at - start) as usize;
                         let to = share.len().min((end - start) as usize);
@@ -263,10 +269,13 @@ impl Storage {
     ) -> Option<(EntryId, u64)> {
         let entry = self.files.get(file).expect("invariant: looked up by the caller");
         let (length, index) = (entry.length_bytes, entry.index);
+        // The least that a growing file allows: what lies beside it may not be written yet.
+        let class = if entry.growing { Class::K16 } else { class };
+        let (number, _) = contents.growth_at(0);
         let (lease, class) = self.lease_at(io.pool(), at, length, class)?;
         stats.cache_misses += 1;
         let offset = at / class.bytes() as u64 * class.bytes() as u64;
-        let entry = self.cache.begin(file, offset, class);
+        let entry = self.cache.begin(file, offset, class, number);
         self.want(io, Wanted { entry, file, offset, class, lease, tries: 0 }, contents, index);
         Some((entry, offset + class.bytes() as u64))
     }

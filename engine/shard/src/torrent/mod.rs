@@ -205,6 +205,41 @@ pub struct Writing {
     /// afterwards, nothing is made elsewhere.
     pub folder: OwnedFile,
     pub allocation: Allocation,
+    pub growth: Growth,
+}
+
+/// Which bytes of a growing file are newer than what was read of it.
+///
+/// A read takes a whole chunk, which may hold a part of the next piece that is not written yet. So
+/// each written piece gets a number, and each read has the number that was the last when it began:
+/// its bytes count for a piece only if it began after that piece was written.
+#[derive(Debug)]
+pub struct Growth {
+    last: AtomicU32,
+    pieces: Box<[AtomicU32]>,
+}
+
+impl Growth {
+    pub fn new(piece_count: u32) -> Growth {
+        let pieces = (0..piece_count).map(|_| AtomicU32::new(0)).collect();
+        Growth { last: AtomicU32::new(0), pieces }
+    }
+
+    /// The number of a read that begins now. Acquire: the partner of `written`.
+    pub fn now(&self) -> u32 {
+        self.last.load(Ordering::Acquire)
+    }
+
+    /// A piece was written just now; before its verified bit is set, whose Release publishes it.
+    pub fn written(&self, piece: PieceIndex) {
+        let number = self.last.fetch_add(1, Ordering::AcqRel) + 1;
+        self.pieces[piece.0 as usize].store(number, Ordering::Release);
+    }
+
+    /// The least number of a read that has this piece's bytes.
+    pub fn of(&self, piece: PieceIndex) -> u32 {
+        self.pieces[piece.0 as usize].load(Ordering::Acquire)
+    }
 }
 
 /// What a file was when its pieces were verified.
@@ -234,6 +269,12 @@ impl Contents {
 
     pub fn piece_hash(&self, piece: PieceIndex) -> [u8; 20] {
         *self.piece_hashes.get(piece).expect("invariant: as many hashes as pieces in the layout")
+    }
+
+    /// The number of a read that begins now, and the least that a read of this byte must have.
+    pub fn growth_at(&self, offset: u64) -> (u32, u32) {
+        let piece = PieceIndex((offset / u64::from(self.layout.piece_bytes)) as u32);
+        self.writing.as_ref().map_or((0, 0), |w| (w.growth.now(), w.growth.of(piece)))
     }
 
     /// The absolute path of a file of this torrent.

@@ -20,7 +20,7 @@ use seedring_proto::{
     metainfo::Metainfo,
     units::{FileIndex, PieceIndex},
 };
-use seedring_shard::torrent::{Contents, Download as Transfer, Stamp, Writing};
+use seedring_shard::torrent::{Contents, Download as Transfer, Growth, Stamp, Writing};
 
 use super::{
     super::look::{Condition, has_bit, still_verified},
@@ -276,7 +276,8 @@ impl Look<'_> {
                 let folder = self.on_disk.base.try_clone();
                 let folder = folder.map_err(|e| format!("{}: {e}", root.path.display()))?;
                 let folder = OwnedFile::from_os(folder);
-                Some(Writing { folder, allocation: Allocation::Sparse })
+                let growth = Growth::new(info.layout.piece_count());
+                Some(Writing { folder, allocation: Allocation::Sparse, growth })
             }
         };
         Ok(Contents {

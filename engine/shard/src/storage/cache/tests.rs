@@ -18,7 +18,7 @@ fn load(cache: &mut Cache, pool: &Pool, offset: u64, class: Class) {
         }
     };
     lease[0] = (offset / PAGE_BYTES) as u8;
-    let id = cache.begin(FILE, offset, class);
+    let id = cache.begin(FILE, offset, class, 0);
     let length = class.bytes();
     assert!(cache.loaded(id, lease.freeze(length)).is_empty());
 }
@@ -85,7 +85,7 @@ fn a_pinned_newcomer_does_not_hide_what_could_go() {
 #[test]
 fn waiters_of_one_load_share_its_read_and_all_hear_of_its_failure() {
     let mut cache = Cache::new();
-    let id = cache.begin(FILE, 0, Class::K64);
+    let id = cache.begin(FILE, 0, Class::K64, 0);
     assert!(matches!(cache.find(FILE, 40_000), Found::Loading(found, 65_536) if found == id));
     for waiter in [Waiter::Connection(1), Waiter::Connection(2), Waiter::Connection(1)] {
         cache.wait(id, waiter);
