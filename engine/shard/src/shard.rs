@@ -124,7 +124,7 @@ impl<I: Io> Shard<I> {
             by_hash: HashMap::new(),
             storage,
             verify: Verify::default(),
-            downloads: Downloads::new(),
+            downloads: Downloads::default(),
             dialing: Dialing::default(),
             choking,
             deadlines,

@@ -84,9 +84,7 @@ impl Engine {
                     other.wanted.origin.path().display()
                 );
             }
-            if waiting.is_none() {
-                return None;
-            }
+            waiting?;
         }
         if let Some(download) = prepared.download.as_mut()
             && std::mem::take(&mut download.fresh)

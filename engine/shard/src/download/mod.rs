@@ -79,8 +79,8 @@ struct Fetch {
     suspects: HashMap<PieceIndex, Suspect, Hashed>,
 }
 
-impl Downloads {
-    pub fn new() -> Self {
+impl Default for Downloads {
+    fn default() -> Self {
         Downloads {
             torrents: HashMap::default(),
             verifying: Verifying::new(),
@@ -92,7 +92,9 @@ impl Downloads {
             look_at: Duration::ZERO,
         }
     }
+}
 
+impl Downloads {
     pub fn is_idle(&self) -> bool {
         self.torrents.is_empty() && self.verifying.is_empty() && self.writer.is_idle()
     }
