@@ -301,8 +301,8 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
          seedring: from the start of the process until it is ready (`ready_after_ms`; a shard a \
          core, cache {CACHE}), its CPU likewise, so its start is in both figures; what that is by \
          itself is a row of its own. By itself (`direct_io: auto`) it reads past the page cache, \
-         and hot is what the disk gives; hot ratios are those of `direct_io: off`. libtorrent: from force_recheck until checked, without its \
-         start, a hashing thread a core. sha1sum: the whole process. The plain reader keeps 4 \
+         and hot is what the disk gives; hot ratios are those of `direct_io: off`. libtorrent: \
+         from force_recheck until checked, without its start, a hashing thread a core. sha1sum: the whole process. The plain reader keeps 4 \
          reads of 1 MiB in flight.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
         options.rounds,

@@ -5,8 +5,9 @@
 //! is in the piece maps and counters, and a lost event makes control read them again.
 
 use std::{
+    collections::HashSet,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use seedring_platform::descriptors::OwnedSocket;
 use seedring_proto::{
     peer::session::SILENT_AFTER,
@@ -204,6 +206,8 @@ pub struct Globals {
     /// Told to peers (BEP 10 `p`); 0: not told.
     pub listen_port: AtomicU16,
     pub upload: Meter,
+    /// Whoever sent what fails its hash: not accepted. Control replaces the whole set.
+    pub banned: ArcSwap<HashSet<IpAddr>>,
     pub connections: AtomicU32,
     pub connections_max: AtomicU32,
     pub zero_copy: AtomicBool,
@@ -225,6 +229,7 @@ impl Globals {
             client,
             listen_port: AtomicU16::new(0),
             upload: Meter::new(None),
+            banned: ArcSwap::default(),
             connections: AtomicU32::new(0),
             connections_max: AtomicU32::new(2_000),
             zero_copy: AtomicBool::new(true),

@@ -311,11 +311,17 @@ impl World {
 
     /// A handle to open files beneath.
     pub fn root(&self, directory: DirectoryId) -> OwnedFile {
+        self.root_beneath(directory, "")
+    }
+
+    /// The same of a folder in it, which need not hold anything yet.
+    pub fn root_beneath(&self, directory: DirectoryId, folder: &str) -> OwnedFile {
         let mut core = self.core.borrow_mut();
         let id = core.next_id();
         let root = OpenFile {
             node: None,
             directory: Some(directory),
+            folder: folder.as_bytes().to_vec(),
             direct: false,
             writable: false,
             in_flight: 0,

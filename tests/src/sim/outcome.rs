@@ -306,9 +306,16 @@ impl Core {
     }
 
     pub fn open(&mut self, request: &OpenRequest) -> io::Result<(File, Identity)> {
-        let directory = self.files.get(&file_id(&request.root)).and_then(|file| file.directory);
-        let Some(directory) = directory else { return fails(libc::ENOTDIR) };
-        let (path, found) = match self.disk.walk(directory, request.path.as_bytes()) {
+        let root = self.files.get(&file_id(&request.root));
+        let root = root.and_then(|file| Some((file.directory?, file.folder.clone())));
+        let Some((directory, folder)) = root else { return fails(libc::ENOTDIR) };
+        // Beneath the folder: by itself first, so that nothing leads out of it.
+        let beneath = match self.disk.walk(directory, request.path.as_bytes()) {
+            Ok((path, _)) if !folder.is_empty() => [&folder[..], &path].join(&b'/'),
+            Ok((path, _)) => path,
+            Err(errno) => return fails(errno),
+        };
+        let (path, found) = match self.disk.walk(directory, &beneath) {
             Ok(walked) => walked,
             Err(errno) => return fails(errno),
         };
@@ -333,7 +340,14 @@ impl Core {
         let id = self.next_id();
         let direct = request.direct && self.disk.direct.is_some();
         let writable = request.access != Access::Read;
-        let file = OpenFile { node: Some(node), directory: None, direct, writable, in_flight: 0 };
+        let file = OpenFile {
+            node: Some(node),
+            directory: None,
+            folder: Vec::new(),
+            direct,
+            writable,
+            in_flight: 0,
+        };
         self.files.insert(id, file);
         let closed = self.closed.clone();
         let handle = Descriptor { id, what: Closed::File(id), local: None, closed };

@@ -34,6 +34,10 @@ pub enum Plant {
     TwoSends,
     /// A short send counts as a whole one: bytes are missing from the stream.
     ShortSendIgnored,
+    /// A sync is reported without having been made.
+    SyncSkipped,
+    /// Every 20th write goes 512 bytes further on.
+    WriteElsewhere,
 }
 
 impl Plant {
@@ -46,6 +50,9 @@ impl Plant {
         Plant::TwoSends,
         Plant::ShortSendIgnored,
     ];
+
+    /// Those that only who writes can meet.
+    pub const OF_WRITING: &'static [Plant] = &[Plant::SyncSkipped, Plant::WriteElsewhere];
 }
 
 pub struct Planted<I> {
@@ -54,6 +61,8 @@ pub struct Planted<I> {
     count: u64,
     #[allow(clippy::vec_box)]
     kept: Vec<Box<SendBatch>>,
+    /// Syncs that `SyncSkipped` reports with the next reap.
+    skipped: Vec<Completion>,
 }
 
 /// Batches that `LeaseKept` keeps.
@@ -61,7 +70,7 @@ const KEPT_MAX: usize = 8;
 
 impl<I: Io> Planted<I> {
     pub fn new(inner: I, plant: Plant) -> Planted<I> {
-        Planted { inner, plant, count: 0, kept: Vec::new() }
+        Planted { inner, plant, count: 0, kept: Vec::new(), skipped: Vec::new() }
     }
 
     fn every(&mut self, n: u64) -> bool {
@@ -128,6 +137,17 @@ impl<I: Io> Io for Planted<I> {
         {
             *offset += 512;
         }
+        match &mut op {
+            Op::Sync { token, .. } if self.plant == Plant::SyncSkipped => {
+                let outcome = Outcome::Synced(Ok(()));
+                self.skipped.push(Completion { token: *token, outcome });
+                return Ok(());
+            }
+            Op::Write { offset, .. } if self.plant == Plant::WriteElsewhere && self.every(20) => {
+                *offset += 512;
+            }
+            _ => {}
+        }
         if self.plant == Plant::TwoSends
             && let Op::SendBatch { token, socket, batch, .. } = &op
             && batch.len_bytes() > 2
@@ -157,6 +177,7 @@ impl<I: Io> Io for Planted<I> {
     fn reap(&mut self, completions: &mut Vec<Completion>, max: usize) {
         let before = completions.len();
         self.inner.reap(completions, max);
+        completions.append(&mut self.skipped);
         if self.plant != Plant::None {
             let genuine: Vec<_> = completions.drain(before..).collect();
             for completion in genuine {
@@ -174,6 +195,6 @@ impl<I: Io> Io for Planted<I> {
     }
 
     fn in_flight(&self) -> usize {
-        self.inner.in_flight()
+        self.inner.in_flight() + self.skipped.len()
     }
 }

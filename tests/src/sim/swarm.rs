@@ -24,6 +24,7 @@ use seedring_shard::{
 use super::{
     io::{SimDriver, SimIo, SimOptions, Waiting},
     leech::{Score, Tally},
+    loading::Loadings,
     oracle::{Checked, Findings},
     planted::{Plant, Planted},
     torrent::SimTorrent,
@@ -66,6 +67,8 @@ pub struct Swarm {
     pub torrents: Vec<(Rc<SimTorrent>, Arc<Shared>)>,
     pub score: Score,
     pub address: SocketAddr,
+    /// What stands for `/`.
+    pub root: super::disk::DirectoryId,
     direct_io: bool,
     seats: Vec<Seat>,
     /// What shards told of files in trouble, pieces that failed, and dialled peers.
@@ -74,6 +77,7 @@ pub struct Swarm {
     /// Torrents whose files somebody changes; pieces of the others never fail.
     pub spoilt: BTreeSet<TorrentId>,
     pub dialed: Vec<seedring_shard::DialOutcome>,
+    pub loadings: Loadings,
     /// The stop needed the peers' end.
     pub cut_at_stop: bool,
     verify_again: Vec<(Duration, usize, TorrentId)>,
@@ -91,11 +95,20 @@ const OUR_PEER_ID: PeerId = PeerId(*b"-SR0100-simulated000");
 
 impl Swarm {
     pub fn new(world: World, plan: Plan) -> Swarm {
-        let address = SocketAddr::from(([10, 0, 0, 1], 6881));
-        let globals = Arc::new(Globals::new(OUR_PEER_ID, "seedring simulated"));
+        Swarm::nth(world, plan, 0)
+    }
+
+    /// One of several engines of a world: its number gives it its address, name and disk. They come
+    /// up in the order of their numbers, before anything else is made.
+    pub fn nth(world: World, plan: Plan, engine: u8) -> Swarm {
+        let address = SocketAddr::from(([10, 0, 0, engine + 1], 6881));
+        let mut peer_id = OUR_PEER_ID;
+        peer_id.0[19] += engine;
+        let globals = Arc::new(Globals::new(peer_id, "seedring simulated"));
         globals.zero_copy.store(plan.zero_copy, std::sync::atomic::Ordering::Relaxed);
         let root = world.directory();
-        assert_eq!(root, ROOT, "the first directory of a world stands for /");
+        let first = engine > 0 || root == world.first_directory();
+        assert!(first, "the first directory of a world stands for / of its first engine");
         let ios: Vec<SimIo> = (0..plan.shards)
             .map(|_| {
                 let (pool_bytes, waiting) = (plan.pool_bytes, Waiting::Notes);
@@ -119,7 +132,7 @@ impl Swarm {
                 // Not measured: a seed has to give the same swarm on every machine.
                 hashing: Pace::of(&[(Kernel::Single, 36_000), (Kernel::Avx512, 115_000)]),
                 root: File::from(world.root(root)),
-                seed: world.seed(),
+                seed: world.seed() ^ (u64::from(engine) << 32),
             };
             let links = Links { commands: received, events: told, to_shards, from_shards };
             let shard = Shard::new(io, options, links, vec![world.listen(address)]);
@@ -132,12 +145,14 @@ impl Swarm {
             torrents: Vec::new(),
             score: Rc::new(RefCell::new(Tally::default())),
             address,
+            root,
             direct_io: plan.direct_io,
             seats,
             troubles: 0,
             failed_pieces: 0,
             spoilt: BTreeSet::new(),
             dialed: Vec::new(),
+            loadings: Loadings::default(),
             cut_at_stop: false,
             verify_again: Vec::new(),
             ticks: 0,
@@ -150,7 +165,7 @@ impl Swarm {
         mut torrent: SimTorrent,
         prepare: impl FnOnce(&Shared),
     ) -> Rc<SimTorrent> {
-        torrent.write(&self.world, ROOT);
+        torrent.write(&self.world, self.root);
         let shared = torrent.shared(self.seats.len());
         prepare(&shared);
         let torrent = Rc::new(torrent);
@@ -197,9 +212,8 @@ impl Swarm {
             if self.world.now() >= until || self.is_broken() {
                 return false;
             }
-            let sleeps = self.seats.iter().filter(|seat| !seat.gone);
-            let sleeps = sleeps.filter_map(|seat| seat.driver.sleeps_until());
-            let next = sleeps.chain(self.world.next_event()).min().unwrap_or(until);
+            let next = self.wakes_at().into_iter().chain(self.world.next_event());
+            let next = next.min().unwrap_or(until);
             self.world.advance_to(next.min(until));
         }
     }
@@ -211,8 +225,14 @@ impl Swarm {
             || self.seats.iter().any(|seat| !seat.findings.borrow().is_empty())
     }
 
+    /// When a shard wants to run again of itself.
+    pub(super) fn wakes_at(&self) -> Option<Duration> {
+        let sleeps = self.seats.iter().filter(|seat| !seat.gone);
+        sleeps.filter_map(|seat| seat.driver.sleeps_until()).min()
+    }
+
     /// Each shard that has a reason to runs until it sleeps.
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         // Shards of a process run at once: which comes first is chance.
         let mut order: Vec<usize> = (0..self.seats.len()).collect();
         self.world.shuffle(&mut order);
@@ -239,6 +259,7 @@ impl Swarm {
 
     /// Pieces that could not be read when they were verified are tried again.
     fn repeat(&mut self) {
+        self.load_on();
         let now = self.world.now();
         while let Some(at) = self.verify_again.iter().position(|(when, ..)| *when <= now) {
             let (_, shard, torrent) = self.verify_again.swap_remove(at);
@@ -270,7 +291,14 @@ impl Swarm {
                         self.world.violation(text);
                     }
                 }
-                Event::Dialed { outcome, .. } => self.dialed.push(outcome),
+                Event::Dialed { torrent, address, outcome } => {
+                    self.dialed.push(outcome);
+                    self.dial_failed(at, torrent, address, outcome);
+                }
+                Event::Offered { torrent, piece } => self.offered(torrent, piece),
+                Event::WriteFailed { torrent, .. } => self.write_failed(torrent),
+                Event::Poisoned { address, .. } => self.loadings.poisoned.push(address),
+                Event::Complete(id) => self.completed(id),
                 Event::Stopped(stats) => self.seats[at].stopped = Some(stats),
                 _ => {}
             }
@@ -317,9 +345,6 @@ impl Swarm {
         (findings, stats)
     }
 }
-
-/// The directory that stands for `/`: the first of its world.
-const ROOT: super::disk::DirectoryId = super::disk::DirectoryId(1);
 
 fn wake(waker: &Waker) -> Wake {
     let waker = waker.clone();

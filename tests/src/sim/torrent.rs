@@ -146,6 +146,12 @@ impl SimTorrent {
         path.to_str().expect("made of ASCII").trim_start_matches('/').to_owned()
     }
 
+    /// The torrent's folder below the directory that stands for `/`.
+    pub fn folder(&self) -> String {
+        let base = self.base.to_str().expect("made of ASCII");
+        base.trim_start_matches('/').to_owned()
+    }
+
     pub fn shared(&self, shards: usize) -> Arc<Shared> {
         let shared = Shared::new(self.id, self.info_hash, self.layout.piece_count()).over(shards);
         shared.set_phase(Phase::Active);

@@ -78,6 +78,8 @@ pub(super) enum Closed {
 pub(super) struct OpenFile {
     pub node: Option<NodeId>,
     pub directory: Option<DirectoryId>,
+    /// Of a directory: the folder in it that this handle stands for; empty: itself.
+    pub folder: Vec<u8>,
     pub direct: bool,
     pub writable: bool,
     pub in_flight: u32,

@@ -43,7 +43,7 @@ impl Engine {
             }
             Event::Poisoned { torrent, address, piece } => {
                 tracing::debug!("{address} is banned: its piece {} of {torrent:?} is bad", piece.0);
-                self.peers.ban(address.ip());
+                self.ban(address.ip());
             }
             Event::Metadata { torrent, peer, address, said } => {
                 self.metadata_said(torrent, (shard, peer), address, said);

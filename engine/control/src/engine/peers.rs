@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -64,7 +65,7 @@ impl PeerBooks {
         for peer in peers {
             let ip = peer.ip();
             let useless = peer.port() == 0 || ip.is_unspecified() || ip.is_multicast();
-            let useless = useless || self.banned.contains(&ip);
+            let useless = useless || self.banned.contains(&ip.to_canonical());
             if useless || own.contains(peer) || book.entries.contains_key(peer) {
                 continue;
             }
@@ -98,7 +99,13 @@ impl PeerBooks {
     }
 
     /// No torrent dials this address any more.
+    /// Whom to ban on every shard, too: it may come by itself.
+    pub fn banned(&self) -> &HashSet<IpAddr> {
+        &self.banned
+    }
+
     pub fn ban(&mut self, ip: IpAddr) {
+        let ip = ip.to_canonical();
         if self.banned.len() < BANNED_MAX {
             self.banned.insert(ip);
         }
@@ -159,6 +166,12 @@ impl Book {
 }
 
 impl Engine {
+    /// Nothing more from or to this address.
+    pub(super) fn ban(&mut self, ip: IpAddr) {
+        self.peers.ban(ip);
+        self.globals.banned.store(Arc::new(self.peers.banned().clone()));
+    }
+
     /// A leech announced to the embedded tracker for a torrent that it gives us out for.
     pub(super) fn leech_announced(&mut self, hash: InfoHash, address: SocketAddr) {
         let Some(id) = self.id_of(&hash) else { return };

@@ -45,7 +45,9 @@ impl<I: Io> Shard<I> {
 
     pub(crate) fn accepted(&mut self, socket: Socket, address: SocketAddr) {
         self.stats.accepted += 1;
-        if self.stopping || !self.admit() {
+        let banned = self.options.globals.banned.load();
+        let unwelcome = !banned.is_empty() && banned.contains(&address.ip().to_canonical());
+        if self.stopping || unwelcome || !self.admit() {
             self.stats.refused += 1;
             self.io.shutdown(&socket, Shutdown::Reset);
             return;

@@ -14,7 +14,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use seedring_platform::{
     memory::{Class, Lease},
-    op::Io,
+    op::{Io, Shutdown},
 };
 use seedring_proto::{
     peer::session::{Event as Said, Session},
@@ -40,6 +40,11 @@ const BLOCKS_MAX: usize = 256;
 const ENDGAME_BLOCKS_MAX: usize = 16;
 /// A peer that rejected a request though it does not choke us is left alone for this long.
 const REJECTED_REST: Duration = Duration::from_secs(1);
+/// Where there are several shards, a piece that nothing comes of for this long goes back, so that
+/// another one may get it from its peers; seconds.
+const STALLED_AFTER_S: u32 = 30;
+/// And who did not bring it is not asked for so long.
+const STALLED_REST: Duration = Duration::from_secs(10);
 
 /// A connection's part in a download.
 #[derive(Default)]
@@ -130,6 +135,10 @@ impl<I: Io> Shard<I> {
         let Stage::Open(open) = &mut connection.stage else { return };
         let Some(fetch) = self.downloads.torrents.get_mut(&open.torrent) else { return };
         if !open.session.downloads() {
+            // It was told that nothing is wanted, and now it has what is: it may come anew.
+            if fetch.wants_of(&open.session) {
+                self.close(key, Shutdown::Orderly);
+            }
             return;
         }
         let before = connection.out.len();
@@ -226,6 +235,66 @@ impl<I: Io> Shard<I> {
             fetch.partials.remove(&block.piece);
             fetch.download.release(block.piece, self.options.shard);
             fetch.picker.refresh();
+        }
+    }
+
+    /// Gives back what this shard's peers do not bring: at once where none of them has it.
+    pub(super) fn give_up_stalled(&mut self, id: TorrentId, now: Duration) {
+        if self.links.to_shards.len() < 2 {
+            return;
+        }
+        let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        let quiet = fetch.partials.values_mut().map(|partial| {
+            (partial.piece(), partial.look() >= STALLED_AFTER_S, partial.is_asked_for())
+        });
+        let quiet: Vec<(PieceIndex, bool)> = quiet
+            .filter(|(_, stalled, asked)| *stalled || !asked)
+            .map(|(piece, stalled, _)| (piece, stalled))
+            .collect();
+        let keys = self.keys_here(id);
+        for (piece, stalled) in quiet {
+            if stalled || !keys.iter().any(|key| self.has_for_us(*key, piece)) {
+                self.give_up(id, piece, &keys, now);
+            }
+        }
+    }
+
+    fn has_for_us(&mut self, key: Key, piece: PieceIndex) -> bool {
+        let open = self.connections.get(key).and_then(|connection| connection.open());
+        open.is_some_and(|open| open.session.downloads() && open.session.pieces().has(piece))
+    }
+
+    fn give_up(&mut self, id: TorrentId, piece: PieceIndex, keys: &[Key], now: Duration) {
+        for key in keys {
+            let Some(connection) = self.connections.get(*key) else { continue };
+            let Stage::Open(open) = &mut connection.stage else { continue };
+            let asked = open.session.requests().into_iter().flat_map(|requests| requests.iter());
+            let asked: Vec<Block> = asked.filter(|block| block.piece == piece).collect();
+            if asked.is_empty() {
+                continue;
+            }
+            asked.into_iter().for_each(|block| open.session.cancel(block, &mut connection.out));
+            open.source.get_or_insert_default().rest_until = now + STALLED_REST;
+            self.enqueue(*key);
+        }
+        let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        let Some(partial) = fetch.partials.remove(&piece) else { return };
+        self.downloads.held_bytes -= Partial::buffer_bytes(partial.length());
+        fetch.download.release(piece, self.options.shard);
+        fetch.picker.refresh();
+    }
+
+    /// The download ends or is another one: this peer counts for it no more, and what it was asked
+    /// for is taken back.
+    pub(super) fn source_ended(&mut self, key: Key) {
+        self.uncount_pieces(key);
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        let Some(requests) = open.session.requests() else { return };
+        let asked: Vec<Block> = requests.iter().collect();
+        if !asked.is_empty() {
+            asked.into_iter().for_each(|block| open.session.cancel(block, &mut connection.out));
+            self.enqueue(key);
         }
     }
 

@@ -155,7 +155,11 @@ impl<I: Io> Shard<I> {
         match (wanted, known) {
             (None, None) => {}
             (Some(wanted), Some(known)) if Arc::ptr_eq(&wanted, known) => {}
-            (None, Some(_)) => self.end_download(id),
+            (None, Some(_)) => {
+                // Complete, as control sees it, which may be sooner than this shard does.
+                self.keys_here(id).into_iter().for_each(|key| self.enough(key));
+                self.end_download(id);
+            }
             (Some(download), _) => {
                 self.end_download(id);
                 let Some(local) = self.torrents.get_mut(&id) else { return };
@@ -171,12 +175,20 @@ impl<I: Io> Shard<I> {
                     suspects: HashMap::default(),
                 };
                 self.downloads.torrents.insert(id, fetch);
+                self.keys_here(id).into_iter().for_each(|key| self.peer_pieces(key));
             }
         }
     }
 
+    fn keys_here(&self, id: TorrentId) -> Vec<Key> {
+        self.torrents.get(&id).map_or(Vec::new(), |local| local.peers.values().copied().collect())
+    }
+
     /// Gives back what is claimed here. What is being written goes on to its end.
     pub(crate) fn end_download(&mut self, id: TorrentId) {
+        if self.downloads.is_known(id) {
+            self.keys_here(id).into_iter().for_each(|key| self.source_ended(key));
+        }
         let Some(fetch) = self.downloads.torrents.remove(&id) else { return };
         for piece in fetch.partials.values() {
             self.downloads.held_bytes -= Partial::buffer_bytes(piece.length());
@@ -213,11 +225,10 @@ impl<I: Io> Shard<I> {
             let (download, shared) = (fetch.download.clone(), fetch.shared.clone());
             let complete = download.is_complete(&shared.pieces);
             fetch.complete = complete;
-            let keys: Vec<Key> = match self.torrents.get(&id) {
-                Some(local) => local.peers.values().copied().collect(),
-                None => Vec::new(),
-            };
-            for key in keys {
+            if !complete {
+                self.give_up_stalled(id, now);
+            }
+            for key in self.keys_here(id) {
                 if complete {
                     self.enough(key);
                 } else {

@@ -45,6 +45,8 @@ pub struct Partial {
     unasked: u32,
     /// Everybody who sent a block of it.
     senders: Vec<Key>,
+    /// Looks since a block came whole.
+    quiet: u32,
 }
 
 /// A whole piece: its bytes, and who sent which block.
@@ -81,7 +83,14 @@ impl Partial {
             missing: blocks,
             unasked: blocks,
             senders: Vec::new(),
+            quiet: 0,
         }
+    }
+
+    /// Once a second: how many seconds no block has come for, this one included.
+    pub fn look(&mut self) -> u32 {
+        self.quiet += 1;
+        self.quiet
     }
 
     /// Bytes that its chunks take once all of them are leased.
@@ -202,10 +211,13 @@ impl Partial {
         let at = self.place(block)?;
         let slot = &mut self.slots[at];
         if slot.state != State::Coming(key) {
-            slot.asked.iter_mut().filter(|asked| **asked == key).for_each(|a| *a = NOBODY);
+            // Its bytes were not taken, because another one's were coming; if that one is gone
+            // since, nobody owes the block any more.
+            self.forget(key, at);
             return None;
         }
         slot.state = State::Here;
+        self.quiet = 0;
         let other = slot.asked.into_iter().find(|asked| *asked != key && *asked != NOBODY);
         let place = self.senders.iter().position(|sender| *sender == key);
         let place = place.unwrap_or_else(|| {
@@ -221,11 +233,18 @@ impl Partial {
     pub fn returned(&mut self, key: Key, block: Block) {
         let Some(at) = self.place(block) else { return };
         let slot = &mut self.slots[at];
-        if slot.state == State::Here || !slot.asked.contains(&key) {
-            return;
-        }
         if slot.state == State::Coming(key) {
             slot.state = State::Missing;
+        }
+        self.forget(key, at);
+    }
+
+    /// A peer owes a block no more. Whoever else does comes first, so that a third may be asked;
+    /// a block that nobody owes is free.
+    fn forget(&mut self, key: Key, at: usize) {
+        let slot = &mut self.slots[at];
+        if slot.state == State::Here || !slot.asked.contains(&key) {
+            return;
         }
         slot.asked.iter_mut().filter(|asked| **asked == key).for_each(|a| *a = NOBODY);
         slot.asked.sort_unstable(); // NOBODY is the highest
@@ -358,6 +377,22 @@ mod tests {
         partial.data(B, block, 1_000, &vec![2; BLOCK_BYTES as usize - 1_000]);
         assert_eq!(partial.arrived(B, block), Some(Some(A)));
         assert!(partial.into_whole().block(0).iter().all(|byte| *byte == 2));
+    }
+
+    #[test]
+    fn a_block_that_nobody_owes_any_more_is_free() {
+        let pool = pool();
+        let mut partial = Partial::new(PIECE, BLOCK_BYTES);
+        let block = partial.ask(A, |class| pool.lease(class)).unwrap().unwrap();
+        partial.ask_again(B, true);
+        partial.data(B, block, 0, &[2; 500]);
+        partial.data(A, block, 0, &[1; 500]); // B's are coming
+        partial.returned(B, block); // and come no more
+        partial.data(A, block, 500, &vec![1; BLOCK_BYTES as usize - 500]);
+        assert_eq!(partial.arrived(A, block), None, "its beginning was not taken");
+        assert!(partial.has_unasked());
+        assert_eq!(partial.ask(A, |class| pool.lease(class)), Ok(Some(block)));
+        assert_eq!(take(&mut partial, A, block, 1), Some(None));
     }
 
     #[test]

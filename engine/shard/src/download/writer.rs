@@ -6,8 +6,8 @@
 //!
 //! Files are written through the page cache: direct and buffered transfers of one file must not
 //! meet (the kernel then fails the next sync), and while a torrent downloads its files are read
-//! buffered too. A file is synced 4 s or 48 MiB after its first write that is not, which bounds what
-//! a crash may cost (D3: 5 s, 64 MiB).
+//! buffered too. A file is synced 4 s or 48 MiB after its first write that is not, which bounds
+//! what a crash may cost (D3: 5 s, 64 MiB).
 //!
 //! A failed sync is final: all that was written since the last good one is not had any more.
 
@@ -449,6 +449,12 @@ impl Writer {
         });
         self.folders.remove(&id);
     }
+}
+
+/// An error once more, for each who has to hear of it.
+fn same(error: &io::Error) -> io::Error {
+    let kind = || io::Error::from(error.kind());
+    error.raw_os_error().map_or_else(kind, io::Error::from_raw_os_error)
 }
 
 /// Bytes `range` of a piece as batches to be written from `offset` on.

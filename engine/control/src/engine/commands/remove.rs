@@ -80,7 +80,10 @@ impl Engine {
                 });
                 let rows = rows.collect();
                 let (hash, _) = by_prefix(&rows, which).ok_or(why)?;
-                let of_hash = |origin: &Origin| matches!(origin, Origin::Added { info_hash, .. } if info_hash == hash);
+                let of_hash = |origin: &Origin| match origin {
+                    Origin::Added { info_hash, .. } => info_hash == hash,
+                    _ => false,
+                };
                 let wanted = added.iter().find(|wanted| of_hash(&wanted.origin));
                 let wanted = wanted.ok_or("it has just been admitted; try again")?;
                 return Ok((*hash, wanted.origin.clone(), hash.to_string()));

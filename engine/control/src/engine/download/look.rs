@@ -94,7 +94,8 @@ pub fn look(
         Trust::Again => false,
         Trust::Finished => true,
     };
-    let on_disk = match files(&root, metainfo, !complete) {
+    let make = |at: usize| !complete && row.files.get(at).is_none_or(|file| file.priority > 0);
+    let on_disk = match files(&root, metainfo, !complete, &make) {
         Ok(files) => files,
         Err(condition) => return away(condition),
     };
@@ -305,7 +306,13 @@ impl Look<'_> {
 }
 
 /// Opens the folder that the files lie in (made, where it may be) and looks at each of them.
-fn files(root: &Root, metainfo: &Metainfo, may_make: bool) -> Result<Files, Condition> {
+/// `make`: which files without bytes are made where they are missing; no shard writes to those.
+fn files(
+    root: &Root,
+    metainfo: &Metainfo,
+    may_make: bool,
+    make: &dyn Fn(usize) -> bool,
+) -> Result<Files, Condition> {
     let name = &metainfo.info.name;
     let path = root.path.join(name);
     if name == MARKER {
@@ -327,6 +334,11 @@ fn files(root: &Root, metainfo: &Metainfo, may_make: bool) -> Result<Files, Cond
         }
         let below = below_base(metainfo, at);
         let path = root.path.join(full_path(metainfo, at));
+        if file.length == 0 && make(at) {
+            make_empty(&base, below).map_err(|error| {
+                Condition::Missing(format!("{} can't be made: {error}", path.display()))
+            })?;
+        }
         let found = match open(&base, below, OFlags::PATH).and_then(|f| Ok(rustix::fs::fstat(&f)?))
         {
             Ok(found) => found,
@@ -374,7 +386,7 @@ pub fn there_before(root: &Root, metainfo: &Metainfo) -> Vec<bool> {
     };
     match folder {
         Err(error) if error.kind() == io::ErrorKind::NotFound => vec![false; count],
-        _ => match files(root, metainfo, false) {
+        _ => match files(root, metainfo, false, &|_| false) {
             Ok(found) => found.files.iter().map(Option::is_some).collect(),
             // Something is in the way, or can't be looked at: none of it is ours.
             Err(_) => vec![true; count],
@@ -391,6 +403,28 @@ fn open_folder(root: &Root, name: &str, may_make: bool) -> io::Result<OwnedFd> {
             open(root, name, flags)
         }
         opened => opened,
+    }
+}
+
+/// Makes a file without bytes and the folders above it, beneath `base` and through no link; one
+/// that is there stays.
+fn make_empty(base: impl AsFd, path: &str) -> io::Result<()> {
+    let there = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+    let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let mut folder = base.as_fd().try_clone_to_owned()?;
+    for part in folders.split('/').filter(|part| !part.is_empty()) {
+        match rustix::fs::mkdirat(&folder, part, Mode::from(0o777)).map_err(io::Error::from) {
+            Ok(()) => rustix::fs::fsync(&folder)?,
+            Err(error) if there(&error) => {}
+            Err(error) => return Err(error),
+        }
+        folder = open(&folder, part, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::openat(&folder, name, flags, Mode::from(0o666)).map_err(io::Error::from) {
+        Ok(_) => Ok(rustix::fs::fsync(&folder)?),
+        Err(error) if there(&error) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -122,7 +122,7 @@ impl Engine {
                     if let Some(address) = fetch.and_then(|fetch| fetch.addresses.get(&peer)) {
                         tracing::debug!("{address} is banned: it sent metadata that is wrong");
                         let ip = address.ip();
-                        self.peers.ban(ip);
+                        self.ban(ip);
                     }
                 }
                 Action::Done(raw_info) => {

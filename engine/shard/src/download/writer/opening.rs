@@ -11,7 +11,7 @@ use seedring_platform::{
     op::{Access, Allocation, Identity, Io, Op, OpenRequest},
 };
 
-use super::{Entry, SLOW_MAX, State};
+use super::{Entry, SLOW_MAX, State, same};
 use crate::{mix::Hashed, shard::Shard, token::Target, torrent::TorrentId};
 
 impl<I: Io> Shard<I> {
@@ -112,11 +112,8 @@ impl<I: Io> Shard<I> {
         let Some(entry) = writer.files.get_mut(&file) else { return };
         entry.state = State::Closed;
         let waiting = std::mem::take(&mut entry.waiting);
-        let kind = error.kind();
-        let raw = error.raw_os_error();
         for segment in waiting {
-            let again = raw.map_or_else(|| io::Error::from(kind), io::Error::from_raw_os_error);
-            self.segment_over(&segment, Some(again), now);
+            self.segment_over(&segment, Some(same(&error)), now);
         }
     }
 }

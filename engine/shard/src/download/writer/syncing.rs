@@ -9,7 +9,7 @@ use std::{io, time::Duration};
 use seedring_platform::op::{Io, Op};
 use seedring_proto::units::PieceIndex;
 
-use super::{Entry, SLOW_MAX, State};
+use super::{Entry, SLOW_MAX, State, same};
 use crate::{shard::Shard, token::Target, torrent::TorrentId};
 
 /// A written file is synced after this time at the latest.
@@ -77,6 +77,11 @@ impl<I: Io> Shard<I> {
                 let mut lost = pieces;
                 lost.append(&mut entry.dirty);
                 entry.dirty_bytes = 0;
+                // Pieces that are written in part: what this sync covered of them is lost too,
+                // and no later one brings it back.
+                for job in writer.jobs.values_mut().filter(|job| job.files.contains(&number)) {
+                    job.failed.get_or_insert_with(|| (path.clone(), same(&error)));
+                }
                 self.sync_failed(torrent, lost);
                 self.write_failed(torrent, path, error);
             }
