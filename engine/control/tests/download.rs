@@ -3,7 +3,7 @@
 //! Never: a second client; where bytes have to come from a peer, another engine seeds them.
 //! Flow: one engine a test, moved by commands.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)] // clippy takes only the functions with #[test] for tests
 
 mod support;
 
@@ -14,7 +14,7 @@ use seedring_control::{
     control_socket,
     engine::commands::{Action, AddFrom, AddTorrent, FilesReport, Reply},
 };
-use support::{Engine, Item, PIECE, Site, Tracker, hashed, is, served_right, torrent};
+use support::{Engine, Item, PIECE, Site, Tracker, all, hashed, is, served_right, torrent};
 
 fn act(site: &Site, action: Action) -> Result<Reply, String> {
     let socket = site.path("state/control.sock");
@@ -266,6 +266,47 @@ fn the_configuration_downloads_what_is_missing_and_removes_what_is_taken_out() {
     engine.signal(Signal::HUP);
     engine.wait("gone", |report| report.torrents.len() == 1);
     engine.stop();
+}
+
+/// One engine seeds a file, another one that knows its address from a link fetches it.
+#[test]
+fn a_file_and_a_magnet_are_fetched_from_a_seed_and_told_to_trackers_once() {
+    let source = Site::new();
+    let item = source.item("file", 300, &[]);
+    let mut seeder = source.run("", &all("full"));
+    seeder.wait("seeding", |report| is(report, "file", "seeding"));
+    let seed = seeder.address();
+    for by_magnet in [false, true] {
+        let site = Site::new();
+        let tracker = Tracker::start(None);
+        let link = format!(
+            "magnet:?xt=urn:btih:{}&dn=file&x.pe={seed}&tr={}",
+            hash_of(&item),
+            tracker.url
+        );
+        let mut engine = site.run("", "");
+        engine.ready();
+        add_from(&site, AddFrom::Magnet(link), "save", false).unwrap();
+        if !by_magnet {
+            add(&site, &item, "save").unwrap();
+        }
+        let report = engine.wait("fetched", |report| is(report, "file", "seeding"));
+        assert_eq!(fs::read(site.path("save/file")).unwrap(), item.bytes);
+        let seen = torrent(&report, "file").unwrap();
+        assert!(seen.downloaded_bytes >= item.bytes.len() as u64, "{seen:?}");
+        let line = tracker.wait("event=completed");
+        assert!(line.contains("left=0"), "{line}");
+        assert_eq!(served_right(engine.address(), &item), 300);
+        engine.stop();
+        let mut engine = site.run("", "");
+        engine.wait("again", |report| is(report, "file", "seeding"));
+        std::thread::sleep(Duration::from_millis(1_100)); // the next statistics
+        assert_eq!(hashed(&engine.report().unwrap()), 0, "nothing is hashed again");
+        engine.stop();
+        let completed = tracker.asked().iter().filter(|l| l.contains("event=completed")).count();
+        assert_eq!(completed, 1, "{:?}", tracker.asked());
+    }
+    seeder.stop();
 }
 
 #[test]

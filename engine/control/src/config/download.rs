@@ -91,7 +91,7 @@ mod tests {
     fn a_link_becomes_one_torrent_with_a_state_folder_of_its_own() {
         let fetch = |torrent: &str| {
             let torrent = torrent.to_owned();
-            let folder = "fetched".into();
+            let folder = PathBuf::from("here");
             Config::for_download(FetchOptions { torrent, folder, ..FetchOptions::default() })
         };
         let link = format!("magnet:?xt=urn:btih:{}", "ab".repeat(20));

@@ -161,9 +161,8 @@ impl Look<'_> {
         let priorities = select::piece_priorities(layout, &self.row.files);
         let verified = self.trusted(complete, &stamps);
         let to_verify = self.to_verify(complete, &verified, &priorities);
-        if !complete && !to_verify.is_empty() {
-            // What is hashed may only be stored as had if it can't be lost (D2).
-            self.sync_files()?;
+        if !complete && (!to_verify.is_empty() || verified.iter().any(|byte| *byte != 0)) {
+            self.settle_files(!to_verify.is_empty())?;
         }
         let transfer = (!complete).then(|| self.transfer(&verified, &priorities));
         let missing = (0..layout.piece_count()).map(PieceIndex);
@@ -240,12 +239,25 @@ impl Look<'_> {
         self.trust == Trust::Again
     }
 
-    fn sync_files(&self) -> Result<(), String> {
-        for (at, _) in self.on_disk.files.iter().enumerate().filter(|(_, f)| f.is_some()) {
-            let path = &below_base(self.metainfo, at);
-            let synced = open(&self.on_disk.base, path, OFlags::RDONLY)
-                .and_then(|file| Ok(rustix::fs::fsync(&file)?));
-            synced.map_err(|error| format!("{path}: {error}"))?;
+    /// Files that are there get their full length, as they would at the first write: shards read
+    /// in chunks, and a chunk that ends early fails as a whole. `sync`: what is hashed from here on
+    /// may only be stored as had if it can't be lost (D2).
+    fn settle_files(&self, sync: bool) -> Result<(), String> {
+        let there = self.on_disk.files.iter().enumerate();
+        for (at, found) in there.filter_map(|(at, found)| Some((at, found.as_ref()?))) {
+            let path = below_base(self.metainfo, at);
+            let length = self.metainfo.info.layout.files[at].length;
+            let settle = || {
+                if found.stamp.size_bytes < length {
+                    let file = open(&self.on_disk.base, path, OFlags::WRONLY)?;
+                    rustix::fs::ftruncate(&file, length)?;
+                }
+                if sync {
+                    rustix::fs::fsync(open(&self.on_disk.base, path, OFlags::RDONLY)?)?;
+                }
+                io::Result::Ok(())
+            };
+            settle().map_err(|error| format!("{path}: {error}"))?;
         }
         Ok(())
     }

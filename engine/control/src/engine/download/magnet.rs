@@ -24,7 +24,6 @@ use seedring_shard::{
 };
 
 use super::super::{Engine, Note, prepare::write_whole, status::with_trackers, torrents::State};
-use crate::plan::{From, Origin};
 
 /// Peers are dialled again so soon after the metadata came: their connections ended with the
 /// waiting torrent, and they have to notice.
@@ -140,7 +139,6 @@ impl Engine {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         torrent.state = State::Metadata;
         let (hash, shared) = (torrent.info_hash(), torrent.shared.clone());
-        let named = named_peers(&torrent.wanted.origin);
         if let Some(download) = &mut torrent.download {
             download.metadata = Some(Box::new(Fetch::new(hash)));
         }
@@ -152,8 +150,17 @@ impl Engine {
             self.announce(id).await;
         }
         self.shards.send_all(|| Command::Add(vec![shared.clone()]));
-        self.peers.learn(id, &named, &self.shards.listening, Instant::now());
+        self.learn_named(id);
         self.dial_due(id);
+    }
+
+    /// Peers that the link itself names.
+    pub(in crate::engine) fn learn_named(&mut self, id: TorrentId) {
+        let download = self.torrents.get(id).and_then(|torrent| torrent.download.as_ref());
+        let Some(link) = download.and_then(|download| download.row.magnet.as_deref()) else {
+            return;
+        };
+        self.peers.learn(id, &named_peers(link), &self.shards.listening, Instant::now());
     }
 
     pub(in crate::engine) fn waits_for_metadata(&self, hash: &InfoHash) -> bool {
@@ -226,8 +233,7 @@ impl Engine {
 }
 
 /// BEP 9 `x.pe`: numbers alone, since a name would have to be looked up for a stranger.
-fn named_peers(origin: &Origin) -> Vec<SocketAddr> {
-    let Origin::Download { from: From::Magnet(link), .. } = origin else { return Vec::new() };
+fn named_peers(link: &str) -> Vec<SocketAddr> {
     let peers = link.parse::<Magnet>().map(|magnet| magnet.peers).unwrap_or_default();
     let address = |(host, port): (String, u16)| Some(SocketAddr::new(host.parse().ok()?, port));
     peers.into_iter().filter_map(address).collect()

@@ -132,6 +132,9 @@ impl Engine {
 
     /// A download that was just looked at: hash what may be there, or go on at once.
     pub(super) async fn begin_download(&mut self, id: TorrentId) {
+        if self.torrents.get(id).is_some_and(Torrent::is_downloading) {
+            self.learn_named(id);
+        }
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         let pieces = &torrent.shared.pieces;
         for piece in (0..pieces.piece_count()).map(PieceIndex) {

@@ -98,4 +98,34 @@ mod tests {
         let rows = [row(7), row(7), row(0), row(4)];
         assert_eq!(piece_priorities(&layout, &rows), [7, 7, 0, 4, 4, 4]);
     }
+
+    #[test]
+    fn patterns_choose_before_a_link_does_and_must_match_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("t");
+        std::fs::create_dir_all(folder.join("deep")).unwrap();
+        for path in ["a.iso", "deep/b.iso", "c.txt"] {
+            std::fs::write(folder.join(path), path).unwrap();
+        }
+        let content = crate::create::scan(&folder).unwrap();
+        let made = crate::create::make(&content, &crate::create::Options::default(), &|_| true);
+        let metainfo = made.unwrap().metainfo;
+        let files = metainfo.info.layout.files.iter();
+        let paths: Vec<&str> = files.map(|file| &*file.path).collect();
+        let chosen = |only: &[&str], link: &str| {
+            let only: Vec<String> = only.iter().map(ToString::to_string).collect();
+            let magnet = link.parse::<Magnet>().ok();
+            choose(&metainfo, &only, magnet.as_ref()).map(|rows| {
+                let wanted = paths.iter().zip(rows).filter(|(_, row)| row.priority > 0);
+                wanted.map(|(path, _)| *path).collect::<Vec<_>>()
+            })
+        };
+        let third = format!("magnet:?xt=urn:btih:{}&so=2", metainfo.info_hash);
+        assert_eq!(chosen(&[], "").unwrap(), paths);
+        assert_eq!(chosen(&[], &third).unwrap(), [paths[2]], "BEP 53");
+        assert_eq!(chosen(&["*.iso"], &third).unwrap(), ["a.iso", "deep/b.iso"], "the user's word");
+        assert_eq!(chosen(&["deep/*", "c.*"], "").unwrap().len(), 2);
+        assert!(chosen(&["*.iso", "*.mkv"], "").unwrap_err().contains("*.mkv"));
+        assert!(chosen(&["["], "").unwrap_err().contains("not a pattern"));
+    }
 }
