@@ -56,7 +56,12 @@ fn a_leech_that_announces_to_the_embedded_tracker_is_dialled() -> Result<()> {
     );
     let mut engine = Engine::start(scratch.path(), address, &yaml)?;
     for file in [&ours, &other] {
-        file.check_served(engine.address()).context("it is seeded")?;
+        // It listens before all is hashed.
+        let begun = Instant::now();
+        while let Err(error) = file.check_served(engine.address()) {
+            ensure!(begun.elapsed() < SOON, "it is not seeded: {error:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     let ((leech, port), (seed, seed_port)) = (listener()?, listener()?);
