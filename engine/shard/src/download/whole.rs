@@ -153,6 +153,7 @@ impl<I: Io> Shard<I> {
                 .suspects
                 .insert(piece, Suspect { blocks: digests.into_iter().zip(senders).collect() });
         }
+        self.forget_kept(id, piece);
         self.tell(Event::PieceFailed { torrent: id, piece });
     }
 
