@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 pub use super::sections::{
-    CacheSize, IoBackend, Limits, Log, LogFormat, LogLevel, Memory, Shards, Switch, Timeouts,
-    TrackerClient, Verify,
+    CacheSize, IoBackend, Limits, Log, LogFormat, LogLevel, Memory, Preallocate, Shards, Switch,
+    Timeouts, TrackerClient, Verify,
 };
 pub use super::units::{ByteSize, CountLimit, Period, Rate};
 
@@ -35,6 +35,8 @@ pub struct Config {
     /// The embedded tracker; `None` when it is left out.
     pub tracker: Option<EmbeddedTracker>,
     pub tracker_client: TrackerClient,
+    /// How downloads that a command adds are kept, unless it says otherwise.
+    pub downloads: Storage,
     pub log: Log,
     pub torrents: Vec<TorrentSource>,
     /// End when everything wanted is there (`seedring download`).
@@ -95,6 +97,36 @@ pub struct DownloadOptions {
     pub sequential: bool,
     /// Patterns of the files that are wanted; empty: all.
     pub only: Vec<String>,
+    pub storage: Storage,
+}
+
+/// How a download is kept on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Storage {
+    pub preallocate: Preallocate,
+    /// Where it lies until it is complete; `None`: in its save folder.
+    pub incomplete_folder: Option<PathBuf>,
+    /// What its files' names end with until it is complete; may be empty.
+    pub incomplete_suffix: String,
+    /// Where it lies from then on; `None`: in its save folder.
+    pub move_completed_to: Option<PathBuf>,
+}
+
+/// The longest suffix.
+const SUFFIX_BYTES_MAX: usize = 32;
+
+/// # Errors
+/// It can't be the end of a file's name.
+pub fn check_suffix(suffix: &str) -> Result<(), String> {
+    let good = suffix.len() <= SUFFIX_BYTES_MAX && !suffix.contains(['/', '\0']);
+    match good {
+        true => Ok(()),
+        false => Err(format!(
+            "\"{}\" can't be the end of a file's name; write such as .part, at most \
+             {SUFFIX_BYTES_MAX} bytes",
+            suffix.escape_debug()
+        )),
+    }
 }
 
 /// Content for which the engine makes the torrent itself.
@@ -143,6 +175,7 @@ pub enum TrackerRef {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TorrentLimits {
     pub upload: Rate,
+    pub download: Rate,
     /// `None`: `limits.connections_per_torrent`.
     pub connections: Option<u32>,
     pub upload_slots: CountLimit,

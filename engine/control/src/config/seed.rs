@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::file::ConfigFile;
 use super::model::{
-    Announce, Config, EmbeddedTracker, Files, Folder, Source, TorrentLimits, TorrentSource,
-    TrackerRef, Trackers, Verify,
+    Announce, Config, EmbeddedTracker, Files, Folder, Source, Storage, TorrentLimits,
+    TorrentSource, TrackerRef, Trackers, Verify,
 };
 use super::resolve::absolute;
 use super::units::{Period, Rate};
@@ -81,6 +81,7 @@ impl Config {
             timeouts: file.timeouts,
             tracker,
             tracker_client: file.tracker_client,
+            downloads: Storage::default(),
             log: file.log,
             torrents,
             until_complete: false,

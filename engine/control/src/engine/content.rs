@@ -241,9 +241,13 @@ impl Engine {
         let Some(torrent) = self.torrents.get(id) else { return };
         let (place, stamps) = (torrent.place.clone(), torrent.stamps.clone());
         let (notes, direct_io) = (self.notes.0.clone(), self.known.direct_io);
+        let row = torrent.download.as_ref().map(|download| download.row.clone());
         tokio::task::spawn_blocking(move || {
             let loaded = read_torrent(&place.torrent_file).map_err(|e| e.to_string());
             let contents = loaded.and_then(|metainfo| {
+                if let Some(row) = row {
+                    return download::contents_of(&row, &metainfo, stamps, direct_io);
+                }
                 let base = std::fs::canonicalize(&place.content)
                     .map_err(|error| format!("{}: {error}", place.content.display()))?;
                 let condition = Condition::Present { base, stamps };

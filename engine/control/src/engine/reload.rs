@@ -70,6 +70,7 @@ fn origin_of(torrent: PathBuf, files: &Files) -> Origin {
 /// Limits and timeouts that all shards read. `now`: the shards' time.
 pub(super) fn set_limits(globals: &Globals, config: &Config, now: Duration) {
     globals.upload.change(config.limits.upload.bytes_per_second, now);
+    globals.download.change(config.limits.download.bytes_per_second, now);
     globals.connections_max.store(config.limits.connections, Ordering::Relaxed);
     for (timeout_ms, timeout) in [
         (&globals.handshake_timeout_ms, config.timeouts.handshake),
@@ -161,6 +162,7 @@ impl Engine {
         let (remove, change) = (plan.remove.len(), plan.change.len());
         self.config.limits = config.limits;
         self.config.timeouts = config.timeouts;
+        self.config.downloads = config.downloads;
         self.config.torrents = config.torrents;
         set_limits(&self.globals, &self.config, self.shards.now());
         self.share_slots();

@@ -25,7 +25,7 @@ use super::{
     start::ANSWER_WITHIN,
     torrents::{State, Torrent},
 };
-use crate::plan::uses_embedded;
+use crate::{plan::uses_embedded, state::Moving};
 
 /// The whole engine, as `seedring list` shows it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -92,7 +92,8 @@ pub struct ShardReport {
 pub struct TorrentReport {
     pub info_hash: String,
     pub name: String,
-    /// `seeding`, `partial`, `verifying`, `waiting`, `downloading`, `halted`, `metadata`, `paused`.
+    /// `seeding`, `partial`, `verifying`, `waiting`, `downloading`, `halted`, `metadata`, `paused`,
+    /// `moving` (which is seeding too).
     pub state: String,
     /// What is wrong or under way, for people.
     pub detail: Option<String>,
@@ -304,7 +305,10 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         State::Verifying { done, of, .. } => {
             ("verifying", Some(format!("{done} of {of} pieces hashed")))
         }
-        State::Seeding => ("seeding", torrent.note.clone()),
+        State::Seeding => match moving(torrent) {
+            Some(detail) => ("moving", Some(detail)),
+            None => ("seeding", problem(torrent)),
+        },
         State::Partial => ("partial", torrent.note.clone()),
         State::Waiting(why) => ("waiting", Some(why.clone())),
         State::Metadata => ("metadata", torrent.note.clone()),
@@ -338,6 +342,21 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         labels: torrent.download.as_ref().map(|it| it.row.labels.clone()).unwrap_or_default(),
         added: torrent.wanted.origin.is_added(),
     }
+}
+
+/// Where it is on its way to, and how far.
+fn moving(torrent: &Torrent) -> Option<String> {
+    let download = torrent.download.as_ref()?;
+    let (progress, goal) = (download.mover.progress()?, download.row.goal.as_ref()?);
+    Some(match download.row.moving {
+        Moving::Removing => format!("removing it from {}", goal.folder.display()),
+        _ => format!("to {}, {} %", goal.folder.display(), progress.percent()),
+    })
+}
+
+fn problem(torrent: &Torrent) -> Option<String> {
+    let moving = torrent.download.as_ref().and_then(|download| download.mover.problem.clone());
+    torrent.note.clone().or(moving)
 }
 
 fn shard_report(stats: &seedring_shard::stats::Stats) -> ShardReport {

@@ -4,8 +4,14 @@
 //! Flow: .torrent read (blocking) -> bits and rows of the registry -> reply; a change reaches the
 //! running download at once, and the store before the reply.
 
-use seedring_proto::{metainfo::Metainfo, units::PieceIndex};
-use seedring_shard::{Command, torrent::TorrentId};
+use seedring_proto::{
+    metainfo::Metainfo,
+    units::{FileIndex, PieceIndex},
+};
+use seedring_shard::{
+    Command,
+    torrent::{Contents, FilePlace, TorrentId},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Done, reply};
@@ -29,6 +35,9 @@ pub struct FileReport {
     pub path: String,
     pub length: u64,
     pub had_bytes: u64,
+    /// Where it lies, if that is not under its own name: `aside`, or that name.
+    #[serde(default)]
+    pub lies: Option<String>,
     /// 0: not wanted. `None`: the torrent is not downloaded.
     pub priority: Option<u8>,
 }
@@ -90,6 +99,7 @@ impl Engine {
             pieces.write_offered(&mut had);
         }
         let rows = torrent.download.as_ref().map(|download| &download.row.files);
+        let contents = torrent.shared.contents.load();
         let layout = &metainfo.info.layout;
         let shown = layout.files.iter().enumerate().filter(|(_, file)| !file.padding);
         let file = |(index, file): (usize, &seedring_proto::layout::File)| FileReport {
@@ -97,6 +107,7 @@ impl Engine {
             path: select::path_of(metainfo, index).to_owned(),
             length: file.length,
             had_bytes: had_bytes(metainfo, index, &had),
+            lies: contents.as_ref().and_then(|contents| lies(contents, index)),
             priority: rows.and_then(|rows| rows.get(index)).map(|row| row.priority),
         };
         Some(FilesReport {
@@ -149,6 +160,18 @@ impl Engine {
             self.look_anew(id, "other files of it are wanted");
         }
         Ok(())
+    }
+}
+
+fn lies(contents: &Contents, index: usize) -> Option<String> {
+    let file = FileIndex(index as u32);
+    match contents.places.place(file) {
+        FilePlace::Own => None,
+        FilePlace::Aside => Some(String::from("aside")),
+        FilePlace::Suffixed => {
+            let path = contents.path(file);
+            path.file_name().map(|name| name.to_string_lossy().into_owned())
+        }
     }
 }
 

@@ -70,7 +70,7 @@ pub fn content(row: &Download, metainfo: &Metainfo, others: &[Place]) -> Result<
 }
 
 /// Files of other torrents that lie where ours do.
-fn files_of_others(base: &Path, others: &[Place]) -> Result<HashSet<PathBuf>, String> {
+pub(super) fn files_of_others(base: &Path, others: &[Place]) -> Result<HashSet<PathBuf>, String> {
     let mut files = HashSet::new();
     for place in others {
         let content = std::fs::canonicalize(&place.content).unwrap_or(place.content.clone());
@@ -109,7 +109,7 @@ fn unlink(root: &Root, path: &str) -> std::io::Result<bool> {
     Ok(true)
 }
 
-fn remove_folder(root: &Root, path: &Path) -> std::io::Result<()> {
+pub(super) fn remove_folder(root: &Root, path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.and_then(Path::to_str).unwrap_or(".");
     let Some(name) = path.file_name() else { return Ok(()) };

@@ -111,6 +111,22 @@ pub fn look(
     }
 }
 
+/// What shards need to serve a complete download; `stamps`: what its files were when they were
+/// verified.
+pub fn contents_of(
+    row: &Download,
+    metainfo: &Metainfo,
+    stamps: Box<[Option<Stamp>]>,
+    direct_io: bool,
+) -> Result<Contents, String> {
+    let found = look(row, metainfo, None, direct_io, Trust::Finished);
+    match (found.contents.and_then(Arc::into_inner), found.condition) {
+        (Some(contents), _) => Ok(Contents { stamps, ..contents }),
+        (None, Condition::Missing(why) | Condition::Differs(why)) => Err(why),
+        (None, _) => Err(String::from("no content")),
+    }
+}
+
 struct Look<'a> {
     row: &'a Download,
     metainfo: &'a Metainfo,

@@ -6,9 +6,12 @@
 //! Flow: prepared -> what is there is hashed -> `Shared::download` is set, peers and trackers
 //! -> every second: is all of it there and synced? -> taken away, `completed`, seeding.
 
+mod copy;
 pub mod delete;
 pub mod look;
 pub mod magnet;
+pub mod mover;
+pub mod moving;
 pub mod places;
 pub mod prepare;
 pub mod root;
@@ -28,6 +31,7 @@ use seedring_shard::{
 
 use self::{
     look::{Found, Trust},
+    mover::Mover,
     prepare::{PreparedDownload, now_s},
 };
 use super::{
@@ -64,6 +68,7 @@ pub struct Downloading {
     pub rates: Rates,
     /// Of a magnet, until its metadata is known.
     pub metadata: Option<Box<magnet::Fetch>>,
+    pub mover: Mover,
     warning: Option<String>,
 }
 
@@ -108,6 +113,7 @@ impl Downloading {
             more_peers_at: None,
             rates: Rates::default(),
             metadata: None,
+            mover: Mover::default(),
             warning,
         }
     }
@@ -116,6 +122,7 @@ impl Downloading {
     pub fn taken_up(&mut self, to_verify: Vec<(u32, u32)>) {
         self.to_verify = to_verify;
         (self.halted, self.finishing) = (None, false);
+        self.mover.settled = false;
     }
 }
 
@@ -218,6 +225,7 @@ impl Engine {
             self.finish(id);
         }
         self.metadata_second();
+        self.moves_second();
         for (id, folder, root) in halted {
             let notes = self.notes.0.clone();
             tokio::task::spawn_blocking(move || {
