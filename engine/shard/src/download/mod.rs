@@ -257,6 +257,20 @@ impl<I: Io> Shard<I> {
         self.downloads.starved = false;
     }
 
+    /// Something was written or synced: whether that was the last of it, so that nobody waits for
+    /// the next look.
+    fn look_whether_complete(&mut self, id: TorrentId) {
+        let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        if !fetch.partials.is_empty() || !fetch.download.is_complete(&fetch.shared.pieces) {
+            return;
+        }
+        fetch.complete = true;
+        self.downloads.writer.look_soon();
+        if self.downloads.writer.is_synced(id) {
+            self.tell(Event::Complete(id));
+        }
+    }
+
     /// Nothing that is wanted is missing: this peer is not asked any more.
     fn enough(&mut self, key: Key) {
         let Some(connection) = self.connections.get(key) else { return };

@@ -179,6 +179,11 @@ impl Writer {
         self.folders.clear();
     }
 
+    /// Looks in this tick for what is to be synced.
+    pub fn look_soon(&mut self) {
+        self.look_at = Duration::ZERO;
+    }
+
     /// Syncs everything as soon as it is written (the orderly end).
     pub fn sync_all(&mut self) {
         self.sync_all = true;
@@ -427,6 +432,7 @@ impl<I: Io> Shard<I> {
             let ids: Vec<TorrentId> = self.downloads.torrents.keys().copied().collect();
             ids.into_iter().for_each(|id| self.ask_others(id));
         }
+        self.look_whether_complete(torrent);
     }
 
     /// A download can't be written on: nothing more is asked for until control says so.
