@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use seedring_proto::{tracker::announce::Event as AnnounceEvent, units::InfoHash};
 use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
 
 use super::{Engine, torrents::State};
@@ -143,22 +144,44 @@ impl Engine {
                 self.peers.learn(id, &peers, &self.shards.listening, Instant::now());
                 self.dial_due(id);
             }
-            trackers::Event::Announced { info_hash, tracker, event, result } => match result {
-                Ok(heard) => {
-                    if let Some(warning) = &heard.warning {
-                        tracing::warn!("{tracker}: {warning}");
-                    }
-                    tracing::debug!(
-                        "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \
-                         leechers {:?}",
-                        heard.peers,
-                        heard.seeders,
-                        heard.leechers
-                    );
+            trackers::Event::Announced { info_hash, tracker, event, result } => {
+                if event == AnnounceEvent::Completed {
+                    self.completed_told(&info_hash);
                 }
-                Err(why) => tracing::info!("{info_hash}: {event:?} to {tracker}: {why}"),
-            },
+                self.log_announce(&info_hash, &tracker, event, result);
+            }
             trackers::Event::Removed { info_hash } => self.torrents.forget_totals(&info_hash),
+        }
+    }
+
+    fn completed_told(&mut self, info_hash: &InfoHash) {
+        let torrent = self.id_of(info_hash).and_then(|id| self.torrents.get_mut(id));
+        if let Some(download) = torrent.and_then(|torrent| torrent.download.as_mut()) {
+            download.telling = false;
+        }
+    }
+
+    fn log_announce(
+        &self,
+        info_hash: &InfoHash,
+        tracker: &str,
+        event: AnnounceEvent,
+        result: Result<trackers::Heard, String>,
+    ) {
+        match result {
+            Ok(heard) => {
+                if let Some(warning) = &heard.warning {
+                    tracing::warn!("{tracker}: {warning}");
+                }
+                tracing::debug!(
+                    "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \
+                     leechers {:?}",
+                    heard.peers,
+                    heard.seeders,
+                    heard.leechers
+                );
+            }
+            Err(why) => tracing::info!("{info_hash}: {event:?} to {tracker}: {why}"),
         }
     }
 }
