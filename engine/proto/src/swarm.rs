@@ -8,5 +8,5 @@ pub mod metadata;
 pub mod picker;
 pub mod roster;
 
-pub use choker::{Candidate, Choker, Slots};
+pub use choker::{Candidate, Choker, Slots, Trade};
 pub use picker::Picker;

@@ -186,7 +186,7 @@ impl<I: Io> Shard<I> {
         for id in ids {
             self.storage.drop_torrent(id, &mut self.news);
             if let Some(local) = self.torrents.get_mut(&id) {
-                local.contents = None;
+                local.cool();
             }
             self.tell(Event::Idle(id));
         }

@@ -92,6 +92,8 @@ pub struct Shard<I: Io> {
     /// Held back by a rate limit, in turn.
     pub(crate) throttled: VecDeque<Key>,
     pub(crate) throttled_until: Duration,
+    /// Whose turn it was last.
+    pub(crate) throttled_turn: Option<Key>,
     /// Found no memory for a read, in turn.
     pub(crate) starved: VecDeque<Key>,
     pub(crate) memory_came_home: bool,
@@ -131,6 +133,7 @@ impl<I: Io> Shard<I> {
             turns: Turns::default(),
             throttled: VecDeque::new(),
             throttled_until: Duration::ZERO,
+            throttled_turn: None,
             starved: VecDeque::new(),
             memory_came_home: false,
             stats,

@@ -244,6 +244,7 @@ impl<I: Io> Shard<I> {
         local.idle_since = None;
         self.follow_download(id);
         let wants_more = self.downloads.wants_more(id);
+        let bounded = self.is_bounded(id);
         let local = self.torrents.get_mut(&id).expect("invariant: looked up above");
         let downloading = wants_more || local.shared.pieces.piece_count() == 0;
         let contents = local.contents.clone().expect("invariant: place checked");
@@ -252,8 +253,6 @@ impl<I: Io> Shard<I> {
         let connection = self.connections.get(key).expect("invariant: the caller has it");
         let globals = &self.options.globals;
         let port = globals.listen_port.load(Ordering::Relaxed);
-        let own_slots = local.shared.slots.load(Ordering::Relaxed);
-        let bounded = self.choking.slots != u32::MAX || own_slots != u32::MAX;
         let options = session::Options {
             client: globals.client,
             your_ip: Some(connection.address.ip()),

@@ -34,6 +34,9 @@ pub struct Local {
     pub unchoked: u32,
     pub interested: u32,
     pub idle_since: Option<Duration>,
+    /// To how many peers each piece was begun to be given, while a rate limit holds uploads back;
+    /// empty before.
+    given: Vec<u16>,
 }
 
 impl Local {
@@ -48,6 +51,7 @@ impl Local {
             unchoked: 0,
             interested: 0,
             idle_since: None,
+            given: Vec::new(),
         }
     }
 
@@ -64,15 +68,34 @@ impl Local {
         self.contents.as_ref()
     }
 
-    /// This shard's part of the torrent's unchoke slots: as many as it has of the peers that want
+    /// This shard's part of a torrent's unchoke slots: as many as it has of the peers that want
     /// something, rounded up, so that every shard with such a peer has one.
-    pub fn quota(&self) -> u32 {
-        let slots = self.shared.slots.load(Ordering::Relaxed);
+    pub fn quota(&self, slots: u32) -> u32 {
         let all = u64::from(self.shared.interested.load(Ordering::Relaxed));
         if slots == u32::MAX || all <= u64::from(self.interested) {
             return slots;
         }
         (u64::from(slots) * u64::from(self.interested)).div_ceil(all) as u32
+    }
+
+    /// A peer gets the first of a piece.
+    pub fn gives(&mut self, piece: PieceIndex) {
+        if self.given.is_empty() {
+            self.given = vec![0; self.shared.pieces.piece_count() as usize];
+        }
+        let times = &mut self.given[piece.0 as usize];
+        *times = times.saturating_add(1);
+    }
+
+    /// To how many peers a piece was given.
+    pub fn given(&self, piece: PieceIndex) -> u16 {
+        self.given.get(piece.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// Nobody is here any more: what was kept for peers goes.
+    pub fn cool(&mut self) {
+        self.contents = None;
+        self.given = Vec::new();
     }
 
     pub fn is_unused(&self) -> bool {

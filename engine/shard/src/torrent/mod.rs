@@ -277,6 +277,13 @@ impl Contents {
         self.writing.as_ref().map_or((0, 0), |w| (w.growth.now(), w.growth.of(piece)))
     }
 
+    /// The piece of the byte before this place in the torrent, if that is a place.
+    pub fn piece_before(&self, end: u64) -> Option<PieceIndex> {
+        let inside = 1..=self.layout.total_bytes;
+        let index = |end: u64| (end - 1) / u64::from(self.layout.piece_bytes);
+        inside.contains(&end).then(|| PieceIndex(index(end) as u32))
+    }
+
     /// The absolute path of a file of this torrent.
     pub fn path(&self, file: FileIndex) -> PathBuf {
         if self.base_is_file {

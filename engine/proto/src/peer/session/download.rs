@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::{Event, Session, State, Torrent, opening};
 use crate::peer::Requests;
+use crate::peer::requests::SNUBBED_AFTER;
 use crate::units::{Block, PieceIndex};
 use crate::wire::Violation;
 use crate::wire::extended::{DontHave, MetadataMessage};
@@ -60,6 +61,10 @@ pub(super) struct Download {
     allowed: Vec<PieceIndex>,
     stray_rejects: u32,
     bytes: u64,
+    /// Since when we want something of the peer.
+    wants_since: Option<Duration>,
+    /// When a block last came whole.
+    gave_at: Option<Duration>,
     /// When this was last told the time.
     seen_at: Duration,
     metadata_asked: Vec<u32>,
@@ -112,6 +117,8 @@ impl Download {
             allowed: Vec::new(),
             stray_rejects: 0,
             bytes: 0,
+            wants_since: None,
+            gave_at: None,
             seen_at: now,
             metadata_asked: Vec::new(),
             metadata_said_bytes: 0,
@@ -287,6 +294,7 @@ impl State {
             let asked = download.requests.arrived(block, now);
             debug_assert!(asked, "who takes a request back says so of what is coming");
             download.stray_rejects = download.stray_rejects.saturating_sub(1);
+            download.gave_at = Some(now);
             events.push(Event::Block(block));
         }
     }
@@ -334,6 +342,7 @@ impl Session {
     pub fn set_interested(&mut self, interested: bool, out: &mut Vec<u8>) {
         let Some(download) = self.active() else { return };
         if std::mem::replace(&mut download.am_interested, interested) != interested {
+            download.wants_since = interested.then_some(download.seen_at);
             match interested {
                 true => Message::Interested.encode(out),
                 false => Message::NotInterested.encode(out),
@@ -413,6 +422,17 @@ impl Session {
 
     pub fn download_bytes_per_s(&self, now: Duration) -> u64 {
         self.requests().map_or(0, |requests| requests.rate_bytes_per_s(now))
+    }
+
+    /// Whether the peer has given nothing for a minute in which we wanted something of it, choking
+    /// us or not: nothing is owed to it (BEP 3, anti-snubbing).
+    pub fn gives_nothing(&self, now: Duration) -> bool {
+        let download = self.state.download.as_ref().filter(|download| !download.over);
+        download.is_some_and(|download| {
+            let since =
+                download.wants_since.map(|since| since.max(download.gave_at.unwrap_or(since)));
+            since.is_some_and(|since| now.saturating_sub(since) >= SNUBBED_AFTER)
+        })
     }
 
     /// Asks for a piece of metadata, where the peer takes such requests (BEP 9).
