@@ -94,6 +94,8 @@ pub struct Shard<I: Io> {
     pub(crate) throttled_until: Duration,
     /// Whose turn it was last.
     pub(crate) throttled_turn: Option<Key>,
+    /// A torrent here shows its pieces one by one (as of the last chores).
+    pub(crate) showing: bool,
     /// Found no memory for a read, in turn.
     pub(crate) starved: VecDeque<Key>,
     pub(crate) memory_came_home: bool,
@@ -134,6 +136,7 @@ impl<I: Io> Shard<I> {
             throttled: VecDeque::new(),
             throttled_until: Duration::ZERO,
             throttled_turn: None,
+            showing: false,
             starved: VecDeque::new(),
             memory_came_home: false,
             stats,

@@ -79,6 +79,7 @@ impl<I: Io> Shard<I> {
         }
         let bytes = batch.len_bytes();
         self.send(key, batch);
+        self.show_next(key);
         bytes
     }
 
@@ -382,6 +383,9 @@ impl<I: Io> Serving<'_, I> {
         if limited.contains(&true) && self.contents.piece_before(open.run_end) != Some(block.piece)
         {
             self.local.gives(block.piece);
+        }
+        if let Some(seed) = &mut self.local.super_seed {
+            seed.served(self.key, block.piece, block.length, self.now);
         }
         open.flow().turn_bytes += bytes;
         open.run_bytes = if open.run_end == offset { open.run_bytes + bytes } else { bytes };

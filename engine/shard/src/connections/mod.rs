@@ -13,6 +13,7 @@ pub mod dial;
 pub mod greet;
 pub mod receive;
 pub mod send;
+pub mod showing;
 pub mod throttled;
 pub mod turns;
 

@@ -258,7 +258,7 @@ impl<I: Io> Shard<I> {
         }
         let Some(local) = self.torrents.get(&open.torrent) else { return };
         let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
-        let view = crate::torrent::View { shared: &local.shared, contents };
+        let view = local.view(contents, key);
         let id = open.torrent;
         open.session.completed(&mut connection.out, &view);
         let useless = open.session.peer_wants_nothing();

@@ -186,6 +186,11 @@ impl State {
         self.download.as_ref().is_some_and(|download| !download.over)
     }
 
+    /// Whether the caller hears of each piece that the peer has.
+    pub(super) fn tells_pieces(&self) -> bool {
+        self.watched || self.downloads()
+    }
+
     /// A session that is to learn the metadata: what the peer has can be no more than heard.
     pub(super) fn metadata_unknown(&self) -> bool {
         self.pieces.total() == 0 && self.download.is_some()
@@ -305,7 +310,7 @@ impl State {
         events: &mut Vec<Event>,
     ) -> Result<(), Violation> {
         let DontHave(piece) = DontHave::parse(payload)?;
-        if !self.metadata_unknown() && self.pieces.remove(piece)? && self.downloads() {
+        if !self.metadata_unknown() && self.pieces.remove(piece)? && self.tells_pieces() {
             events.push(Event::DontHave(piece));
         }
         Ok(())
@@ -459,9 +464,25 @@ impl Session {
         download.over = true;
         let now = download.seen_at;
         if self.state.extended {
-            opening::say_upload_only(self.state.request_queue_max, torrent, out);
+            opening::say_upload_only(true, self.state.request_queue_max, torrent, out);
         }
         self.state.settle_download(now);
+    }
+
+    /// Something is wanted of this torrent again, or for the first time since the session was
+    /// opened: from now on it may ask, and the peer hears that (BEP 21).
+    pub fn wants_again(&mut self, now: Duration, torrent: &impl Torrent, out: &mut Vec<u8>) {
+        if self.downloads() || self.state.pieces.total() == 0 {
+            return;
+        }
+        let fresh = || Box::new(Download::new(now));
+        self.state.download.get_or_insert_with(fresh).over = false;
+        let limits = opening::frame_limits(self.state.pieces.total(), true);
+        self.reader.set_limits(limits);
+        self.reader.stream_pieces(true);
+        if self.state.extended {
+            opening::say_upload_only(false, self.state.request_queue_max, torrent, out);
+        }
     }
 
     fn active(&mut self) -> Option<&mut Download> {

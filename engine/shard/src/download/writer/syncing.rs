@@ -10,7 +10,7 @@ use seedring_platform::op::{Io, Op};
 use seedring_proto::units::PieceIndex;
 
 use super::{Entry, SLOW_MAX, State, same};
-use crate::{shard::Shard, token::Target, torrent::TorrentId};
+use crate::{contract::Event, shard::Shard, token::Target, torrent::TorrentId};
 
 /// A written file is synced after this time at the latest.
 const SYNC_AFTER: Duration = Duration::from_secs(4);
@@ -98,8 +98,11 @@ impl<I: Io> Shard<I> {
         for piece in lost {
             self.downloads.writer.unsynced.remove(&(torrent, piece));
             let Some(local) = self.torrents.get(&torrent) else { continue };
-            local.shared.pieces.set_offered(piece, false);
+            let offered = local.shared.pieces.set_offered(piece, false);
             local.shared.pieces.set_verified(piece, false);
+            if offered {
+                self.tell(Event::Lost { torrent, piece });
+            }
         }
         if let Some(fetch) = self.downloads.torrents.get_mut(&torrent) {
             fetch.picker.refresh();
