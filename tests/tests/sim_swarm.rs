@@ -475,8 +475,9 @@ fn nobody_who_is_interested_starves() {
     let got = swarm.score.borrow().by_peer.clone();
     assert_eq!(got.len(), 10, "bytes by peer: {got:?}");
     assert_eq!(swarm.stop().0, Vec::<String>::new());
-    // A limit and no slots: all of a shard get about the same, and shards share the limit by
-    // chance, so that one connection alone on its shard may get more than those on the other.
+    // A limit and no slots: all of a shard get about the same. Turns are whole pieces, and what was
+    // given least goes first, which makes it a little uneven. Shards share the limit by chance, so
+    // that one connection alone on its shard may get more than those on the other.
     for shards in [1, 2, 3] {
         let limit = |swarm: &mut Swarm| swarm.globals.upload.set(Some(500_000));
         let mut swarm = calm(10, 40 << 20, shards, limit);
@@ -484,7 +485,7 @@ fn nobody_who_is_interested_starves() {
         let got = swarm.score.borrow().by_peer.clone();
         let least = got.values().min().copied().unwrap_or(0);
         let most = got.values().max().copied().unwrap_or(0);
-        let fair = if shards == 1 { least * 5 > most * 4 } else { least * 40 > most };
+        let fair = if shards == 1 { least * 4 > most * 3 } else { least * 40 > most };
         assert!(got.len() == 10 && fair, "{shards} shards, bytes by peer: {got:?}");
         assert_eq!(swarm.stop().0, Vec::<String>::new());
     }

@@ -7,6 +7,8 @@ pub mod choker;
 pub mod metadata;
 pub mod picker;
 pub mod roster;
+pub mod super_seed;
 
-pub use choker::{Candidate, Choker, Slots};
+pub use choker::{Candidate, Choker, Slots, Trade};
 pub use picker::Picker;
+pub use super_seed::SuperSeed;

@@ -387,7 +387,7 @@ impl<I: Io> Shard<I> {
         begun: u32,
         good: bool,
     ) -> Result<(), u32> {
-        let mut news = false;
+        let mut news = None;
         if let Some(local) = self.torrents.get(&job.torrent) {
             let shared = &local.shared;
             let epoch = shared.epoch.load(Ordering::Acquire);
@@ -404,13 +404,14 @@ impl<I: Io> Shard<I> {
                 return Err(epoch);
             }
             let offered = good && (job.offer || shared.pieces.is_offered(piece));
-            news = shared.pieces.set_offered(piece, offered)
-                && offered
-                && shared.connections.load(Ordering::Relaxed) > 0;
+            let heard = shared.connections.load(Ordering::Relaxed) > 0;
+            news = (shared.pieces.set_offered(piece, offered) && heard).then_some(offered);
         }
         job.report.bytes += u64::from(length);
-        if news {
-            self.tell(Event::Offered { torrent: job.torrent, piece });
+        match news {
+            Some(true) => self.tell(Event::Offered { torrent: job.torrent, piece }),
+            Some(false) => self.tell(Event::Lost { torrent: job.torrent, piece }),
+            None => {}
         }
         if !good {
             job.report.failed += 1;

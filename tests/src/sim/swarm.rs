@@ -296,6 +296,9 @@ impl Swarm {
                     self.dial_failed(at, torrent, address, outcome);
                 }
                 Event::Offered { torrent, piece } => self.offered(torrent, piece),
+                Event::Lost { torrent, piece } => {
+                    self.tell_all(|| Command::Lost { torrent, piece });
+                }
                 Event::WriteFailed { torrent, .. } => self.write_failed(torrent),
                 Event::Poisoned { address, .. } => self.loadings.poisoned.push(address),
                 Event::Complete(id) => self.completed(id),

@@ -157,6 +157,9 @@ pub struct TorrentEntry {
     pub comment: Option<String>,
     /// With folder: URLs of the same content over HTTP (BEP 19).
     pub web_seeds: List<WebSeed>,
+    /// Shows its pieces to peers one by one (BEP 16): for the first seed of a swarm, which sends
+    /// each piece about once. It ends when another peer has everything.
+    pub super_seeding: bool,
     /// Limits of this torrent, within those of the engine.
     pub limits: TorrentLimitsFile,
 }

@@ -37,6 +37,9 @@ impl Engine {
             Event::Offered { torrent, piece } => {
                 self.shards.send_all(|| Command::Have { torrent, piece });
             }
+            Event::Lost { torrent, piece } => {
+                self.shards.send_all(|| Command::Lost { torrent, piece });
+            }
             // The bits are looked at every second; this only says that it is worth it now.
             Event::Complete(id) => self.finish_if_done(id),
             Event::WriteFailed { torrent, path, error } => {

@@ -36,6 +36,44 @@ const LATE_MIN: Duration = Duration::from_secs(2);
 /// Rates are taken over spans of this length.
 const SPAN: Duration = Duration::from_millis(250);
 
+/// What a peer gives is compared over one to two of these: the choker's interval.
+const GIVEN_SPAN: Duration = Duration::from_secs(10);
+
+/// Bytes over the last [`GIVEN_SPAN`] to two of them.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    began: Duration,
+    bytes: u64,
+    /// Of the span before, if there was one.
+    before: Option<u64>,
+}
+
+impl Given {
+    fn at(mut self, now: Duration) -> Self {
+        let passed = now.saturating_sub(self.began);
+        if passed >= 2 * GIVEN_SPAN {
+            self = Self { began: now - GIVEN_SPAN, bytes: 0, before: Some(0) };
+        } else if passed >= GIVEN_SPAN {
+            let began = self.began + GIVEN_SPAN;
+            self = Self { began, bytes: 0, before: Some(self.bytes) };
+        }
+        self
+    }
+
+    fn add(&mut self, bytes: u64, now: Duration) {
+        *self = self.at(now);
+        self.bytes += bytes;
+    }
+
+    fn per_s(self, now: Duration) -> u64 {
+        let given = self.at(now);
+        let before = given.before.map_or(Duration::ZERO, |_| GIVEN_SPAN);
+        let span = (now.saturating_sub(given.began) + before).max(Duration::from_secs(1));
+        let bytes = given.bytes + given.before.unwrap_or(0);
+        bytes.saturating_mul(1_000) / span.as_millis() as u64
+    }
+}
+
 /// A block that was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Outstanding {
@@ -56,6 +94,7 @@ pub struct Requests {
     span_bytes: u64,
     /// Bytes a second over the last whole span; smoothed.
     rate_bytes_per_s: u64,
+    given: Given,
     heard_at: Duration,
     snubbed: bool,
 }
@@ -71,6 +110,7 @@ impl Requests {
             span_began: now,
             span_bytes: 0,
             rate_bytes_per_s: 0,
+            given: Given { began: now, bytes: 0, before: None },
             heard_at: now,
             snubbed: false,
         }
@@ -122,6 +162,11 @@ impl Requests {
         self.span_bytes * 1_000 / (silent.as_millis() as u64).max(1)
     }
 
+    /// What it gave over the last 10 to 20 s: steady enough to trade by.
+    pub fn given_bytes_per_s(&self, now: Duration) -> u64 {
+        self.given.per_s(now)
+    }
+
     pub fn contains(&self, block: Block) -> bool {
         self.outstanding.iter().any(|asked| asked.block == block)
     }
@@ -142,6 +187,7 @@ impl Requests {
         self.round_trip = Some(self.round_trip.map_or(took, |before| before.min(took)));
         self.heard_at = now;
         self.snubbed = false;
+        self.given.add(u64::from(block.length), now);
         self.count(u64::from(block.length), now);
         true
     }

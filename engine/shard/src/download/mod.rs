@@ -113,6 +113,11 @@ impl Downloads {
         fetch.is_some_and(|fetch| !fetch.download.is_complete(&fetch.shared.pieces))
     }
 
+    /// The same as of the last look, a second ago at most.
+    pub fn is_trading(&self, id: TorrentId) -> bool {
+        self.torrents.get(&id).is_some_and(|fetch| !fetch.complete)
+    }
+
     pub fn is_known(&self, id: TorrentId) -> bool {
         self.torrents.contains_key(&id)
     }
@@ -239,7 +244,9 @@ impl<I: Io> Shard<I> {
             fetch.picker.refresh();
             let (download, shared) = (fetch.download.clone(), fetch.shared.clone());
             let complete = download.is_complete(&shared.pieces);
-            fetch.complete = complete;
+            if std::mem::replace(&mut fetch.complete, complete) != complete {
+                self.rechoke_soon();
+            }
             if !complete {
                 self.give_up_stalled(id, now);
             }
@@ -280,7 +287,7 @@ impl<I: Io> Shard<I> {
         }
         let Some(local) = self.torrents.get(&open.torrent) else { return };
         let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
-        let view = crate::torrent::View { shared: &local.shared, contents };
+        let view = local.view(contents, key);
         let id = open.torrent;
         open.session.completed(&mut connection.out, &view);
         let useless = open.session.peer_wants_nothing();

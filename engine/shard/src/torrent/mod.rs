@@ -13,7 +13,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -84,6 +84,8 @@ pub struct Shared {
     pub connections_max: AtomicU32,
     /// Unchoke slots; `u32::MAX` is unlimited.
     pub slots: AtomicU32,
+    /// A seed shows its pieces one by one (BEP 16), on its home shard alone.
+    pub super_seeding: AtomicBool,
 }
 
 impl Shared {
@@ -106,6 +108,7 @@ impl Shared {
             upload: Meter::new(None),
             connections_max: AtomicU32::new(u32::MAX),
             slots: AtomicU32::new(u32::MAX),
+            super_seeding: AtomicBool::new(false),
         }
     }
 
@@ -130,7 +133,8 @@ impl Shared {
     }
 
     /// Counts a connection that came to shard `here`, and says which shard it belongs to: the home
-    /// shard for the first few, so that content is cached once; then the one with the fewest.
+    /// shard for the first few, so that content is cached once, and for all where one shard has to
+    /// see all peers; then the one with the fewest.
     /// Counted before it moves, so that a burst spreads too. `None`: the torrent has all it may.
     ///
     /// Relaxed: counts, nothing is published with them; two that race differ by one.
@@ -140,7 +144,8 @@ impl Shared {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        let shard = if open < SPREAD_ABOVE {
+        let gathers = self.super_seeding.load(Ordering::Relaxed);
+        let shard = if open < SPREAD_ABOVE || gathers {
             Self::home(&self.info_hash, self.by_shard.len())
         } else {
             let counts = self.by_shard.iter().map(|count| count.load(Ordering::Relaxed));
@@ -292,6 +297,13 @@ impl Contents {
     pub fn growth_at(&self, offset: u64) -> (u32, u32) {
         let piece = PieceIndex((offset / u64::from(self.layout.piece_bytes)) as u32);
         self.writing.as_ref().map_or((0, 0), |w| (w.growth.now(), w.growth.of(piece)))
+    }
+
+    /// The piece of the byte before this place in the torrent, if that is a place.
+    pub fn piece_before(&self, end: u64) -> Option<PieceIndex> {
+        let inside = 1..=self.layout.total_bytes;
+        let index = |end: u64| (end - 1) / u64::from(self.layout.piece_bytes);
+        inside.contains(&end).then(|| PieceIndex(index(end) as u32))
     }
 
     /// The absolute path of a file of this torrent.

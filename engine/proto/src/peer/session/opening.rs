@@ -34,12 +34,7 @@ impl Session {
             0 if downloads => PIECES_MAX, // not known before the metadata
             count => count,
         };
-        let limits = FrameLimits {
-            bitfield_bytes: pieces_max.div_ceil(8),
-            piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
-            extended_id: if downloads { LOCAL_ID_MAX } else { LOCAL_ID_MAX_UPLOADING },
-        };
-        let mut reader = FrameReader::new(limits);
+        let mut reader = FrameReader::new(frame_limits(pieces_max, downloads));
         reader.stream_pieces(downloads);
         say_extension_handshake(options, torrent, out);
         say_pieces(options, torrent, out);
@@ -52,6 +47,8 @@ impl Session {
             peer_upload_only: false,
             unheard: false,
             peer_metadata_id: 0,
+            peer_dont_have_id: 0,
+            watched: options.hides,
             request_queue_max,
             peer_listen_port: None,
             peer_client: None,
@@ -69,6 +66,15 @@ impl Session {
     }
 }
 
+/// What a session of a torrent of so many pieces reads.
+pub(super) fn frame_limits(pieces_max: u32, downloads: bool) -> FrameLimits {
+    FrameLimits {
+        bitfield_bytes: pieces_max.div_ceil(8),
+        piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
+        extended_id: if downloads { LOCAL_ID_MAX } else { LOCAL_ID_MAX_UPLOADING },
+    }
+}
+
 fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut Vec<u8>) {
     if !options.remote.extended() {
         return;
@@ -82,7 +88,7 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
         client: Some(options.client.as_bytes()),
         request_queue: Some(options.request_queue_max),
         your_ip: options.your_ip,
-        upload_only: options.upload_only.then_some(true),
+        upload_only: (options.upload_only && !options.hides).then_some(true),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         listen_port: options.listen_port,
         ..ExtensionHandshake::default()
@@ -90,16 +96,22 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
     .encode(out);
 }
 
-/// The handshake again, when nothing is wanted any more (BEP 21). What names us is not repeated.
+/// The handshake again, when it changes whether anything is wanted (BEP 21). What names us is not
+/// repeated.
 /// The numbers are, and stay in force: libtorrent takes what a later handshake leaves out as
 /// switched off.
-pub(super) fn say_upload_only(request_queue_max: u16, torrent: &impl Torrent, out: &mut Vec<u8>) {
+pub(super) fn say_upload_only(
+    upload_only: bool,
+    request_queue_max: u16,
+    torrent: &impl Torrent,
+    out: &mut Vec<u8>,
+) {
     let metadata = torrent.metadata();
     ExtensionHandshake {
         ut_metadata: Some(UT_METADATA),
         lt_donthave: Some(LT_DONTHAVE),
         request_queue: Some(request_queue_max.into()),
-        upload_only: Some(true),
+        upload_only: Some(upload_only),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         ..ExtensionHandshake::default()
     }
