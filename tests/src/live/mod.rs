@@ -6,6 +6,7 @@
 
 pub mod announces;
 pub mod engine;
+pub mod faulty_disk;
 pub mod frames;
 pub mod haves;
 pub mod peer;
@@ -15,6 +16,7 @@ pub mod torrent;
 
 pub use announces::{Announce, RecordingTracker};
 pub use engine::{Engine, loopback_address};
+pub use faulty_disk::FaultyDisk;
 pub use haves::StoredHaves;
 pub use peer::{Message, Peer};
 pub use seed::{Manner, Seed};
