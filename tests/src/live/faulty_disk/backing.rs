@@ -4,6 +4,7 @@
 
 use super::fuse::{self, Request};
 use crate::sim::Rng;
+use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs::{File, Metadata, OpenOptions};
@@ -130,6 +131,7 @@ impl Backing {
             fuse::LOOKUP => self.entry(&path.join(request.name(0))),
             fuse::GETATTR => self.attributes(request, &path),
             fuse::SETATTR => self.set(request, &path, unsynced),
+            fuse::MKNOD => self.make_node(request, &path.join(request.name(16))),
             fuse::MKDIR => {
                 let folder = path.join(request.name(8));
                 errno(std::fs::create_dir(&folder))?;
@@ -224,6 +226,14 @@ impl Backing {
         errno(remove(path))?;
         self.nodes.remove(path);
         Ok(Vec::new())
+    }
+
+    /// A socket or the like.
+    fn make_node(&mut self, request: &Request<'_>, path: &Path) -> Reply {
+        let raw = request.u32(0);
+        let (kind, mode) = (FileType::from_raw_mode(raw), Mode::from_raw_mode(raw & 0o7777));
+        rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, u64::from(request.u32(4)))?;
+        self.entry(path)
     }
 
     fn rename(&mut self, request: &Request<'_>, folder: &Path, names: usize) -> Reply {

@@ -18,6 +18,7 @@ pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
 pub const SETATTR: u32 = 4;
+pub const MKNOD: u32 = 8;
 pub const MKDIR: u32 = 9;
 pub const UNLINK: u32 = 10;
 pub const RMDIR: u32 = 11;

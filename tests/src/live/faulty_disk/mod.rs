@@ -8,6 +8,7 @@
 pub mod backing;
 pub mod fuse;
 
+use super::engine::kill;
 use super::small_disk::{mount_source, sweep_leftovers, unmount};
 use crate::interop::wait_until;
 use crate::sim::Rng;
@@ -15,7 +16,6 @@ use anyhow::{Context, Result};
 use backing::{Backing, Unsynced};
 use fuse::{Answerer, Device, Request};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +39,7 @@ impl Step {
             fuse::READ => Some(Step::Read),
             fuse::WRITE => Some(Step::Write),
             fuse::FSYNC => Some(Step::Sync),
-            fuse::CREATE | fuse::MKDIR => Some(Step::Create),
+            fuse::CREATE | fuse::MKDIR | fuse::MKNOD => Some(Step::Create),
             fuse::UNLINK | fuse::RMDIR | fuse::RENAME | fuse::RENAME2 => Some(Step::Delete),
             _ => None,
         }
@@ -260,12 +260,6 @@ impl Plan {
         }
         self.sprung = true;
         self.trap.clone()
-    }
-}
-
-fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
 }
 
