@@ -125,6 +125,8 @@ pub enum Event {
         torrent: TorrentId,
         path: PathBuf,
         trouble: Trouble,
+        /// Pieces whose read failed, and that were verified until then.
+        doubted: Vec<PieceIndex>,
     },
     /// A dialled peer: connected and handshaken, or why not.
     Dialed {

@@ -472,6 +472,7 @@ impl<I: Io> Shard<I> {
             let before = local.shared.epoch.fetch_add(1, Ordering::AcqRel);
             self.storage.moved_epoch(torrent, before);
         }
+        let mut doubted = Vec::new();
         if let Some(range) = range {
             let layout = &contents.layout;
             let start = layout.files[file.0 as usize].offset;
@@ -479,7 +480,10 @@ impl<I: Io> Shard<I> {
             let piece_bytes = u64::from(layout.piece_bytes);
             for piece in from / piece_bytes..to.div_ceil(piece_bytes) {
                 let piece = PieceIndex(piece as u32);
-                local.shared.pieces.set_verified(piece, false);
+                let was = local.shared.pieces.set_verified(piece, false);
+                if was && matches!(trouble, Trouble::Io(_)) {
+                    doubted.push(piece);
+                }
             }
         }
         self.verify.ready = true;
@@ -489,7 +493,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         let path: PathBuf = contents.path(file);
-        self.tell(Event::Trouble { torrent, path, trouble });
+        self.tell(Event::Trouble { torrent, path, trouble, doubted });
     }
 }
 

@@ -23,9 +23,20 @@ pub struct Downloader {
 impl Downloader {
     /// `seedring run` with one torrent to download into `copy`; it seeds it on.
     pub fn start(host: &Host, folder: &Path, torrent: &Path, copy: &Path) -> Result<Self> {
+        Self::start_with(host, folder, torrent, copy, "")
+    }
+
+    /// The same with more of a configuration.
+    pub fn start_with(
+        host: &Host,
+        folder: &Path,
+        torrent: &Path,
+        copy: &Path,
+        yaml: &str,
+    ) -> Result<Self> {
         let (configuration, state) = (folder.join("seedring.yaml"), folder.join("state"));
         let yaml = format!(
-            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n\
+            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n{yaml}\
              torrents:\n  - files: {}\n    content: {}\n    download: true\n    trackers: keep\n",
             quoted(&state)?,
             host.address(),

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seedring_proto::{tracker::announce::Event as AnnounceEvent, units::InfoHash};
+use seedring_proto::{
+    tracker::announce::Event as AnnounceEvent,
+    units::{InfoHash, PieceIndex},
+};
 use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
 
 use super::{Engine, torrents::State};
@@ -53,7 +56,8 @@ impl Engine {
                 self.metadata_said(torrent, (shard, peer), address, said);
             }
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
-            Event::Trouble { torrent, path, trouble } => {
+            Event::Trouble { torrent, path, trouble, doubted } => {
+                self.doubted(torrent, &doubted);
                 self.trouble(torrent, &path, trouble);
             }
             Event::Dialed { torrent, address, outcome } => {
@@ -97,6 +101,15 @@ impl Engine {
         self.muffled.warn(&line);
         if none_left {
             self.give_up(id);
+        }
+    }
+
+    /// Reads of these pieces failed. They are hashed again before they go out, but a disk that is
+    /// away is no reason to forget them. Of a download only what is synced is stored, read or not.
+    fn doubted(&mut self, id: TorrentId, pieces: &[PieceIndex]) {
+        let torrent = self.torrents.get_mut(id).filter(|torrent| !torrent.is_downloading());
+        if let Some(torrent) = torrent {
+            torrent.doubted.extend_from_slice(pieces);
         }
     }
 
