@@ -2,11 +2,12 @@
 //! Never: chooses a block, or knows which piece it is good for. Flow: downloads ask, the session
 //! matches what comes; the clock says what is late.
 //!
-//! The pipeline holds what the peer sends in its round trip and [`AHEAD`] more, so that it never
-//! runs dry: bandwidth times delay (both measured), from [`DEPTH_MIN`] blocks to the peer's `reqq`.
-//! It begins small and grows by a block for each that comes while the rate still grows, as TCP's
-//! slow start does: a peer that is fast is found out in a few round trips, and one that is slow
-//! does not hold much that others could bring sooner.
+//! The pipeline holds what the peer sends in its round trip and [`AHEAD`] (or [`AHEAD_BYTES_MAX`])
+//! more, so that it never runs dry: bandwidth times delay (both measured), from [`DEPTH_MIN`] blocks
+//! to the peer's `reqq`. It begins small and grows by a block for each that comes while the rate
+//! still grows, as TCP's slow start does, at most to twice of what the rate so far calls for: a peer
+//! that is fast is found out in a few round trips, and one that is slow does not hold much that
+//! others could bring sooner.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,6 +21,12 @@ pub const DEPTH_MIN: u32 = 4;
 pub const DEPTH_MAX_DEFAULT: u32 = 250;
 /// Asked for beyond one round trip, so that a peer busy with others does not run dry.
 pub const AHEAD: Duration = Duration::from_millis(500);
+/// And at most so much: half a second of a fast peer is more memory than the processor's caches
+/// hold, and each of its bytes is then fetched from memory for each step on its way to the disk
+/// (four seeders with a GiB/s together held 128 MiB under way).
+pub const AHEAD_BYTES_MAX: u64 = 4 << 20;
+/// To where a pipeline grows before a rate is known.
+const DEPTH_FIRST: u32 = 64;
 /// A peer that sent nothing of what it was asked for in this time is snubbing us (libtorrent,
 /// Transmission: 60 s; what waits for it is then asked of others, and of it one block at a time).
 pub const SNUBBED_AFTER: Duration = Duration::from_secs(60);
@@ -200,8 +207,9 @@ impl Requests {
 
     fn count(&mut self, bytes: u64, now: Duration) {
         self.span_bytes += bytes;
-        if self.growing && self.depth < self.depth_max {
-            self.depth += 1;
+        if self.growing {
+            let most = DEPTH_FIRST.max(2 * self.wanted_depth()).min(self.depth_max);
+            self.depth = most.min(self.depth + 1).max(self.depth);
         }
         let span = now.saturating_sub(self.span_began);
         if span < SPAN {
@@ -221,10 +229,14 @@ impl Requests {
 
     /// Bandwidth times delay, in blocks.
     fn wanted_depth(&self) -> u32 {
-        let delay = self.round_trip.unwrap_or_default() + AHEAD;
-        let bytes = u128::from(self.rate_bytes_per_s) * delay.as_millis() / 1_000;
-        let blocks = u32::try_from(bytes / u128::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
-        blocks.max(DEPTH_MIN).min(self.depth_max)
+        let sent_in = |time: Duration| {
+            let bytes = u128::from(self.rate_bytes_per_s) * time.as_micros() / 1_000_000;
+            u64::try_from(bytes).unwrap_or(u64::MAX)
+        };
+        let round_trip = sent_in(self.round_trip.unwrap_or_default());
+        let bytes = round_trip.saturating_add(sent_in(AHEAD).min(AHEAD_BYTES_MAX));
+        let blocks = u32::try_from(bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
+        blocks.clamp(DEPTH_MIN, u32::MAX / 2).min(self.depth_max)
     }
 }
 

@@ -293,7 +293,9 @@ impl<I: Io> Shard<I> {
         self.stats.half_open -= 1;
         self.stats.connections += 1;
         self.dial_ended(key, DialOutcome::Connected);
-        self.submit_now(Op::Receive { token: Target::Receive(key).token(), socket });
+        // Content comes only to who wants some; the others hear requests.
+        let bulk = self.downloads.wants_more(id);
+        self.submit_now(Op::Receive { token: Target::Receive(key).token(), socket, bulk });
         self.open_received(key, &bytes[Handshake::LEN..]);
         // The reminder of the greeting serves from here on.
         self.enqueue(key);

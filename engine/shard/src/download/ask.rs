@@ -22,7 +22,7 @@ use seedring_proto::{
 };
 
 use super::{
-    Downloads, Fetch, POOL_PART,
+    Downloads, Fetch, POOL_PART, WRITE_BACK_MAX,
     partial::{NoMemory, Partial},
 };
 use crate::{
@@ -86,7 +86,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn ask(&mut self, key: Key, now: Duration) {
-        let budget = self.io.pool().cap_bytes() / POOL_PART;
+        let behind = self.downloads.write_back_bytes >= WRITE_BACK_MAX;
+        let budget = if behind { 0 } else { self.io.pool().cap_bytes() / POOL_PART };
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let source = open.source.get_or_insert_default();
@@ -376,6 +377,7 @@ impl<I: Io> Shard<I> {
         let Some(other) = partial.arrived(key, block) else { return };
         if partial.is_whole() {
             let partial = fetch.partials.remove(&block.piece).expect("invariant: looked up above");
+            self.downloads.write_back_bytes += Partial::buffer_bytes(partial.length());
             self.downloads.verifying.push(id, partial.into_whole(), now);
         }
         if let Some(other) = other

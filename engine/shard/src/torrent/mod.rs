@@ -177,6 +177,11 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// Smaller files go through the page cache: direct I/O would not pay.
+const DIRECT_FILE_BYTES_MIN: u64 = 65_536;
+/// The page cache's, and the most that direct I/O is aligned to here.
+pub const PAGE_BYTES: u64 = 4_096;
+
 /// What serving needs and a cold torrent does not keep in memory.
 pub struct Contents {
     pub layout: Layout,
@@ -269,6 +274,18 @@ impl Contents {
 
     pub fn piece_hash(&self, piece: PieceIndex) -> [u8; 20] {
         *self.piece_hashes.get(piece).expect("invariant: as many hashes as pieces in the layout")
+    }
+
+    /// Whether a file is read and written past the page cache. One that is being written: only
+    /// where every piece's part of it starts at a page, so that a direct write and a buffered one
+    /// never share a page. (The kernel fails a file's next sync where they do.)
+    pub fn is_direct(&self, file: FileIndex) -> bool {
+        let (layout, page) = (&self.layout, PAGE_BYTES);
+        let file = &layout.files[file.0 as usize];
+        let aligned = file.offset % page == 0 && u64::from(layout.piece_bytes) % page == 0;
+        self.direct_io
+            && file.length >= DIRECT_FILE_BYTES_MIN
+            && (self.writing.is_none() || aligned)
     }
 
     /// The number of a read that begins now, and the least that a read of this byte must have.

@@ -72,6 +72,7 @@ impl<I: Io> Shard<I> {
                         download.set_synced(piece);
                     }
                 }
+                self.look_whether_complete(torrent);
             }
             Err(error) => {
                 let mut lost = pieces;
