@@ -509,3 +509,33 @@ fn dropped_requests_are_asked_again_without_the_fast_extension() {
         assert_eq!((findings, miscounted(&stats)), (Vec::new(), None));
     }
 }
+
+/// Of a torrent whose second file was not wanted, that file is not there: a peer that reads in
+/// order up to it does not make it a trouble.
+#[test]
+fn what_is_not_here_is_not_read_ahead() {
+    let world = World::new(8, Faults::none());
+    world.set_link(Some(Link::FAST));
+    let plan = Plan { shards: 1, pool_bytes: 64 << 20, ..Plan::default() };
+    let (mut swarm, mut rng) = (Swarm::new(world, plan), Rng::new(8));
+    let files = [("first", 2 << 20), ("second", 2 << 20)];
+    let torrent = SimTorrent::of_files(0, 256 << 10, &files, &mut rng);
+    let contents = torrent.contents(false);
+    let torrent = swarm.add(torrent, |shared| {
+        for piece in (0..8).map(PieceIndex) {
+            shared.pieces.set_verified(piece, true);
+            shared.pieces.set_offered(piece, true);
+        }
+        shared.contents.store(Some(contents));
+    });
+    let root = swarm.world.first_directory();
+    swarm.world.with_disk(|disk| disk.unlink(root, &torrent.path(1), 0));
+    let (habits, score) = (Habits::plain(), swarm.score.clone());
+    let leech = Leech::new(torrent, habits, score, swarm.address, Vec::new(), false, &mut rng);
+    let peer = swarm.world.add_peer(Box::new(leech), SocketAddr::from(([10, 2, 0, 1], 7_000)));
+    swarm.world.dial_at(peer, swarm.address, START);
+    let half = |swarm: &Swarm| swarm.score.borrow().bytes >= 2 << 20;
+    assert!(swarm.run(Duration::from_secs(10), half), "{:?}", swarm.score.borrow());
+    swarm.run(Duration::from_secs(12), |_| false);
+    assert_eq!((swarm.troubles, swarm.stop().0), (0, Vec::new()));
+}

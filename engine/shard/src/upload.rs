@@ -328,14 +328,14 @@ impl<I: Io> Serving<'_, I> {
         if open.run_bytes < SEQUENTIAL_BYTES {
             return;
         }
-        let (queue, layout) = (open.session.queue(), &self.contents.layout);
+        let queue = open.session.queue();
         let last = queue.len().checked_sub(1).and_then(|last| queue.get(last));
         let from = last.map_or(open.run_end, |block| end_of(block, self.contents));
         if from.saturating_sub(open.run_end) > READ_ON_BYTES || from < open.run_end {
             return; // what is queued is somewhere else
         }
         let misses = self.stats.cache_misses;
-        let (mut at, end) = (from, (from + READ_ON_BYTES).min(layout.total_bytes));
+        let (mut at, end) = (from, self.here_until(from, from + READ_ON_BYTES));
         while at < end {
             let length = (READ_ON_STEP - at % READ_ON_STEP).min(end - at) as u32;
             let (id, waiter) = (self.local.shared.id, Waiter::Connection(self.key.0));
@@ -349,6 +349,20 @@ impl<I: Io> Serving<'_, I> {
         if self.stats.cache_misses > misses {
             open.cold = READ_ON_BLOCKS; // still cold, though nothing had to be waited for
         }
+    }
+
+    /// Where the pieces end that are here from `at` on; at most `limit`. Of others the files may not
+    /// be there, and a read that nobody asked for must not make that a trouble of the torrent.
+    fn here_until(&self, at: u64, limit: u64) -> u64 {
+        let (layout, pieces) = (&self.contents.layout, &self.local.shared.pieces);
+        let (piece_bytes, limit) = (u64::from(layout.piece_bytes), limit.min(layout.total_bytes));
+        let first = at / piece_bytes;
+        let here = |piece: &u64| {
+            let piece = PieceIndex(*piece as u32);
+            pieces.is_verified(piece) || pieces.is_offered(piece)
+        };
+        let missing = (first..limit.div_ceil(piece_bytes)).find(|piece| !here(piece));
+        missing.map_or(limit, |piece| limit.min(piece * piece_bytes)).max(at)
     }
 
     fn reject(&mut self, open: &mut Open, out: &mut Vec<u8>, at: usize) -> Step {
