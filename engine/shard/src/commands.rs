@@ -295,10 +295,10 @@ impl<I: Io> Shard<I> {
         }
         self.close_quiet();
         // What is good and on its way to the disk gets there.
-        if !self.downloads.writer.is_settled() {
+        if !self.downloads.is_settled() {
             return false;
         }
-        self.downloads.writer.clear();
+        self.downloads.clear();
         self.storage.clear(&mut self.news);
         self.news.clear();
         self.parts.clear();

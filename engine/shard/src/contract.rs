@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use seedring_platform::descriptors::OwnedSocket;
 use seedring_proto::{
     peer::session::SILENT_AFTER,
-    units::{PeerId, PieceIndex},
+    units::{InfoHash, PeerId, PieceIndex},
     wire::Handshake,
 };
 
@@ -113,6 +113,15 @@ pub enum Event {
         torrent: TorrentId,
         path: PathBuf,
         error: io::Error,
+    },
+    /// Blocks of a piece that is not whole are on the device, in the torrent's file beside its
+    /// content: they need not be fetched again. `blocks`: in BEP 3 bit order, all that are there;
+    /// empty: none any more.
+    Kept {
+        info_hash: InfoHash,
+        piece: PieceIndex,
+        slot: u32,
+        blocks: Box<[u8]>,
     },
     /// A peer sent blocks of a piece that failed its hash, and nobody else did: it is banned.
     Poisoned {
@@ -216,6 +225,8 @@ pub struct Globals {
     /// Told to peers (BEP 10 `p`); 0: not told.
     pub listen_port: AtomicU16,
     pub upload: Meter,
+    /// Payload asked of all peers together.
+    pub download: Meter,
     /// Whoever sent what fails its hash: not accepted. Control replaces the whole set.
     pub banned: ArcSwap<HashSet<IpAddr>>,
     pub connections: AtomicU32,
@@ -239,6 +250,7 @@ impl Globals {
             client,
             listen_port: AtomicU16::new(0),
             upload: Meter::new(None),
+            download: Meter::new(None),
             banned: ArcSwap::default(),
             connections: AtomicU32::new(0),
             connections_max: AtomicU32::new(2_000),

@@ -18,7 +18,7 @@ use seedring_shard::{
     mailbox::{Receiver, Sender, Wake, channel},
     stats::Stats,
     storage,
-    torrent::{Shared, TorrentId},
+    torrent::{KeptPiece, Shared, TorrentId},
 };
 
 use super::{
@@ -42,12 +42,21 @@ pub struct Plan {
     pub direct_io: bool,
     pub zero_copy: bool,
     pub plant: Plant,
+    /// The world was rebooted: its disk is that of an earlier swarm.
+    pub again: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let plant = Plant::None;
-        Plan { shards: 1, pool_bytes: 16 << 20, direct_io: false, zero_copy: true, plant }
+        Plan {
+            shards: 1,
+            pool_bytes: 16 << 20,
+            direct_io: false,
+            zero_copy: true,
+            plant,
+            again: false,
+        }
     }
 }
 
@@ -106,7 +115,7 @@ impl Swarm {
         peer_id.0[19] += engine;
         let globals = Arc::new(Globals::new(peer_id, "seedring simulated"));
         globals.zero_copy.store(plan.zero_copy, std::sync::atomic::Ordering::Relaxed);
-        let root = world.directory();
+        let root = if plan.again { world.first_directory() } else { world.directory() };
         let first = engine > 0 || root == world.first_directory();
         assert!(first, "the first directory of a world stands for / of its first engine");
         let ios: Vec<SimIo> = (0..plan.shards)
@@ -302,6 +311,9 @@ impl Swarm {
                 Event::WriteFailed { torrent, .. } => self.write_failed(torrent),
                 Event::Poisoned { address, .. } => self.loadings.poisoned.push(address),
                 Event::Complete(id) => self.completed(id),
+                Event::Kept { piece, slot, blocks, .. } => {
+                    self.kept(KeptPiece { piece, slot, blocks });
+                }
                 Event::Stopped(stats) => self.seats[at].stopped = Some(stats),
                 _ => {}
             }

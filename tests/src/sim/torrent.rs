@@ -174,6 +174,7 @@ impl SimTorrent {
             private: false,
             base: self.base.clone(),
             base_is_file: false,
+            places: Default::default(),
             stamps: Box::new([]),
             direct_io,
             writing: None,

@@ -111,6 +111,7 @@ impl Engine {
             let known = Record {
                 verified: torrent.verified(),
                 stamps: torrent.stamps.to_vec(),
+                kept: torrent.kept(),
                 ..Record::default()
             };
             let direct_io = self.known.direct_io;

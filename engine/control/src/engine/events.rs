@@ -12,7 +12,10 @@ use seedring_proto::{
     tracker::announce::Event as AnnounceEvent,
     units::{InfoHash, PieceIndex},
 };
-use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
+use seedring_shard::{
+    Command, Event, Trouble,
+    torrent::{KeptPiece, TorrentId},
+};
 
 use super::{Engine, torrents::State};
 use crate::trackers;
@@ -47,6 +50,12 @@ impl Engine {
             Event::Complete(id) => self.finish_if_done(id),
             Event::WriteFailed { torrent, path, error } => {
                 self.write_failed(torrent, &path, &error)
+            }
+            Event::Kept { info_hash, piece, slot, blocks } => {
+                let id = self.id_of(&info_hash);
+                if let Some(torrent) = id.and_then(|id| self.torrents.get_mut(id)) {
+                    torrent.keep(KeptPiece { piece, slot, blocks });
+                }
             }
             Event::Poisoned { torrent, address, piece } => {
                 tracing::debug!("{address} is banned: its piece {} of {torrent:?} is bad", piece.0);

@@ -25,6 +25,7 @@ use seedring_proto::{
 use super::{
     Downloads, Fetch, POOL_PART, WRITE_BACK_MAX,
     partial::{NoMemory, Partial},
+    throttle::{BLOCKS_HELD_MAX, Limits},
 };
 use crate::{
     connections::{Key, Stage},
@@ -51,7 +52,7 @@ const STALLED_REST: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Source {
     /// In the queue of those with room.
-    queued: bool,
+    pub(super) queued: bool,
     /// The pieces that it is counted for among a torrent's availability; empty: as a seed, or not.
     counted: Vec<u64>,
     counted_as_seed: bool,
@@ -97,15 +98,19 @@ impl<I: Io> Shard<I> {
             return;
         }
         let id = open.torrent;
-        let Downloads { torrents, held_bytes, .. } = &mut self.downloads;
+        let Downloads { torrents, held_bytes, starved, .. } = &mut self.downloads;
         let Some(fetch) = torrents.get_mut(&id) else { return };
         if fetch.download.is_halted() {
             return;
         }
-        let (mut asked, mut again) = (0, false);
+        let (mut asked, mut again, mut held) = (0, false, None);
+        let shared = fetch.shared.clone();
+        let limits = Limits::of(&self.options.globals, &shared);
+        let most = if limits.hold() { BLOCKS_HELD_MAX } else { BLOCKS_MAX };
         while open.session.room() > 0 {
-            if asked == BLOCKS_MAX {
-                again = true;
+            held = limits.held_until(now);
+            if asked == most || held.is_some() {
+                again = held.is_none();
                 break;
             }
             let asking =
@@ -114,17 +119,24 @@ impl<I: Io> Shard<I> {
             match asking.next(fetch, held_bytes, |class| self.storage.lease(pool, class)) {
                 Next::Ask(block) => {
                     open.session.request(block, now, &mut connection.out);
+                    limits.take(block.length, now);
                     asked += 1;
                 }
                 Next::Nothing => break,
                 Next::NoMemory => {
-                    self.downloads.starved = true;
+                    *starved = true;
                     break;
                 }
             }
         }
+        for kept in std::mem::take(&mut fetch.to_restore) {
+            self.restore(id, kept);
+        }
         if asked > 0 {
             self.enqueue(key);
+        }
+        if let Some(until) = held {
+            self.hold_back(key, until, now);
         }
         if again {
             self.ask_later(key);
@@ -251,6 +263,7 @@ impl<I: Io> Shard<I> {
 
     fn give_back(&mut self, id: TorrentId, key: Key, block: Block) {
         let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        Limits::of(&self.options.globals, &fetch.shared).give_back(block.length);
         let Some(partial) = fetch.partials.get_mut(&block.piece) else { return };
         partial.returned(key, block);
         if !partial.is_begun() && !partial.is_asked_for() {
@@ -478,16 +491,15 @@ impl Asking<'_> {
                 Err(NoMemory) => Next::NoMemory,
             };
         }
-        match self.take_up(fetch, held_bytes) {
-            Some(Ok(piece)) => {
-                let partial = fetch.partials.get_mut(&piece).expect("invariant: just made");
-                return match partial.ask(self.key, &mut lease) {
-                    Ok(Some(block)) => Next::Ask(block),
-                    _ => Next::NoMemory,
-                };
+        while let Some(taken) = self.take_up(fetch, held_bytes) {
+            let Ok(piece) = taken else { return Next::NoMemory };
+            fetch.take_left(piece, &mut lease);
+            let partial = fetch.partials.get_mut(&piece).expect("invariant: just made");
+            match partial.ask(self.key, &mut lease) {
+                Ok(Some(block)) => return Next::Ask(block),
+                Ok(None) => {} // all of it is on disk
+                Err(NoMemory) => return Next::NoMemory,
             }
-            Some(Err(NoMemory)) => return Next::NoMemory,
-            None => {}
         }
         // Nothing is free: late blocks, and with nothing of its own to do, any block.
         let own = self.session.requests().map_or(0, |requests| requests.len());
@@ -516,7 +528,8 @@ impl Asking<'_> {
         let order = fetch.download.order(had);
         let has = |piece| self.session.may_request(piece);
         let claim = |piece| fetch.download.claim(had, piece, self.shard);
-        let piece = fetch.picker.pick(&choice, order, self.now, has, claim)?;
+        let left = fetch.left_behind(has, claim);
+        let piece = left.or_else(|| fetch.picker.pick(&choice, order, self.now, has, claim))?;
         let length = layout.piece_length(piece);
         *held_bytes += Partial::buffer_bytes(length);
         fetch.partials.insert(piece, Partial::new(piece, length));

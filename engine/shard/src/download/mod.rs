@@ -10,8 +10,10 @@
 //! further piece is taken up, so a slow disk holds receiving back.
 
 mod ask;
+mod keep;
 mod metadata;
 mod partial;
+mod throttle;
 mod whole;
 mod writer;
 
@@ -30,7 +32,9 @@ use seedring_proto::{
 
 pub use self::ask::Source;
 use self::{
-    partial::Partial,
+    keep::Keeper,
+    partial::{Gathered, Partial},
+    throttle::HeldBack,
     whole::{Suspect, Verifying},
     writer::Writer,
 };
@@ -39,7 +43,7 @@ use crate::{
     contract::{Event, MetadataSaid},
     mix::Hashed,
     shard::Shard,
-    torrent::{Contents, Download, Shared, TorrentId},
+    torrent::{Contents, Download, KeptPiece, Shared, TorrentId},
 };
 
 /// Part of the pool that downloads may hold (a half).
@@ -59,12 +63,16 @@ pub struct Downloads {
     /// Whole pieces on their way through hashing.
     verifying: Verifying,
     pub writer: Writer,
+    /// Pieces in part, to disk and from there.
+    keeper: Keeper,
     /// Bytes of the chunks that pieces under way hold or may come to hold.
     held_bytes: usize,
     /// Those of them that are whole: to be hashed and written.
     write_back_bytes: usize,
     /// Connections whose pipeline has room.
     asking: VecDeque<Key>,
+    /// Those that a rate limit holds back.
+    held_back: HeldBack,
     /// Found no memory to ask for more.
     starved: bool,
     /// Came in the receive that is being handled.
@@ -84,6 +92,8 @@ struct Fetch {
     complete: bool,
     /// Pieces that failed: whose blocks they were.
     suspects: HashMap<PieceIndex, Suspect, Hashed>,
+    /// Left on disk by an earlier run, and just taken up.
+    to_restore: Vec<KeptPiece>,
 }
 
 impl Default for Downloads {
@@ -92,9 +102,11 @@ impl Default for Downloads {
             torrents: HashMap::default(),
             verifying: Verifying::new(),
             writer: Writer::new(WRITES_MAX),
+            keeper: Keeper::default(),
             held_bytes: 0,
             write_back_bytes: 0,
             asking: VecDeque::new(),
+            held_back: HeldBack::default(),
             starved: false,
             metadata: Vec::new(),
             look_at: Duration::ZERO,
@@ -104,7 +116,21 @@ impl Default for Downloads {
 
 impl Downloads {
     pub fn is_idle(&self) -> bool {
-        self.torrents.is_empty() && self.verifying.is_empty() && self.writer.is_idle()
+        self.torrents.is_empty()
+            && self.verifying.is_empty()
+            && self.writer.is_idle()
+            && self.keeper.is_settled()
+    }
+
+    /// All that is on its way to the disk is there.
+    pub fn is_settled(&self) -> bool {
+        self.writer.is_settled() && self.keeper.is_settled()
+    }
+
+    /// Closes everything (the end).
+    pub fn clear(&mut self) {
+        self.writer.clear();
+        self.keeper.clear();
     }
 
     /// Whether something that is wanted of a torrent is missing.
@@ -131,10 +157,16 @@ impl Downloads {
 
     /// When the tick should come back, if something waits for time alone.
     pub fn next_deadline(&self) -> Option<Duration> {
-        if self.torrents.is_empty() && self.writer.is_idle() {
+        if self.is_idle() {
             return None;
         }
-        let deadlines = [Some(self.look_at), self.verifying.due_at(), self.writer.due_at()];
+        let deadlines = [
+            Some(self.look_at),
+            self.verifying.due_at(),
+            self.writer.due_at(),
+            self.keeper.due_at(),
+            self.held_back.due_at(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 }
@@ -193,6 +225,7 @@ impl<I: Io> Shard<I> {
                     partials: BTreeMap::new(),
                     complete: false,
                     suspects: HashMap::default(),
+                    to_restore: Vec::new(),
                 };
                 self.downloads.torrents.insert(id, fetch);
                 self.keys_here(id).into_iter().for_each(|key| self.peer_pieces(key));
@@ -209,15 +242,21 @@ impl<I: Io> Shard<I> {
         if self.downloads.is_known(id) {
             self.keys_here(id).into_iter().for_each(|key| self.source_ended(key));
         }
-        let Some(fetch) = self.downloads.torrents.remove(&id) else { return };
-        for piece in fetch.partials.values() {
+        let Some(mut fetch) = self.downloads.torrents.remove(&id) else { return };
+        let mut gathered = Vec::new();
+        for (_, piece) in std::mem::take(&mut fetch.partials) {
             self.downloads.held_bytes -= Partial::buffer_bytes(piece.length());
             fetch.download.release(piece.piece(), self.options.shard);
+            gathered.extend(keep::gathered(piece));
         }
-        for (piece, length) in self.downloads.verifying.drop_torrent(id) {
-            self.downloads.settled(length);
-            fetch.download.release(piece, self.options.shard);
+        for whole in self.downloads.verifying.drop_torrent(id) {
+            self.downloads.settled(whole.length);
+            fetch.download.release(whole.piece, self.options.shard);
+            gathered.push(Gathered::whole(&whole));
         }
+        // Nothing of it is fetched twice.
+        gathered.iter().for_each(|piece| self.keep_gathered(&fetch.part(), piece));
+        self.downloads.keeper.ended(id);
     }
 
     /// One tick's part of all downloads. `true`: there is more to do at once.
@@ -232,6 +271,8 @@ impl<I: Io> Shard<I> {
         }
         let hashing = self.hash_whole(now);
         self.write_step(now);
+        self.keep_step(now);
+        self.ask_held(now);
         self.ask_all(now) || hashing
     }
 
@@ -250,6 +291,7 @@ impl<I: Io> Shard<I> {
             if !complete {
                 self.give_up_stalled(id, now);
             }
+            self.keep_slow(id, now);
             for key in self.keys_here(id) {
                 if complete {
                     self.enough(key);

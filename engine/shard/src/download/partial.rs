@@ -2,11 +2,15 @@
 //!
 //! Owns: the leases that blocks are received into, who was asked for a block, who sent it.
 //! Never: which piece to take up or whom to ask (`ask`). Flow: `ask` claims it -> blocks arrive ->
-//! whole: its chunks are frozen, hashed and written.
+//! whole: its chunks are frozen, hashed and written; or it ends before, and `kept` takes its blocks
+//! to disk.
+
+mod kept;
 
 use seedring_platform::memory::{Class, Lease, Share};
 use seedring_proto::units::{BLOCK_BYTES, Block, PieceIndex};
 
+pub use self::kept::Gathered;
 use crate::connections::Key;
 
 /// Nobody.

@@ -74,13 +74,12 @@ impl Verifying {
     }
 
     /// A torrent's pieces go, which are these.
-    pub fn drop_torrent(&mut self, torrent: TorrentId) -> Vec<(PieceIndex, u32)> {
+    pub fn drop_torrent(&mut self, torrent: TorrentId) -> Vec<Whole> {
         let (gone, stay): (VecDeque<Lane>, _) =
             self.lanes.drain(..).partition(|lane| lane.torrent == torrent);
         self.lanes = stay;
-        let gone = gone.iter().map(|lane| (lane.whole.piece, lane.whole.length)).collect();
         self.running &= !self.lanes.is_empty();
-        gone
+        gone.into_iter().map(|lane| lane.whole).collect()
     }
 }
 
@@ -152,6 +151,7 @@ impl<I: Io> Shard<I> {
                 .insert(piece, Suspect { blocks: digests.into_iter().zip(senders).collect() });
         }
         self.downloads.settled(whole.length);
+        self.forget_kept(id, piece);
         self.tell(Event::PieceFailed { torrent: id, piece });
     }
 

@@ -123,6 +123,7 @@ pub(crate) fn contents(piece_bytes: u32, files: &[u64], byte: u8) -> Contents {
         private: false,
         base: PathBuf::from("/srv/t"),
         base_is_file: false,
+        places: Default::default(),
         stamps: Box::new([]),
         direct_io: false,
         writing: None,

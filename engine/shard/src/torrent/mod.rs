@@ -6,8 +6,10 @@
 //! it.
 
 mod download;
+mod kept;
 mod local;
 mod piece_map;
+mod places;
 
 use std::{
     path::PathBuf,
@@ -27,8 +29,10 @@ use seedring_proto::{
 
 pub use self::{
     download::{Choice, Download, PRIORITY_NORMAL},
+    kept::{BLOCKS, KeptPiece, kept_offset},
     local::{Local, View},
     piece_map::PieceMap,
+    places::{FilePlace, Places},
 };
 use crate::limits::Meter;
 
@@ -81,6 +85,8 @@ pub struct Shared {
     /// Payload bytes received, all time, as trackers count them: what was thrown away as well.
     pub downloaded_bytes: AtomicU64,
     pub upload: Meter,
+    /// Payload asked of its peers.
+    pub receive: Meter,
     pub connections_max: AtomicU32,
     /// Unchoke slots; `u32::MAX` is unlimited.
     pub slots: AtomicU32,
@@ -106,6 +112,7 @@ impl Shared {
             uploaded_bytes: AtomicU64::new(0),
             downloaded_bytes: AtomicU64::new(0),
             upload: Meter::new(None),
+            receive: Meter::new(None),
             connections_max: AtomicU32::new(u32::MAX),
             slots: AtomicU32::new(u32::MAX),
             super_seeding: AtomicBool::new(false),
@@ -198,6 +205,8 @@ pub struct Contents {
     /// files, or, for a single file, the file itself.
     pub base: PathBuf,
     pub base_is_file: bool,
+    /// Files that lie elsewhere than under their own names.
+    pub places: Places,
     /// Size and time of each file when its pieces were verified; `None`: not known, take it as it
     /// is at the first open. May be empty.
     pub stamps: Box<[Option<Stamp>]>,
@@ -210,10 +219,11 @@ pub struct Contents {
 #[derive(Debug)]
 pub struct Writing {
     /// The folder that control opened when it had made sure that it is the right one, and not what
-    /// lies under a disk that is not mounted. Files are opened and made beneath it, by the layout's
-    /// paths (a single file: by the last component of `base`). Whatever happens to the path
-    /// afterwards, nothing is made elsewhere.
+    /// lies under a disk that is not mounted. Files are opened and made beneath it. Whatever
+    /// happens to its path afterwards, nothing is made elsewhere.
     pub folder: OwnedFile,
+    /// Where it was when it was opened: what paths of files begin with.
+    pub folder_path: PathBuf,
     pub allocation: Allocation,
     pub growth: Growth,
 }
@@ -271,6 +281,7 @@ impl Contents {
             private: false,
             base: PathBuf::new(),
             base_is_file: false,
+            places: Places::default(),
             stamps: Box::default(),
             direct_io: false,
             writing: None,
@@ -308,10 +319,10 @@ impl Contents {
 
     /// The absolute path of a file of this torrent.
     pub fn path(&self, file: FileIndex) -> PathBuf {
-        if self.base_is_file {
-            return self.base.clone();
-        }
-        self.base.join(&*self.layout.files[file.0 as usize].path)
+        self.places.path(file, || match self.base_is_file {
+            true => self.base.clone(),
+            false => self.base.join(&*self.layout.files[file.0 as usize].path),
+        })
     }
 }
 

@@ -139,7 +139,7 @@ fn parse(add: AddTorrent) -> Result<Box<Parsed>, String> {
         labels,
         by_command: true,
         added_at: now_s(),
-        completed_at: None,
+        ..Download::default()
     };
     Ok(Box::new(Parsed { hash, name, torrent, raw_info, row, paused }))
 }

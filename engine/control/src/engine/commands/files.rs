@@ -118,9 +118,12 @@ impl Engine {
         let Some(download) = &mut torrent.download else {
             return Err(format!("{name} is not downloaded: all of its files are seeded"));
         };
+        // Which files are made and which lie aside is decided by a look at them.
+        let mut other_files = false;
         for file in files {
             for at in named(metainfo, file)? {
                 if let Some(row) = download.row.files.get_mut(at) {
+                    other_files |= (row.priority > 0) != (priority > 0);
                     row.priority = priority;
                 }
             }
@@ -130,6 +133,7 @@ impl Engine {
         let missing = (0..pieces.piece_count())
             .any(|at| priorities[at as usize] > 0 && !pieces.is_verified(PieceIndex(at)));
         let transfer = torrent.shared.download.load_full();
+        let torrent_downloads = transfer.is_some();
         let begins_again = transfer.is_none() && missing;
         if begins_again {
             download.row.completed_at = None;
@@ -140,8 +144,9 @@ impl Engine {
             self.shards.send_all(|| Command::Look(id));
         }
         self.save_download(hash, &row);
-        if begins_again && !paused {
-            self.look_anew(id, "more of it is wanted");
+        let look = begins_again || (other_files && torrent_downloads);
+        if look && !paused {
+            self.look_anew(id, "other files of it are wanted");
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 pub mod delete;
 pub mod look;
 pub mod magnet;
+pub mod places;
 pub mod prepare;
 pub mod root;
 pub mod select;
@@ -257,6 +258,9 @@ impl Engine {
         tokio::task::spawn_blocking(move || {
             let found = read_torrent(&path).map_err(|error| error.to_string());
             let found = found.map(|metainfo| {
+                if let Ok(root) = root::check(&row.folder, &row.root) {
+                    let _ = places::drop_blocks(&root, &metainfo.info_hash);
+                }
                 look::look(&row, &metainfo, Some(&record), direct_io, Trust::Finished)
             });
             let _ = notes.send(Note::Finished(id, found.map(Box::new)));
@@ -285,6 +289,7 @@ impl Engine {
         let (row, fetches) = (download.row.clone(), download.fetches);
         torrent.stamps = found.stamps;
         torrent.note = None;
+        torrent.keep_nothing();
         torrent.shared.download.store(None);
         torrent.shared.contents.store(found.contents);
         torrent.touch();

@@ -131,7 +131,7 @@ fn finish(
     if row.files.is_empty() {
         row.files = choose(&row, &metainfo)?;
         if let Ok(root) = root::check(&row.folder, &row.root) {
-            let before = look::there_before(&root, &metainfo);
+            let before = look::there_before(&root, &metainfo, &row);
             row.files.iter_mut().zip(before).for_each(|(file, before)| file.foreign = before);
         }
         fresh = true;
@@ -162,6 +162,7 @@ fn finish(
         stored,
         uploaded_bytes: record.as_ref().map_or(0, |r| r.uploaded_bytes),
         downloaded_bytes: record.as_ref().map_or(0, |r| r.downloaded_bytes),
+        kept: record.as_ref().map_or_else(Vec::new, |r| r.kept.clone()),
         paused: record.as_ref().is_some_and(|r| r.paused),
         added_at: Some(row.added_at),
         made: None,
@@ -200,6 +201,7 @@ fn without_metadata(
         stored: record.is_some(),
         uploaded_bytes: 0,
         downloaded_bytes: 0,
+        kept: Vec::new(),
         paused: record.is_some_and(|r| r.paused),
         added_at: Some(row.added_at),
         made: None,

@@ -1,7 +1,7 @@
 //! Files to write: opened, made and brought to their size.
 //!
 //! Owns: the way from a wanted file to one that is written to. Never: writes, syncs.
-//! Flow: `write_piece` wants a file -> open (made where it is missing, beneath the torrent's
+//! Flow: `write_piece` wants a file -> open (made where it is missing, beneath the save
 //! folder) -> its size -> what waits for it is written; or all of that is lost.
 
 use std::{collections::HashMap, ffi::CString, io, os::unix::ffi::OsStrExt, time::Duration};
@@ -77,7 +77,10 @@ impl<I: Io> Shard<I> {
         entry.align_bytes =
             identity.direct.map_or(1, |d| d.offset_bytes.max(d.memory_bytes) as usize);
         let length_bytes = entry.length_bytes();
+        // Of what is kept aside only bytes at a border are ever written.
+        let aside = entry.contents.places.is_aside(entry.index);
         let mode = entry.contents.writing.as_ref().map(|writing| writing.allocation);
+        let mode = mode.filter(|_| !aside);
         let enough = identity.size_bytes >= length_bytes;
         if enough && mode != Some(Allocation::Full) {
             entry.state = State::Open(opened);
@@ -138,7 +141,7 @@ fn fits(needs: DirectAlignment) -> bool {
     u64::from(needs.offset_bytes.max(needs.memory_bytes)) <= PAGE_BYTES
 }
 
-/// A second handle on a torrent's folder, kept while it is written to.
+/// A second handle on a torrent's save folder, kept while it is written to.
 fn folder_of(folders: &mut HashMap<TorrentId, File, Hashed>, entry: &Entry) -> io::Result<File> {
     if let Some(folder) = folders.get(&entry.torrent) {
         return Ok(folder.clone());
@@ -150,11 +153,9 @@ fn folder_of(folders: &mut HashMap<TorrentId, File, Hashed>, entry: &Entry) -> i
     Ok(folder)
 }
 
-/// A file's path beneath the torrent's folder.
+/// A file's path beneath the save folder.
 fn path_of(entry: &Entry) -> Option<CString> {
-    let contents = &entry.contents;
-    if contents.base_is_file {
-        return CString::new(contents.base.file_name()?.as_bytes()).ok();
-    }
-    CString::new(contents.layout.files[entry.index.0 as usize].path.as_bytes()).ok()
+    let folder = &entry.contents.writing.as_ref()?.folder_path;
+    let path = entry.path();
+    CString::new(path.strip_prefix(folder).ok()?.as_os_str().as_bytes()).ok()
 }
