@@ -15,6 +15,7 @@
 
 mod deadlines;
 mod download;
+mod exchange;
 mod opening;
 mod receive;
 mod upload;
@@ -85,6 +86,8 @@ pub struct Options {
     /// Sent as `upload_only` (BEP 21); such a session asks for nothing, and skips `piece`. Others
     /// may download; they fetch metadata where the torrent has none, which has no pieces then.
     pub upload_only: bool,
+    /// Peer exchange (BEP 11) is offered, unless the torrent is private.
+    pub exchange: bool,
     /// Pieces of an allowed fast set. 0 where unchoke slots are unlimited, since nobody waits.
     pub allowed_fast: usize,
 }
@@ -99,6 +102,7 @@ impl Options {
             your_ip: None,
             listen_port: None,
             upload_only: true,
+            exchange: false,
             allowed_fast: 5,
         }
     }
@@ -121,6 +125,9 @@ pub enum Event {
     PeerUploadOnly,
     /// The peer said what it calls itself.
     ClientNamed,
+    /// The peer's extension handshake came, or another one: where it listens is known, and whether
+    /// it exchanges peers ([`Session::next_exchange`]).
+    Introduced,
     /// Our address as the peer sees it.
     OurAddress(IpAddr),
     // What follows only sessions that also download say.
@@ -188,6 +195,7 @@ struct State {
     peer_metadata_id: u8,
     request_queue_max: u16,
     peer_listen_port: Option<NonZeroU16>,
+    exchange: exchange::Exchange,
     peer_client: Option<Box<str>>,
     pieces: RemotePieces,
     queue: UploadQueue,
@@ -298,6 +306,8 @@ impl Session {
 impl State {
     /// Keeps what the peer's extension handshake says; a later one adds to it (BEP 10).
     fn learn(&mut self, said: &ExtensionHandshake<'_>, turn: &mut receive::Turn) {
+        turn.introduced = true;
+        self.exchange.said(said.ut_pex, turn.now);
         self.peer_metadata_id = said.ut_metadata.unwrap_or(self.peer_metadata_id);
         self.peer_listen_port =
             said.listen_port.and_then(NonZeroU16::new).or(self.peer_listen_port);
