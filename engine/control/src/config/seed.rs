@@ -79,6 +79,7 @@ impl Config {
             memory: file.memory,
             limits,
             timeouts: file.timeouts,
+            pex: file.pex,
             tracker,
             tracker_client: file.tracker_client,
             log: file.log,
@@ -144,5 +145,6 @@ fn torrent(
         (Source::Folder(folder), Trackers::Tiers(tiers.to_vec()), Verify::Full)
     };
     let verify = options.verify.unwrap_or(verify);
-    Ok(TorrentSource { line: 0, source, trackers, verify, limits: TorrentLimits::default() })
+    let limits = TorrentLimits::default();
+    Ok(TorrentSource { line: 0, source, trackers, verify, limits, pex: None })
 }

@@ -117,6 +117,7 @@ impl Engine {
         let connections = own.connections.unwrap_or(self.config.limits.connections_per_torrent);
         shared.connections_max.store(connections, Ordering::Relaxed);
         shared.slots.store(own.upload_slots.0.unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.apply_exchange(id);
     }
 
     /// A torrent whose content was just looked at: verify or seed it, or let it wait.
@@ -206,7 +207,7 @@ impl Engine {
             embedded.disallow(&hash);
         }
         self.looking.remove(&id);
-        self.peers.forget(id);
+        self.forget_peers(id);
         self.catalogue.remove(&hash);
     }
 }
