@@ -57,6 +57,9 @@ impl<I: Io> Shard<I> {
             Command::AskMetadata { torrent, peer, piece } => {
                 self.ask_metadata(torrent, Key(peer), piece);
             }
+            Command::Close { torrent, peer } => self.close_one(torrent, Key(peer)),
+            Command::Turnover { torrent, count } => self.turn_over(torrent, count),
+            Command::Shun(ip) => self.shun(ip),
             Command::Verify { torrent, first, count, offer } => {
                 self.verify(torrent, first, count, offer);
             }
@@ -238,11 +241,13 @@ impl<I: Io> Shard<I> {
         for key in keys {
             let Some(connection) = self.connections.get(key) else { continue };
             let (address, dialed) = (connection.address, connection.dialed.is_some());
+            let contact = connection.contact();
             let Stage::Open(open) = &mut connection.stage else { continue };
             let peer = open.session.peer(open.peer_id);
             let have = u64::from(peer.pieces_have) * 1_000 / u64::from(peer.pieces_total.max(1));
             let report = PeerReport {
                 address,
+                contact,
                 client: peer.client.into_owned(),
                 dialed,
                 interested: peer.peer_interested,

@@ -21,7 +21,7 @@ use seedring_platform::descriptors::OwnedSocket;
 use seedring_proto::{
     peer::session::SILENT_AFTER,
     units::{InfoHash, PeerId, PieceIndex},
-    wire::Handshake,
+    wire::{Handshake, pex::Contact},
 };
 
 use crate::{
@@ -47,6 +47,12 @@ pub enum Command {
     Dial { torrent: TorrentId, address: SocketAddr },
     /// Ask a peer for a piece of metadata (BEP 9); `peer` as in `Event::Metadata` of this shard.
     AskMetadata { torrent: TorrentId, peer: u64, piece: u32 },
+    /// Close one connection; `peer` as in the events of this shard.
+    Close { torrent: TorrentId, peer: u64 },
+    /// Close so many connections of a download, those that are worth least here.
+    Turnover { torrent: TorrentId, count: u32 },
+    /// Close every connection of this IP address: it is banned.
+    Shun(IpAddr),
     /// Hash pieces `first .. first + count` and set or clear their bits. `offer`: good pieces
     /// become offered too.
     Verify { torrent: TorrentId, first: PieceIndex, count: u32, offer: bool },
@@ -143,6 +149,32 @@ pub enum Event {
         address: SocketAddr,
         outcome: DialOutcome,
     },
+    /// A peer came to us and is connected; `peer` names its connection on this shard.
+    Accepted {
+        torrent: TorrentId,
+        peer: u64,
+        address: SocketAddr,
+    },
+    /// The port on which a connected peer listens, as it says, and whether it wants nothing (it has
+    /// all, or BEP 21). Again when that changes; not for private torrents.
+    Met {
+        torrent: TorrentId,
+        address: SocketAddr,
+        dialed: bool,
+        listen_port: Option<u16>,
+        seed: bool,
+    },
+    /// A connection of `Accepted` is gone, of which `listen_port` was told.
+    Left {
+        torrent: TorrentId,
+        address: SocketAddr,
+        listen_port: Option<u16>,
+    },
+    /// Whom a peer says it is connected to (BEP 11).
+    Contacts {
+        torrent: TorrentId,
+        contacts: Vec<Contact>,
+    },
     /// Accepting stopped for a while (descriptor limit, memory).
     AcceptFailed(io::Error),
     /// A peer broke the protocol and was disconnected; for debug logs.
@@ -204,6 +236,8 @@ pub enum DialOutcome {
 #[derive(Clone, Debug)]
 pub struct PeerReport {
     pub address: SocketAddr,
+    /// Where others reach it, as far as known.
+    pub contact: Option<SocketAddr>,
     pub client: String,
     pub dialed: bool,
     pub interested: bool,

@@ -162,6 +162,8 @@ impl SimTorrent {
 
     pub fn shared(&self, shards: usize) -> Arc<Shared> {
         let shared = Shared::new(self.id, self.info_hash, self.layout.piece_count()).over(shards);
+        // Offered to everybody; nobody here speaks it.
+        shared.exchange.store(true, std::sync::atomic::Ordering::Relaxed);
         shared.set_phase(Phase::Active);
         Arc::new(shared)
     }

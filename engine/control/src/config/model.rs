@@ -32,6 +32,8 @@ pub struct Config {
     pub memory: Memory,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    /// Peers of a torrent tell each other of peers (BEP 11), never those of a private one.
+    pub pex: bool,
     /// The embedded tracker; `None` when it is left out.
     pub tracker: Option<EmbeddedTracker>,
     pub tracker_client: TrackerClient,
@@ -69,6 +71,8 @@ pub struct TorrentSource {
     pub trackers: Trackers,
     pub verify: Verify,
     pub limits: TorrentLimits,
+    /// `None`: `Config::pex`.
+    pub pex: Option<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

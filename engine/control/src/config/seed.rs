@@ -80,6 +80,7 @@ impl Config {
             memory: file.memory,
             limits,
             timeouts: file.timeouts,
+            pex: file.pex,
             tracker,
             tracker_client: file.tracker_client,
             log: file.log,
@@ -147,5 +148,5 @@ fn torrent(
     let verify = options.verify.unwrap_or(verify);
     let super_seeding = options.super_seeding;
     let limits = TorrentLimits { super_seeding, ..TorrentLimits::default() };
-    Ok(TorrentSource { line: 0, source, trackers, verify, limits })
+    Ok(TorrentSource { line: 0, source, trackers, verify, limits, pex: None })
 }

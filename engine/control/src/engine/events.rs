@@ -9,6 +9,7 @@ use std::{
 };
 
 use seedring_proto::{
+    swarm::roster::Source,
     tracker::announce::Event as AnnounceEvent,
     units::{InfoHash, PieceIndex},
 };
@@ -70,9 +71,18 @@ impl Engine {
                 self.trouble(torrent, &path, trouble);
             }
             Event::Dialed { torrent, address, outcome } => {
-                let downloading = self.torrents.get(torrent).is_some_and(|t| t.is_downloading());
-                self.peers.dialed(torrent, address, outcome, downloading);
+                self.dialed(torrent, address, outcome);
             }
+            Event::Accepted { torrent, peer, address } => {
+                self.accepted(shard, torrent, peer, address);
+            }
+            Event::Met { torrent, address, dialed, listen_port, seed } => {
+                self.met(torrent, address, dialed, listen_port, seed);
+            }
+            Event::Left { torrent, address, listen_port } => {
+                self.left(torrent, address, listen_port);
+            }
+            Event::Contacts { torrent, contacts } => self.contacts(torrent, &contacts),
             Event::AcceptFailed(error) => tracing::warn!(
                 "shard {shard} can't accept connections: {error}; resting for a second. Raise the \
                  descriptor limit (LimitNOFILE, ulimit -n) or lower limits.connections"
@@ -166,8 +176,8 @@ impl Engine {
                 if replace {
                     self.leave_swarm(id);
                 }
-                self.peers.learn(id, &peers, &self.shards.listening, Instant::now());
-                self.dial_due(id);
+                self.learn(id, &peers, Source::Tracker);
+                self.dial();
             }
             trackers::Event::Announced { info_hash, tracker, event, result } => {
                 if event == AnnounceEvent::Completed {

@@ -15,6 +15,7 @@
 
 mod deadlines;
 mod download;
+mod exchange;
 mod opening;
 mod receive;
 mod upload;
@@ -85,6 +86,8 @@ pub struct Options {
     /// Sent as `upload_only` (BEP 21); such a session asks for nothing, and skips `piece`. Others
     /// may download; they fetch metadata where the torrent has none, which has no pieces then.
     pub upload_only: bool,
+    /// Peer exchange (BEP 11) is offered, unless the torrent is private.
+    pub exchange: bool,
     /// Pieces of an allowed fast set. 0 where unchoke slots are unlimited, since nobody waits.
     pub allowed_fast: usize,
     /// A seed that gives out its pieces one by one (BEP 16), and so does not say that it is one.
@@ -102,6 +105,7 @@ impl Options {
             your_ip: None,
             listen_port: None,
             upload_only: true,
+            exchange: false,
             allowed_fast: 5,
             hides: false,
         }
@@ -126,6 +130,9 @@ pub enum Event {
     PeerUploadOnly,
     /// The peer said what it calls itself.
     ClientNamed,
+    /// The peer's extension handshake came, or another one: where it listens is known, and whether
+    /// it exchanges peers ([`Session::next_exchange`]).
+    Introduced,
     /// Our address as the peer sees it.
     OurAddress(IpAddr),
     // What follows only sessions that also download say; `Pieces` and `DontHave` also those that
@@ -198,6 +205,7 @@ struct State {
     watched: bool,
     request_queue_max: u16,
     peer_listen_port: Option<NonZeroU16>,
+    exchange: exchange::Exchange,
     peer_client: Option<Box<str>>,
     pieces: RemotePieces,
     queue: UploadQueue,
@@ -308,6 +316,8 @@ impl Session {
 impl State {
     /// Keeps what the peer's extension handshake says; a later one adds to it (BEP 10).
     fn learn(&mut self, said: &ExtensionHandshake<'_>, turn: &mut receive::Turn) {
+        turn.introduced = true;
+        self.exchange.said(said.ut_pex, turn.now);
         self.peer_metadata_id = said.ut_metadata.unwrap_or(self.peer_metadata_id);
         self.peer_dont_have_id = said.lt_donthave.unwrap_or(self.peer_dont_have_id);
         self.peer_listen_port =

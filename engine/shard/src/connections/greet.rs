@@ -20,7 +20,7 @@ use seedring_proto::{
     wire::{Handshake, Reserved},
 };
 
-use super::{BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy};
+use super::{BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy, exchange::Known};
 use crate::{
     contract::{DialOutcome, Event, Handover},
     shard::Shard,
@@ -161,7 +161,11 @@ impl<I: Io> Shard<I> {
         let connection = self.connections.get(key).expect("invariant: looked up above");
         if connection.admitted.is_none() {
             let here = self.options.shard;
-            let Some(shard) = shared.admit(here) else {
+            let mut admitted = shared.admit(here);
+            if admitted.is_none() && dialed.is_none() && self.make_room(id, handshake.peer_id) {
+                admitted = shared.admit(here);
+            }
+            let Some(shard) = admitted else {
                 self.stats.refused += 1;
                 return self.close(key, Shutdown::Orderly);
             };
@@ -270,9 +274,11 @@ impl<I: Io> Shard<I> {
             upload_only: !downloading,
             allowed_fast: if bounded { ALLOWED_FAST } else { 0 },
             hides,
+            exchange: local.shared.exchange.load(Ordering::Relaxed),
             ..session::Options::new(handshake.reserved)
         };
-        if connection.dialed.is_none() {
+        let accepted = connection.dialed.is_none();
+        if accepted {
             let reserved = Reserved::OURS;
             let info_hash = handshake.info_hash;
             let answer = Handshake { reserved, info_hash, peer_id: ours };
@@ -287,6 +293,7 @@ impl<I: Io> Shard<I> {
             session,
             torrent: id,
             peer_id: handshake.peer_id,
+            known: Known::new(accepted, now),
             flow: None,
             source: None,
             counted: false,
@@ -303,6 +310,7 @@ impl<I: Io> Shard<I> {
         self.stats.half_open -= 1;
         self.stats.connections += 1;
         self.dial_ended(key, DialOutcome::Connected);
+        self.tell_accepted(key);
         // Content comes only to who wants some; the others hear requests.
         let bulk = self.downloads.wants_more(id);
         self.submit_now(Op::Receive { token: Target::Receive(key).token(), socket, bulk });

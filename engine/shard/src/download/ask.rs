@@ -427,8 +427,7 @@ impl<I: Io> Shard<I> {
         let Some(other) = partial.arrived(key, block) else { return };
         if partial.is_whole() {
             let partial = fetch.partials.remove(&block.piece).expect("invariant: looked up above");
-            self.downloads.write_back_bytes += Partial::buffer_bytes(partial.length());
-            self.downloads.verifying.push(id, partial.into_whole(), now);
+            self.downloads.gathered(id, partial, now);
         }
         if let Some(other) = other
             && let Some(connection) = self.connections.get(other)

@@ -148,6 +148,12 @@ impl Downloads {
         self.torrents.contains_key(&id)
     }
 
+    /// A piece is whole.
+    fn gathered(&mut self, id: TorrentId, partial: Partial, now: Duration) {
+        self.write_back_bytes += Partial::buffer_bytes(partial.length());
+        self.verifying.push(id, partial.into_whole(), now);
+    }
+
     /// A whole piece has left: written, or thrown away.
     fn settled(&mut self, length: u32) {
         let bytes = Partial::buffer_bytes(length);

@@ -24,6 +24,7 @@ use seedring_platform::{descriptors::OwnedFile, op::Allocation};
 use seedring_proto::{
     layout::{Layout, NewFile},
     metainfo::PieceHashes,
+    peer::pex,
     units::{FileIndex, InfoHash, PieceIndex},
 };
 
@@ -80,6 +81,12 @@ pub struct Shared {
     /// While something that is wanted is missing: what shards share about getting it. Put here by
     /// control before `Phase::Active`, taken away by control when all is there and synced.
     pub download: ArcSwapOption<Download>,
+    /// Peers may be told of each other (BEP 11): not where the user or the torrent says otherwise.
+    /// Control sets it; a connection is opened with it as it is then.
+    pub exchange: AtomicBool,
+    /// Whom peers may be told of: put here by control, which hears from all shards who comes and
+    /// goes. `None`: nobody is told anything.
+    pub contacts: ArcSwapOption<pex::Book>,
     /// Payload bytes sent, all time (from the store, then counted up).
     pub uploaded_bytes: AtomicU64,
     /// Payload bytes received, all time, as trackers count them: what was thrown away as well.
@@ -109,6 +116,8 @@ impl Shared {
             change: AtomicU64::new(0),
             interested: AtomicU32::new(0),
             download: ArcSwapOption::empty(),
+            exchange: AtomicBool::new(false),
+            contacts: ArcSwapOption::empty(),
             uploaded_bytes: AtomicU64::new(0),
             downloaded_bytes: AtomicU64::new(0),
             upload: Meter::new(None),
@@ -173,6 +182,11 @@ impl Shared {
     pub fn left(&self, shard: usize) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
         self.by_shard[shard].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Connections that belong to a shard. Relaxed: a count.
+    pub fn connections_on(&self, shard: usize) -> u32 {
+        self.by_shard[shard].load(Ordering::Relaxed)
     }
 
     /// The shard that a torrent's first connections gather on, so that its content is cached once.

@@ -41,6 +41,15 @@ pub trait Blocks {
     fn metadata(&mut self, piece: u32, total_bytes: u32, data: &[u8]) {
         let _ = (piece, total_bytes, data);
     }
+
+    /// A message of peer exchange (BEP 11) that came in time; not looked at.
+    ///
+    /// # Errors
+    /// It cannot be read: the connection closes.
+    fn contacts(&mut self, payload: &[u8]) -> Result<(), Violation> {
+        let _ = payload;
+        Ok(())
+    }
 }
 
 /// For sessions that ask for nothing.
@@ -461,7 +470,8 @@ impl Session {
         download.over = true;
         let now = download.seen_at;
         if self.state.extended {
-            opening::say_upload_only(true, self.state.request_queue_max, torrent, out);
+            let ut_pex = self.state.exchange.local_id();
+            opening::say_upload_only(true, self.state.request_queue_max, ut_pex, torrent, out);
         }
         self.state.settle_download(now);
     }
@@ -474,11 +484,12 @@ impl Session {
         }
         let fresh = || Box::new(Download::new(now));
         self.state.download.get_or_insert_with(fresh).over = false;
-        let limits = opening::frame_limits(self.state.pieces.total(), true);
+        let ut_pex = self.state.exchange.local_id();
+        let limits = opening::frame_limits(self.state.pieces.total(), true, ut_pex);
         self.reader.set_limits(limits);
         self.reader.stream_pieces(true);
         if self.state.extended {
-            opening::say_upload_only(false, self.state.request_queue_max, torrent, out);
+            opening::say_upload_only(false, self.state.request_queue_max, ut_pex, torrent, out);
         }
     }
 

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::download::Download;
+use super::exchange::Exchange;
 use super::{Options, Session, State, Torrent, deadlines, receive};
 use crate::limits::PIECES_MAX;
 use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
@@ -34,9 +35,10 @@ impl Session {
             0 if downloads => PIECES_MAX, // not known before the metadata
             count => count,
         };
-        let mut reader = FrameReader::new(frame_limits(pieces_max, downloads));
+        let exchange = Exchange::new(options.exchange && !torrent.private(), now);
+        let mut reader = FrameReader::new(frame_limits(pieces_max, downloads, exchange.local_id()));
         reader.stream_pieces(downloads);
-        say_extension_handshake(options, torrent, out);
+        say_extension_handshake(options, torrent, exchange.local_id(), out);
         say_pieces(options, torrent, out);
         let state = State {
             fast: options.remote.fast(),
@@ -51,6 +53,7 @@ impl Session {
             watched: options.hides,
             request_queue_max,
             peer_listen_port: None,
+            exchange,
             peer_client: None,
             pieces: RemotePieces::new(torrent.piece_count()),
             queue: UploadQueue::default(),
@@ -67,15 +70,25 @@ impl Session {
 }
 
 /// What a session of a torrent of so many pieces reads.
-pub(super) fn frame_limits(pieces_max: u32, downloads: bool) -> FrameLimits {
+pub(super) fn frame_limits(pieces_max: u32, downloads: bool, ut_pex: Option<u8>) -> FrameLimits {
+    let extended_id = match ut_pex {
+        _ if downloads => LOCAL_ID_MAX,
+        Some(number) => number,
+        None => LOCAL_ID_MAX_UPLOADING,
+    };
     FrameLimits {
         bitfield_bytes: pieces_max.div_ceil(8),
         piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
-        extended_id: if downloads { LOCAL_ID_MAX } else { LOCAL_ID_MAX_UPLOADING },
+        extended_id,
     }
 }
 
-fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut Vec<u8>) {
+fn say_extension_handshake(
+    options: &Options,
+    torrent: &impl Torrent,
+    ut_pex: Option<u8>,
+    out: &mut Vec<u8>,
+) {
     if !options.remote.extended() {
         return;
     }
@@ -85,6 +98,7 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
         // Who lacks the metadata gets answers under this number.
         ut_metadata: (metadata.is_some() || downloads).then_some(UT_METADATA),
         lt_donthave: downloads.then_some(LT_DONTHAVE),
+        ut_pex,
         client: Some(options.client.as_bytes()),
         request_queue: Some(options.request_queue_max),
         your_ip: options.your_ip,
@@ -103,6 +117,7 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
 pub(super) fn say_upload_only(
     upload_only: bool,
     request_queue_max: u16,
+    ut_pex: Option<u8>,
     torrent: &impl Torrent,
     out: &mut Vec<u8>,
 ) {
@@ -110,6 +125,7 @@ pub(super) fn say_upload_only(
     ExtensionHandshake {
         ut_metadata: Some(UT_METADATA),
         lt_donthave: Some(LT_DONTHAVE),
+        ut_pex,
         request_queue: Some(request_queue_max.into()),
         upload_only: Some(upload_only),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),

@@ -82,6 +82,7 @@ pub(super) struct Turn {
     pub requested: bool,
     pub cancelled: bool,
     pub client_named: bool,
+    pub introduced: bool,
     pub our_address: Option<IpAddr>,
     pub metadata_bytes: Option<u32>,
     pieces_said: bool,
@@ -98,6 +99,7 @@ impl Turn {
             requested: false,
             cancelled: false,
             client_named: false,
+            introduced: false,
             our_address: None,
             metadata_bytes: None,
             pieces_said: false,
@@ -123,6 +125,9 @@ impl Turn {
         }
         if self.client_named {
             events.push(Event::ClientNamed);
+        }
+        if self.introduced {
+            events.push(Event::Introduced);
         }
         events.extend(self.our_address.map(Event::OurAddress));
         events.extend(self.metadata_bytes.map(Event::MetadataSize));
@@ -195,6 +200,9 @@ impl State {
             }
             Message::Extended { id: extended::UT_METADATA, payload } if self.extended => {
                 return self.on_metadata(payload, torrent, turn, out, events, blocks);
+            }
+            Message::Extended { id: extended::UT_PEX, payload } if self.extended => {
+                return self.on_exchange(payload, turn.now, blocks);
             }
             Message::Extended { id, payload } => {
                 return self.on_extended(id, payload, turn, events);
