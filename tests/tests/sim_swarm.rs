@@ -92,6 +92,7 @@ fn run(seed: u64, wish: Wish) -> Verdict {
         direct_io: rng.per_mille(500),
         zero_copy: rng.per_mille(700),
         plant: wish.plant.unwrap_or(Plant::None),
+        again: false,
     };
     let mut swarm = Swarm::new(world.clone(), plan);
     limits(&mut swarm, &mut rng);
