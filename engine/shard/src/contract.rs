@@ -21,7 +21,7 @@ use seedring_platform::descriptors::OwnedSocket;
 use seedring_proto::{
     peer::session::SILENT_AFTER,
     units::{InfoHash, PeerId, PieceIndex},
-    wire::Handshake,
+    wire::{Handshake, pex::Contact},
 };
 
 use crate::{
@@ -47,11 +47,19 @@ pub enum Command {
     Dial { torrent: TorrentId, address: SocketAddr },
     /// Ask a peer for a piece of metadata (BEP 9); `peer` as in `Event::Metadata` of this shard.
     AskMetadata { torrent: TorrentId, peer: u64, piece: u32 },
+    /// Close one connection; `peer` as in the events of this shard.
+    Close { torrent: TorrentId, peer: u64 },
+    /// Close so many connections of a download, those that are worth least here.
+    Turnover { torrent: TorrentId, count: u32 },
+    /// Close every connection of this IP address: it is banned.
+    Shun(IpAddr),
     /// Hash pieces `first .. first + count` and set or clear their bits. `offer`: good pieces
     /// become offered too.
     Verify { torrent: TorrentId, first: PieceIndex, count: u32, offer: bool },
     /// Tell the torrent's peers here that a piece is offered now.
     Have { torrent: TorrentId, piece: PieceIndex },
+    /// Tell the torrent's peers here that a piece is offered no more (BEP 54).
+    Lost { torrent: TorrentId, piece: PieceIndex },
     /// Unchoke slots this shard may use among all its torrents; `u32::MAX`: unlimited.
     Slots(u32),
     /// Send `Event::Stats`.
@@ -80,6 +88,12 @@ pub enum Event {
     /// A piece came to be offered while peers are connected: control passes it on to all shards
     /// (`Command::Have`).
     Offered {
+        torrent: TorrentId,
+        piece: PieceIndex,
+    },
+    /// A piece that was offered is not any more while peers are connected: control passes it on to
+    /// all shards (`Command::Lost`).
+    Lost {
         torrent: TorrentId,
         piece: PieceIndex,
     },
@@ -126,12 +140,40 @@ pub enum Event {
         torrent: TorrentId,
         path: PathBuf,
         trouble: Trouble,
+        /// Pieces whose read failed, and that were verified until then.
+        doubted: Vec<PieceIndex>,
     },
     /// A dialled peer: connected and handshaken, or why not.
     Dialed {
         torrent: TorrentId,
         address: SocketAddr,
         outcome: DialOutcome,
+    },
+    /// A peer came to us and is connected; `peer` names its connection on this shard.
+    Accepted {
+        torrent: TorrentId,
+        peer: u64,
+        address: SocketAddr,
+    },
+    /// The port on which a connected peer listens, as it says, and whether it wants nothing (it has
+    /// all, or BEP 21). Again when that changes; not for private torrents.
+    Met {
+        torrent: TorrentId,
+        address: SocketAddr,
+        dialed: bool,
+        listen_port: Option<u16>,
+        seed: bool,
+    },
+    /// A connection of `Accepted` is gone, of which `listen_port` was told.
+    Left {
+        torrent: TorrentId,
+        address: SocketAddr,
+        listen_port: Option<u16>,
+    },
+    /// Whom a peer says it is connected to (BEP 11).
+    Contacts {
+        torrent: TorrentId,
+        contacts: Vec<Contact>,
     },
     /// Accepting stopped for a while (descriptor limit, memory).
     AcceptFailed(io::Error),
@@ -194,6 +236,8 @@ pub enum DialOutcome {
 #[derive(Clone, Debug)]
 pub struct PeerReport {
     pub address: SocketAddr,
+    /// Where others reach it, as far as known.
+    pub contact: Option<SocketAddr>,
     pub client: String,
     pub dialed: bool,
     pub interested: bool,

@@ -83,6 +83,8 @@ pub struct Swarm {
     /// What shards told of files in trouble, pieces that failed, and dialled peers.
     pub troubles: u32,
     pub failed_pieces: u32,
+    /// Connections that came, of which a shard told and not yet that they are gone.
+    here: BTreeSet<(usize, TorrentId, SocketAddr)>,
     /// Torrents whose files somebody changes; pieces of the others never fail.
     pub spoilt: BTreeSet<TorrentId>,
     pub dialed: Vec<seedring_shard::DialOutcome>,
@@ -159,6 +161,7 @@ impl Swarm {
             seats,
             troubles: 0,
             failed_pieces: 0,
+            here: BTreeSet::new(),
             spoilt: BTreeSet::new(),
             dialed: Vec::new(),
             loadings: Loadings::default(),
@@ -304,7 +307,20 @@ impl Swarm {
                     self.dialed.push(outcome);
                     self.dial_failed(at, torrent, address, outcome);
                 }
+                Event::Accepted { torrent, address, .. } => {
+                    if !self.here.insert((at, torrent, address)) {
+                        self.world.violation(format!("{address} came twice to shard {at}"));
+                    }
+                }
+                Event::Left { torrent, address, .. } => {
+                    if !self.here.remove(&(at, torrent, address)) {
+                        self.world.violation(format!("{address} left shard {at} unseen"));
+                    }
+                }
                 Event::Offered { torrent, piece } => self.offered(torrent, piece),
+                Event::Lost { torrent, piece } => {
+                    self.tell_all(|| Command::Lost { torrent, piece });
+                }
                 Event::WriteFailed { torrent, .. } => self.write_failed(torrent),
                 Event::Poisoned { address, .. } => self.loadings.poisoned.push(address),
                 Event::Complete(id) => self.completed(id),
@@ -337,6 +353,8 @@ impl Swarm {
                 findings.push("a shard did not stop although all peers are gone".into());
             } else if self.connections() > 0 {
                 findings.push(format!("{} connections are still counted", self.connections()));
+            } else if !self.here.is_empty() {
+                findings.push(format!("nobody was told that these left: {:?}", self.here));
             }
             for seat in &mut self.seats {
                 seat.shard.io().finish();

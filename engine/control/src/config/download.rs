@@ -78,6 +78,7 @@ impl Config {
             trackers: Trackers::Keep,
             verify: Verify::Full,
             limits: TorrentLimits::default(),
+            pex: None,
         }];
         Ok(config)
     }

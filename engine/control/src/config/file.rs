@@ -51,6 +51,9 @@ pub struct ConfigFile {
     pub memory: Memory,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    /// Whether peers of a torrent tell each other of peers (PEX, BEP 11). Those of private torrents
+    /// never do.
+    pub pex: bool,
     /// The embedded tracker. Leave it out for none.
     pub tracker: Option<TrackerFile>,
     pub tracker_client: TrackerClient,
@@ -79,6 +82,7 @@ impl Default for ConfigFile {
             memory: Memory::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            pex: true,
             tracker: None,
             tracker_client: TrackerClient::default(),
             downloads: DownloadsFile::default(),
@@ -182,6 +186,11 @@ pub struct TorrentEntry {
     pub comment: Option<String>,
     /// With folder: URLs of the same content over HTTP (BEP 19).
     pub web_seeds: List<WebSeed>,
+    /// Shows its pieces to peers one by one (BEP 16): for the first seed of a swarm, which sends
+    /// each piece about once. It ends when another peer has everything.
+    pub super_seeding: bool,
+    /// Whether its peers tell each other of peers. Left out: as the engine does.
+    pub pex: Option<bool>,
     /// Limits of this torrent, within those of the engine.
     pub limits: TorrentLimitsFile,
 }

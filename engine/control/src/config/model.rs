@@ -32,6 +32,8 @@ pub struct Config {
     pub memory: Memory,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    /// Peers of a torrent tell each other of peers (BEP 11), never those of a private one.
+    pub pex: bool,
     /// The embedded tracker; `None` when it is left out.
     pub tracker: Option<EmbeddedTracker>,
     pub tracker_client: TrackerClient,
@@ -71,6 +73,8 @@ pub struct TorrentSource {
     pub trackers: Trackers,
     pub verify: Verify,
     pub limits: TorrentLimits,
+    /// `None`: `Config::pex`.
+    pub pex: Option<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -171,7 +175,7 @@ pub enum TrackerRef {
     Url(String),
 }
 
-/// Within the engine's own limits; the smaller of both holds.
+/// How a torrent is seeded. Numbers are within the engine's own limits; the smaller of both holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TorrentLimits {
     pub upload: Rate,
@@ -179,6 +183,8 @@ pub struct TorrentLimits {
     /// `None`: `limits.connections_per_torrent`.
     pub connections: Option<u32>,
     pub upload_slots: CountLimit,
+    /// BEP 16.
+    pub super_seeding: bool,
 }
 
 impl Files {

@@ -66,6 +66,7 @@ impl Resolver<'_> {
             memory: file.memory,
             limits: file.limits,
             timeouts: file.timeouts,
+            pex: file.pex,
             tracker,
             tracker_client: file.tracker_client,
             downloads,
@@ -227,8 +228,9 @@ impl Resolver<'_> {
             download: entry.limits.download,
             connections: entry.limits.connections,
             upload_slots: entry.limits.upload_slots,
+            super_seeding: entry.super_seeding,
         };
-        let verify = entry.verify;
+        let (verify, pex) = (entry.verify, entry.pex);
         let trackers = entry.trackers.clone();
         let is_folder = has("folder");
         let source = if is_folder {
@@ -247,7 +249,7 @@ impl Resolver<'_> {
             None => Trackers::Tiers(Vec::new()),
         };
         let verify = verify.unwrap_or(if is_folder { Verify::Full } else { Verify::Quick });
-        Some(TorrentSource { line: node.place.line, source, trackers, verify, limits })
+        Some(TorrentSource { line: node.place.line, source, trackers, verify, limits, pex })
     }
 
     /// Keys that belong to the other kind of entry.

@@ -118,6 +118,8 @@ impl Engine {
         let connections = own.connections.unwrap_or(self.config.limits.connections_per_torrent);
         shared.connections_max.store(connections, Ordering::Relaxed);
         shared.slots.store(own.upload_slots.0.unwrap_or(u32::MAX), Ordering::Relaxed);
+        shared.super_seeding.store(own.super_seeding, Ordering::Relaxed);
+        self.apply_exchange(id);
     }
 
     /// A torrent whose content was just looked at: verify or seed it, or let it wait.
@@ -210,7 +212,7 @@ impl Engine {
             embedded.disallow(&hash);
         }
         self.looking.remove(&id);
-        self.peers.forget(id);
+        self.forget_peers(id);
         self.catalogue.remove(&hash);
     }
 }

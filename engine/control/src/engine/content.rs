@@ -194,7 +194,8 @@ impl Engine {
         if let Some(download) = &mut torrent.download {
             download.taken_up(to_verify);
         }
-        self.peers.renumber(id, new_id, FIRST_BACKOFF);
+        let again = (self.shards.now(), FIRST_BACKOFF);
+        self.peers.renumber(id, new_id, torrent.private, again);
         self.torrents.insert(torrent);
         self.apply_limits(new_id);
         self.shards.send_all(|| Command::Add(vec![shared.clone()]));

@@ -44,7 +44,7 @@ pub use self::start::run;
 use self::{
     content::Looked,
     muffled::Muffled,
-    peers::PeerBooks,
+    peers::Peers,
     pending::Pending,
     prepare::{Known, Prepared, Progress},
     shards::Shards,
@@ -103,7 +103,7 @@ pub(crate) struct Engine {
     embedded: Option<Embedded>,
     leeches: mpsc::Receiver<Leech>,
     catalogue: Arc<status::Pages>,
-    peers: PeerBooks,
+    peers: Peers,
     pending: Pending,
     /// Content to look at, and when.
     looking: HashMap<TorrentId, Instant>,
@@ -224,7 +224,9 @@ impl Engine {
         self.verify_due();
         self.pending.retry(Instant::now());
         self.prepare_next();
-        self.dial_again();
+        self.turn_over();
+        self.dial();
+        self.tell_contacts();
         self.downloads_second().await;
         self.shards.send_all(|| seedring_shard::Command::Report);
         if self.saved_at.elapsed() >= SAVE_EVERY {

@@ -538,7 +538,7 @@ impl<I: Io> Shard<I> {
         }
         if partial.is_whole() {
             let partial = fetch.partials.remove(&kept.piece).expect("invariant: looked up above");
-            self.downloads.verifying.push(id, partial.into_whole(), now);
+            self.downloads.gathered(id, partial, now);
         } else {
             self.ask_others(id);
         }

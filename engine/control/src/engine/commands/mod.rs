@@ -135,6 +135,7 @@ fn wanted(info_hash: InfoHash, name: String) -> Wanted {
         trackers: Trackers::Keep,
         verify: Verify::Full,
         limits: TorrentLimits::default(),
+        pex: None,
         line: 0,
     }
 }
