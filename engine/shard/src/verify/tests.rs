@@ -272,7 +272,8 @@ fn reads_of(memory: Option<(u8, bool)>, writes: bool) -> (Bench, usize) {
         let mut contents = contents(PIECE, &[bench.length], GOOD);
         let folder = OwnedFile::from_os(std::fs::File::open("/").unwrap().into());
         let (allocation, growth) = (Allocation::Sparse, Growth::new(21));
-        contents.writing = Some(Writing { folder, allocation, growth });
+        let folder_path = std::path::PathBuf::from("/");
+        contents.writing = Some(Writing { folder, folder_path, allocation, growth });
         bench.shared.contents.store(Some(Arc::new(contents)));
     }
     bench.shard.verify(TORRENT, PieceIndex(0), u32::MAX, true);

@@ -69,6 +69,8 @@ pub struct Trap {
 #[derive(Debug, Default)]
 struct Plan {
     failing: Vec<Step>,
+    /// Syncs are answered and not done.
+    lies: bool,
     trap: Option<Trap>,
     counts: Vec<(Step, PathBuf)>,
     sprung: bool,
@@ -124,6 +126,12 @@ impl FaultyDisk {
     /// From now on these steps fail with EIO; none: all is well again.
     pub fn fail(&self, steps: &[Step]) {
         self.shared.plan().failing = steps.to_vec();
+    }
+
+    /// From now on syncs say that they are done, and nothing is on the device: what a test that
+    /// looks for lost writes has to notice.
+    pub fn lie_about_syncs(&self) {
+        self.shared.plan().lies = true;
     }
 
     /// Sets a trap; the one before it is gone.
@@ -227,6 +235,9 @@ fn answer(request: &Request<'_>, backing: &mut Backing, shared: &Shared) -> Resu
         plan.counts.push((step, path.clone()));
         if plan.failing.contains(&step) {
             return Err(Errno::IO);
+        }
+        if step == Step::Sync && plan.lies {
+            return Ok(Vec::new());
         }
         plan.springs(step, &path)
     };
