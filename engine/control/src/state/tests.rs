@@ -196,6 +196,7 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     let back = "ALTER TABLE made DROP COLUMN options; ALTER TABLE made DROP COLUMN made_at;
                 ALTER TABLE torrents DROP COLUMN downloaded_bytes;
                 ALTER TABLE torrents DROP COLUMN paused; DROP TABLE downloads;
+                ALTER TABLE torrents DROP COLUMN kept;
                 PRAGMA user_version = 1;";
     database.execute_batch(back).unwrap();
     drop(database);

@@ -6,6 +6,8 @@
 //! to the file -> synced -> control hears and stores which; at the next start -> `Kept` -> whoever
 //! claims the piece reads them back. The hash of the whole piece decides, as always.
 
+mod left;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     ffi::CString,
@@ -575,36 +577,6 @@ fn batches(runs: Vec<(u32, Share, std::ops::Range<usize>)>) -> Vec<(u32, Box<Wri
         }
     }
     batches
-}
-
-impl super::Fetch {
-    pub(super) fn part(&self) -> Part<'_> {
-        Part { shared: &self.shared, contents: &self.contents, download: &self.download }
-    }
-
-    /// A piece that an earlier run left in part, and that this peer has.
-    pub(super) fn left_behind(
-        &self,
-        may: impl Fn(PieceIndex) -> bool,
-        claim: impl Fn(PieceIndex) -> bool,
-    ) -> Option<PieceIndex> {
-        let wanted = |piece: &PieceIndex| self.download.priority(*piece) > 0 && may(*piece);
-        self.download.kept.waiting().find(|piece| wanted(piece) && claim(*piece))
-    }
-
-    /// What was left of a piece that was just claimed; its buffer waits for it.
-    pub(super) fn take_left(
-        &mut self,
-        piece: PieceIndex,
-        lease: impl FnMut(Class) -> Option<Lease>,
-    ) {
-        let Some(kept) = self.download.kept.take(piece) else { return };
-        let Some(partial) = self.partials.get_mut(&piece) else { return };
-        if kept.fits(partial.length()) {
-            partial.reserve(kept.numbers(), lease);
-            self.to_restore.push(kept.clone());
-        }
-    }
 }
 
 /// What is gathered of a piece, at its end.

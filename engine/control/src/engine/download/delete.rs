@@ -49,7 +49,8 @@ pub fn content(row: &Download, metainfo: &Metainfo, others: &[Place]) -> Result<
             deleted.kept.push(format!("{}: another torrent has it", whole.display()));
         } else {
             let suffixed = format!("{path}{}", row.suffix);
-            for path in [&path, &suffixed] {
+            let names = [&path, &suffixed].into_iter().take(1 + usize::from(suffixed != path));
+            for path in names {
                 match unlink(&root, path) {
                     Ok(true) => deleted.files += 1,
                     Ok(false) => {}
