@@ -201,7 +201,7 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     database.execute_batch(back).unwrap();
     drop(database);
     let (_store, loaded) = Store::open(dir.path()).unwrap();
-    let expected = Record { downloaded_bytes: 0, paused: false, ..record(11) };
+    let expected = Record { downloaded_bytes: 0, paused: false, kept: Vec::new(), ..record(11) };
     assert_eq!(loaded.torrents[&InfoHash([4; 20])], expected);
     assert_eq!(loaded.made[Path::new("/srv")][0].options, [0; 20], "equal to no folder's options");
 }
