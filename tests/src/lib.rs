@@ -4,6 +4,7 @@
 //! loopback beside peers moved by hand; the simulator, where the engine's own parts meet a
 //! virtual kernel, lies in `sim`.
 
+pub mod figures;
 pub mod interop;
 pub mod live;
 pub mod sim;

@@ -46,8 +46,9 @@ pub enum Op {
     ReceiveOnce { token: Token, socket: Socket },
     /// Receive until the stream ends. Completions: `Received(Ok(bytes))` any number of times, then
     /// exactly one ending: `Received(Ok(empty))` at end of stream or `Received(Err)`. The backend
-    /// re-arms by itself when the kernel ends a multishot early or buffers ran out.
-    Receive { token: Token, socket: Socket },
+    /// re-arms by itself when the kernel ends a multishot early or buffers ran out. `bulk`: much is
+    /// to come, so larger buffers are worth their memory; a completion then carries more.
+    Receive { token: Token, socket: Socket, bulk: bool },
     /// Send a batch in order. Completion: `Sent`, once; where `Sent` does not bring the batch back
     /// (zero-copy: pages still in use), `Released` follows with it, once.
     SendBatch { token: Token, socket: Socket, batch: Box<SendBatch>, zero_copy: bool },

@@ -7,7 +7,9 @@ pub mod choker;
 pub mod metadata;
 pub mod picker;
 pub mod roster;
+pub mod super_seed;
 pub mod turnover;
 
-pub use choker::{Candidate, Choker, Slots};
+pub use choker::{Candidate, Choker, Slots, Trade};
 pub use picker::Picker;
+pub use super_seed::SuperSeed;

@@ -64,6 +64,7 @@ impl<I: Io> Shard<I> {
                 self.verify(torrent, first, count, offer);
             }
             Command::Have { torrent, piece } => self.tell_have(torrent, piece),
+            Command::Lost { torrent, piece } => self.tell_lost(torrent, piece),
             Command::Slots(slots) => self.set_slots(slots),
             Command::Report => {
                 let stats = self.report();
@@ -147,9 +148,30 @@ impl<I: Io> Shard<I> {
     /// A piece came to be offered after peers had been told what there is.
     fn tell_have(&mut self, id: TorrentId, piece: PieceIndex) {
         for key in self.keys_of(id) {
+            if self.is_shown(id, key, piece) == Some(false) {
+                continue;
+            }
             let Some(connection) = self.connections.get(key) else { continue };
             if let Stage::Open(open) = &mut connection.stage {
                 open.session.have(piece, &mut connection.out);
+                self.enqueue(key);
+            }
+        }
+    }
+
+    /// A piece is offered no more.
+    fn tell_lost(&mut self, id: TorrentId, piece: PieceIndex) {
+        let offered = self.torrents.get(&id).is_none_or(|l| l.shared.pieces.is_offered(piece));
+        if offered {
+            return; // it is there again by now
+        }
+        for key in self.keys_of(id) {
+            if self.is_shown(id, key, piece) == Some(false) {
+                continue;
+            }
+            let Some(connection) = self.connections.get(key) else { continue };
+            if let Stage::Open(open) = &mut connection.stage {
+                open.session.dont_have(piece, &mut connection.out);
                 self.enqueue(key);
             }
         }
@@ -167,6 +189,7 @@ impl<I: Io> Shard<I> {
         self.follow_idle_timeout(now);
         self.settle();
         self.rechoke(now);
+        self.show_all_pieces();
         self.storage.close_unused(now);
         // Whoever found no memory or a full queue of pieces to hash is looked at again.
         self.memory_came_home |= !self.starved.is_empty();
@@ -189,7 +212,7 @@ impl<I: Io> Shard<I> {
         for id in ids {
             self.storage.drop_torrent(id, &mut self.news);
             if let Some(local) = self.torrents.get_mut(&id) {
-                local.contents = None;
+                local.cool();
             }
             self.tell(Event::Idle(id));
         }

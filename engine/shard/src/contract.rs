@@ -58,6 +58,8 @@ pub enum Command {
     Verify { torrent: TorrentId, first: PieceIndex, count: u32, offer: bool },
     /// Tell the torrent's peers here that a piece is offered now.
     Have { torrent: TorrentId, piece: PieceIndex },
+    /// Tell the torrent's peers here that a piece is offered no more (BEP 54).
+    Lost { torrent: TorrentId, piece: PieceIndex },
     /// Unchoke slots this shard may use among all its torrents; `u32::MAX`: unlimited.
     Slots(u32),
     /// Send `Event::Stats`.
@@ -86,6 +88,12 @@ pub enum Event {
     /// A piece came to be offered while peers are connected: control passes it on to all shards
     /// (`Command::Have`).
     Offered {
+        torrent: TorrentId,
+        piece: PieceIndex,
+    },
+    /// A piece that was offered is not any more while peers are connected: control passes it on to
+    /// all shards (`Command::Lost`).
+    Lost {
         torrent: TorrentId,
         piece: PieceIndex,
     },
@@ -123,6 +131,8 @@ pub enum Event {
         torrent: TorrentId,
         path: PathBuf,
         trouble: Trouble,
+        /// Pieces whose read failed, and that were verified until then.
+        doubted: Vec<PieceIndex>,
     },
     /// A dialled peer: connected and handshaken, or why not.
     Dialed {

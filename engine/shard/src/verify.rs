@@ -387,7 +387,7 @@ impl<I: Io> Shard<I> {
         begun: u32,
         good: bool,
     ) -> Result<(), u32> {
-        let mut news = false;
+        let mut news = None;
         if let Some(local) = self.torrents.get(&job.torrent) {
             let shared = &local.shared;
             let epoch = shared.epoch.load(Ordering::Acquire);
@@ -404,13 +404,14 @@ impl<I: Io> Shard<I> {
                 return Err(epoch);
             }
             let offered = good && (job.offer || shared.pieces.is_offered(piece));
-            news = shared.pieces.set_offered(piece, offered)
-                && offered
-                && shared.connections.load(Ordering::Relaxed) > 0;
+            let heard = shared.connections.load(Ordering::Relaxed) > 0;
+            news = (shared.pieces.set_offered(piece, offered) && heard).then_some(offered);
         }
         job.report.bytes += u64::from(length);
-        if news {
-            self.tell(Event::Offered { torrent: job.torrent, piece });
+        match news {
+            Some(true) => self.tell(Event::Offered { torrent: job.torrent, piece }),
+            Some(false) => self.tell(Event::Lost { torrent: job.torrent, piece }),
+            None => {}
         }
         if !good {
             job.report.failed += 1;
@@ -471,6 +472,7 @@ impl<I: Io> Shard<I> {
             let before = local.shared.epoch.fetch_add(1, Ordering::AcqRel);
             self.storage.moved_epoch(torrent, before);
         }
+        let mut doubted = Vec::new();
         if let Some(range) = range {
             let layout = &contents.layout;
             let start = layout.files[file.0 as usize].offset;
@@ -478,7 +480,10 @@ impl<I: Io> Shard<I> {
             let piece_bytes = u64::from(layout.piece_bytes);
             for piece in from / piece_bytes..to.div_ceil(piece_bytes) {
                 let piece = PieceIndex(piece as u32);
-                local.shared.pieces.set_verified(piece, false);
+                let was = local.shared.pieces.set_verified(piece, false);
+                if was && matches!(trouble, Trouble::Io(_)) {
+                    doubted.push(piece);
+                }
             }
         }
         self.verify.ready = true;
@@ -488,7 +493,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         let path: PathBuf = contents.path(file);
-        self.tell(Event::Trouble { torrent, path, trouble });
+        self.tell(Event::Trouble { torrent, path, trouble, doubted });
     }
 }
 

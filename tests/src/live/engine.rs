@@ -4,7 +4,7 @@
 
 use crate::interop::{Process, repository_root, seedring_binary, wait_until};
 use anyhow::{Context, Result, bail};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -158,4 +158,11 @@ pub fn run_program(arguments: &[&str]) -> Result<(i32, String)> {
         Command::new(seedring_binary()?).args(arguments).current_dir(repository_root()).output()?;
     let text = [output.stdout, output.stderr].concat();
     Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// SIGKILL to a process that may be gone already.
+pub(super) fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
 }

@@ -5,17 +5,22 @@
 //! its own out of 127/8, so that tests run side by side without choosing ports.
 
 pub mod announces;
+pub mod dialer;
 pub mod engine;
+pub mod faulty_disk;
 pub mod frames;
 pub mod haves;
+pub mod liars;
 pub mod peer;
 pub mod seed;
 pub mod small_disk;
 pub mod torrent;
+pub mod watcher;
 
 pub use announces::{Announce, RecordingTracker};
 pub use engine::{Engine, loopback_address};
-pub use haves::StoredHaves;
+pub use faulty_disk::FaultyDisk;
+pub use haves::{Stored, StoredHaves};
 pub use peer::{Message, Peer};
 pub use seed::{Manner, Seed};
 pub use small_disk::SmallDisk;

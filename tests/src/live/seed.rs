@@ -3,6 +3,7 @@
 //! Flow: a thread dials, shakes hands, answers frames by its [`Manner`], and dials again when the
 //! connection is closed, until it is dropped. So it outlives engines that a test kills.
 
+use super::engine::kill;
 use super::frames::Frames;
 use super::peer::{BLOCK_BYTES, handshake, open_from};
 use super::torrent::SingleFile;
@@ -20,6 +21,8 @@ const IDLE: Duration = Duration::from_millis(20);
 const UNASKED_BLOCKS: u32 = 1_000;
 const PEX_ADDRESSES: u32 = 10_000;
 const PEX_MESSAGE_ADDRESSES: u32 = 500;
+/// For the engine to have taken half a block before it is killed.
+const HALF_RECEIVED: Duration = Duration::from_millis(3);
 /// Requests that a seed holds: clients of today queue up to 2,000.
 const REQUESTS_MAX: usize = 4_096;
 
@@ -70,6 +73,9 @@ struct Shared {
     connections: AtomicU64,
     requests: AtomicU64,
     sent: Mutex<Vec<Sent>>,
+    /// Blocks until a process is killed in the middle of one, and its id.
+    trap: Mutex<Option<(u32, u32)>>,
+    sprung: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -92,6 +98,8 @@ impl Seed {
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             sent: Mutex::new(Vec::new()),
+            trap: Mutex::new(None),
+            sprung: AtomicBool::new(false),
         });
         let (theirs, file) = (Arc::clone(&shared), Arc::clone(file));
         let thread = std::thread::spawn(move || {
@@ -118,9 +126,37 @@ impl Seed {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
+    /// Kills the process `pid` when it has half of the `nth` block from now on.
+    pub fn set_trap(&self, pid: u32, nth: u32) {
+        *self.shared.trap.lock().unwrap_or_else(PoisonError::into_inner) = Some((nth, pid));
+        self.shared.sprung.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the trap has killed; it is taken away.
+    pub fn take_trap(&self) -> bool {
+        *self.shared.trap.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared.sprung.swap(false, Ordering::Relaxed)
+    }
+
     /// Takes the list of blocks sent since the last call.
     pub fn take_sent(&self) -> Vec<Sent> {
         std::mem::take(&mut self.shared.sent.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Shared {
+    /// The process to kill in the middle of this block, if it is the one.
+    fn springs(&self) -> Option<u32> {
+        let mut trap = self.trap.lock().unwrap_or_else(PoisonError::into_inner);
+        let (left, pid) = trap.as_mut()?;
+        *left = left.saturating_sub(1);
+        if *left > 0 {
+            return None;
+        }
+        let pid = *pid;
+        *trap = None;
+        self.sprung.store(true, Ordering::Relaxed);
+        Some(pid)
     }
 }
 
@@ -264,6 +300,12 @@ impl<'a> Upload<'a> {
             }
             Manner::Rejects => return self.reject(request),
             _ => return Ok(()),
+        }
+        if let Some(pid) = self.shared.springs() {
+            self.frames.send_raw(&frame[..frame.len() / 2])?;
+            std::thread::sleep(HALF_RECEIVED);
+            kill(pid);
+            anyhow::bail!("killed");
         }
         self.frames.send_raw(&frame)?;
         let Request { piece, begin, length } = request;

@@ -19,9 +19,8 @@ impl SmallDisk {
     pub fn mount(path: &Path, mib: u32) -> Result<Self> {
         sweep_leftovers();
         std::fs::create_dir_all(path)?;
-        let source = format!("{SOURCE}{}", std::process::id());
         let size = format!("size={mib}m,mode=0755");
-        run("mount", &["-t", "tmpfs", "-o", &size, &source], path)
+        run("mount", &["-t", "tmpfs", "-o", &size, &mount_source()], path)
             .context("mount a tmpfs (needs CAP_SYS_ADMIN; a container needs --privileged)")?;
         Ok(Self { path: path.to_path_buf() })
     }
@@ -56,12 +55,17 @@ fn run(program: &str, arguments: &[&str], path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What our mounts are listed as.
+pub(super) fn mount_source() -> String {
+    format!("{SOURCE}{}", std::process::id())
+}
+
 /// Lazily: an engine that a test killed may still be on its way out.
-fn unmount(path: &Path) {
+pub(super) fn unmount(path: &Path) {
     let _ = Command::new("umount").arg("--lazy").arg(path).output();
 }
 
-fn sweep_leftovers() {
+pub(super) fn sweep_leftovers() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for line in mounts.lines() {
         let mut words = line.split(' ');

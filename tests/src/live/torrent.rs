@@ -20,6 +20,7 @@ pub struct SingleFile {
     pub torrent: PathBuf,
     pub content: PathBuf,
     piece_bytes: usize,
+    hashes: Vec<[u8; 20]>,
     written: SystemTime,
 }
 
@@ -58,10 +59,9 @@ impl SingleFile {
         let content = folder.join("content").join(name);
         std::fs::create_dir_all(folder.join("content"))?;
         std::fs::write(&content, &bytes)?;
-        let mut pieces = Vec::new();
-        for piece in bytes.chunks(piece_bytes) {
-            pieces.extend_from_slice(&Sha1::digest(piece));
-        }
+        let hashes = bytes.chunks(piece_bytes).map(|piece| Sha1::digest(piece).into());
+        let hashes: Vec<[u8; 20]> = hashes.collect();
+        let pieces = hashes.concat();
         let mut info = b"d".to_vec();
         info.extend(format!("6:lengthi{length}e4:name{}:{name}", name.len()).bytes());
         info.extend(format!("12:piece lengthi{piece_bytes}e6:pieces{}:", pieces.len()).bytes());
@@ -86,16 +86,21 @@ impl SingleFile {
             torrent,
             content,
             piece_bytes,
+            hashes,
         })
     }
 
     /// An entry of `torrents:` for it.
     pub fn entry(&self, verify: &str) -> Result<String> {
-        let parent = self.content.parent().context("content has a folder")?;
+        self.entry_in(self.content.parent().context("content has a folder")?, verify)
+    }
+
+    /// The same for a copy that lies in `folder`.
+    pub fn entry_in(&self, folder: &Path, verify: &str) -> Result<String> {
         Ok(format!(
             "  - files: {}\n    content: {}\n    verify: {verify}\n",
             serde_json::to_string(&self.torrent)?,
-            serde_json::to_string(parent)?
+            serde_json::to_string(folder)?
         ))
     }
 
@@ -117,6 +122,11 @@ impl SingleFile {
 
     pub fn piece_count(&self) -> u32 {
         self.bytes.len().div_ceil(self.piece_bytes) as u32
+    }
+
+    /// As the .torrent has it.
+    pub fn piece_hash(&self, piece: u32) -> [u8; 20] {
+        self.hashes[piece as usize]
     }
 
     pub fn piece_length(&self, piece: u32) -> u32 {

@@ -309,6 +309,9 @@ impl Swarm {
                     }
                 }
                 Event::Offered { torrent, piece } => self.offered(torrent, piece),
+                Event::Lost { torrent, piece } => {
+                    self.tell_all(|| Command::Lost { torrent, piece });
+                }
                 Event::WriteFailed { torrent, .. } => self.write_failed(torrent),
                 Event::Poisoned { address, .. } => self.loadings.poisoned.push(address),
                 Event::Complete(id) => self.completed(id),

@@ -163,6 +163,9 @@ pub struct TorrentEntry {
     pub web_seeds: List<WebSeed>,
     /// Whether its peers tell each other of peers. Left out: as the engine does.
     pub pex: Option<bool>,
+    /// Shows its pieces to peers one by one (BEP 16): for the first seed of a swarm, which sends
+    /// each piece about once. It ends when another peer has everything.
+    pub super_seeding: bool,
     /// Limits of this torrent, within those of the engine.
     pub limits: TorrentLimitsFile,
 }

@@ -143,13 +143,15 @@ pub enum TrackerRef {
     Url(String),
 }
 
-/// Within the engine's own limits; the smaller of both holds.
+/// How a torrent is seeded. Numbers are within the engine's own limits; the smaller of both holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TorrentLimits {
     pub upload: Rate,
     /// `None`: `limits.connections_per_torrent`.
     pub connections: Option<u32>,
     pub upload_slots: CountLimit,
+    /// BEP 16.
+    pub super_seeding: bool,
 }
 
 impl Files {

@@ -215,6 +215,7 @@ impl Resolver<'_> {
             upload: entry.limits.upload,
             connections: entry.limits.connections,
             upload_slots: entry.limits.upload_slots,
+            super_seeding: entry.super_seeding,
         };
         let (verify, pex) = (entry.verify, entry.pex);
         let trackers = entry.trackers.clone();

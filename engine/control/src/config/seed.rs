@@ -29,6 +29,7 @@ pub struct SeedOptions {
     pub content: Option<PathBuf>,
     pub name: Option<String>,
     pub private: bool,
+    pub super_seeding: bool,
 }
 
 impl Config {
@@ -145,6 +146,7 @@ fn torrent(
         (Source::Folder(folder), Trackers::Tiers(tiers.to_vec()), Verify::Full)
     };
     let verify = options.verify.unwrap_or(verify);
-    let limits = TorrentLimits::default();
+    let super_seeding = options.super_seeding;
+    let limits = TorrentLimits { super_seeding, ..TorrentLimits::default() };
     Ok(TorrentSource { line: 0, source, trackers, verify, limits, pex: None })
 }

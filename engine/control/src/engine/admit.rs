@@ -117,6 +117,7 @@ impl Engine {
         let connections = own.connections.unwrap_or(self.config.limits.connections_per_torrent);
         shared.connections_max.store(connections, Ordering::Relaxed);
         shared.slots.store(own.upload_slots.0.unwrap_or(u32::MAX), Ordering::Relaxed);
+        shared.super_seeding.store(own.super_seeding, Ordering::Relaxed);
         self.apply_exchange(id);
     }
 

@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seedring_proto::swarm::roster::Source;
+use seedring_proto::{
+    swarm::roster::Source,
+    tracker::announce::Event as AnnounceEvent,
+    units::{InfoHash, PieceIndex},
+};
 use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
 
 use super::{Engine, torrents::State};
@@ -37,6 +41,9 @@ impl Engine {
             Event::Offered { torrent, piece } => {
                 self.shards.send_all(|| Command::Have { torrent, piece });
             }
+            Event::Lost { torrent, piece } => {
+                self.shards.send_all(|| Command::Lost { torrent, piece });
+            }
             // The bits are looked at every second; this only says that it is worth it now.
             Event::Complete(id) => self.finish_if_done(id),
             Event::WriteFailed { torrent, path, error } => {
@@ -50,7 +57,8 @@ impl Engine {
                 self.metadata_said(torrent, (shard, peer), address, said);
             }
             Event::PieceFailed { torrent, piece } => self.piece_failed(torrent, piece.0),
-            Event::Trouble { torrent, path, trouble } => {
+            Event::Trouble { torrent, path, trouble, doubted } => {
+                self.doubted(torrent, &doubted);
                 self.trouble(torrent, &path, trouble);
             }
             Event::Dialed { torrent, address, outcome } => {
@@ -106,6 +114,15 @@ impl Engine {
         }
     }
 
+    /// Reads of these pieces failed. They are hashed again before they go out, but a disk that is
+    /// away is no reason to forget them. Of a download only what is synced is stored, read or not.
+    fn doubted(&mut self, id: TorrentId, pieces: &[PieceIndex]) {
+        let torrent = self.torrents.get_mut(id).filter(|torrent| !torrent.is_downloading());
+        if let Some(torrent) = torrent {
+            torrent.doubted.extend_from_slice(pieces);
+        }
+    }
+
     /// A file can't be served as it is.
     fn trouble(&mut self, id: TorrentId, file: &Path, trouble: Trouble) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
@@ -153,22 +170,44 @@ impl Engine {
                 self.learn(id, &peers, Source::Tracker);
                 self.dial();
             }
-            trackers::Event::Announced { info_hash, tracker, event, result } => match result {
-                Ok(heard) => {
-                    if let Some(warning) = &heard.warning {
-                        tracing::warn!("{tracker}: {warning}");
-                    }
-                    tracing::debug!(
-                        "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \
-                         leechers {:?}",
-                        heard.peers,
-                        heard.seeders,
-                        heard.leechers
-                    );
+            trackers::Event::Announced { info_hash, tracker, event, result } => {
+                if event == AnnounceEvent::Completed {
+                    self.completed_told(&info_hash);
                 }
-                Err(why) => tracing::info!("{info_hash}: {event:?} to {tracker}: {why}"),
-            },
+                self.log_announce(&info_hash, &tracker, event, result);
+            }
             trackers::Event::Removed { info_hash } => self.torrents.forget_totals(&info_hash),
+        }
+    }
+
+    fn completed_told(&mut self, info_hash: &InfoHash) {
+        let torrent = self.id_of(info_hash).and_then(|id| self.torrents.get_mut(id));
+        if let Some(download) = torrent.and_then(|torrent| torrent.download.as_mut()) {
+            download.telling = false;
+        }
+    }
+
+    fn log_announce(
+        &self,
+        info_hash: &InfoHash,
+        tracker: &str,
+        event: AnnounceEvent,
+        result: Result<trackers::Heard, String>,
+    ) {
+        match result {
+            Ok(heard) => {
+                if let Some(warning) = &heard.warning {
+                    tracing::warn!("{tracker}: {warning}");
+                }
+                tracing::debug!(
+                    "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \
+                     leechers {:?}",
+                    heard.peers,
+                    heard.seeders,
+                    heard.leechers
+                );
+            }
+            Err(why) => tracing::info!("{info_hash}: {event:?} to {tracker}: {why}"),
         }
     }
 }

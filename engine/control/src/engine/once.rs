@@ -8,7 +8,7 @@ use anyhow::anyhow;
 
 use super::{Engine, torrents::State};
 
-/// Trackers have so long to hear `completed` before they hear `stopped`.
+/// Trackers have so long, at most, to hear `completed` before they hear `stopped`.
 const LINGER: Duration = Duration::from_secs(1);
 
 impl Engine {
@@ -28,7 +28,7 @@ impl Engine {
             return Ok(false);
         }
         let told = self.torrents.iter().all(|torrent| {
-            !torrent.on_trackers || torrent.download.as_ref().is_none_or(|it| !it.fetches)
+            !torrent.on_trackers || torrent.download.as_ref().is_none_or(|it| !it.telling)
         });
         let since = *self.there_since.get_or_insert_with(Instant::now);
         Ok(told || since.elapsed() >= LINGER)

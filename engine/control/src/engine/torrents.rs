@@ -12,7 +12,9 @@ use std::{
 };
 
 use seedring_proto::{
-    swarm::metadata::LEFT_WHILE_UNKNOWN_BYTES, tracker::announce::Totals, units::InfoHash,
+    swarm::metadata::LEFT_WHILE_UNKNOWN_BYTES,
+    tracker::announce::Totals,
+    units::{InfoHash, PieceIndex},
 };
 use seedring_shard::torrent::{Phase, Shared, Stamp, TorrentId};
 
@@ -83,6 +85,9 @@ pub struct Torrent {
     pub downloaded_before: u64,
     /// It is, or was, downloaded.
     pub download: Option<Box<Downloading>>,
+    /// Pieces whose last read failed: to be hashed again when their files can be read, and until
+    /// then stored as they were.
+    pub doubted: Vec<PieceIndex>,
     /// What was verified before it was trusted: trust is not remembered as verification.
     proven: Option<Box<[u8]>>,
     saved: Progress,
@@ -125,6 +130,7 @@ impl Torrent {
             hopeless: false,
             troubles: 0,
             on_trackers: false,
+            doubted: Vec::new(),
             proven: trusted.then(|| prepared.verified.into()),
             saved,
             wanted: prepared.wanted,
@@ -139,6 +145,7 @@ impl Torrent {
         }
         self.shared = shared;
         self.stamps = stamps;
+        self.doubted.clear();
         self.state = State::Seeding;
         self.note = None;
         self.verifying = 0;
@@ -196,7 +203,7 @@ impl Torrent {
         Record {
             name: self.name.clone(),
             uploaded_bytes: self.uploaded_bytes(),
-            verified: self.verified(),
+            verified: self.verified_or_doubted(),
             stamps: self.stamps.to_vec(),
             added_at: self.added_at,
             downloaded_bytes: self.downloaded_bytes(),
@@ -211,6 +218,17 @@ impl Torrent {
             (None, Some(download)) => download.synced_bitfield(),
             (None, None) => self.shared.pieces.verified_bitfield(),
         }
+    }
+
+    /// What the store keeps: content that can't be read is not content that is gone.
+    fn verified_or_doubted(&self) -> Vec<u8> {
+        let mut bits = self.verified();
+        for piece in &self.doubted {
+            if let Some(byte) = bits.get_mut(piece.0 as usize / 8) {
+                *byte |= 0x80 >> (piece.0 % 8);
+            }
+        }
+        bits
     }
 
     /// Makes the next `record_if_changed` return one.

@@ -90,6 +90,9 @@ pub struct Options {
     pub exchange: bool,
     /// Pieces of an allowed fast set. 0 where unchoke slots are unlimited, since nobody waits.
     pub allowed_fast: usize,
+    /// A seed that gives out its pieces one by one (BEP 16), and so does not say that it is one.
+    /// Its torrent offers nothing yet, and its caller hears what the peer has.
+    pub hides: bool,
 }
 
 impl Options {
@@ -104,6 +107,7 @@ impl Options {
             upload_only: true,
             exchange: false,
             allowed_fast: 5,
+            hides: false,
         }
     }
 }
@@ -117,7 +121,8 @@ pub enum Event {
     Requested,
     /// At least one block left the queue because the peer does not want it any more.
     Cancelled,
-    /// The peer has a piece that it did not have; sessions that also download only.
+    /// The peer has a piece that it did not have; of sessions that also download, or hide
+    /// ([`Options::hides`]).
     Have(PieceIndex),
     /// The peer has every piece: two seeds have nothing to say to each other.
     PeerComplete,
@@ -130,7 +135,8 @@ pub enum Event {
     Introduced,
     /// Our address as the peer sees it.
     OurAddress(IpAddr),
-    // What follows only sessions that also download say.
+    // What follows only sessions that also download say; `Pieces` and `DontHave` also those that
+    // hide.
     /// The peer chokes us from now on. What waits is returned one by one.
     Choked,
     /// The peer serves us from now on.
@@ -193,6 +199,10 @@ struct State {
     unheard: bool,
     /// The number under which the peer wants ut_metadata; 0: it does not.
     peer_metadata_id: u8,
+    /// The same for lt_donthave.
+    peer_dont_have_id: u8,
+    /// What the peer has is told to the caller though we ask it for nothing.
+    watched: bool,
     request_queue_max: u16,
     peer_listen_port: Option<NonZeroU16>,
     exchange: exchange::Exchange,
@@ -309,6 +319,7 @@ impl State {
         turn.introduced = true;
         self.exchange.said(said.ut_pex, turn.now);
         self.peer_metadata_id = said.ut_metadata.unwrap_or(self.peer_metadata_id);
+        self.peer_dont_have_id = said.lt_donthave.unwrap_or(self.peer_dont_have_id);
         self.peer_listen_port =
             said.listen_port.and_then(NonZeroU16::new).or(self.peer_listen_port);
         self.peer_upload_only = said.upload_only.unwrap_or(self.peer_upload_only);

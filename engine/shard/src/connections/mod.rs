@@ -14,6 +14,8 @@ pub mod exchange;
 pub mod greet;
 pub mod receive;
 pub mod send;
+pub mod showing;
+pub mod throttled;
 pub mod turnover;
 pub mod turns;
 
@@ -140,6 +142,8 @@ pub struct Flow {
     /// Zero-copy sends that the kernel still reads from: how many, and their bytes.
     pub pinned_sends: u32,
     pub pinned_bytes: usize,
+    /// Sent since its turn among those that a rate limit holds back began.
+    pub turn_bytes: u64,
 }
 
 impl Open {

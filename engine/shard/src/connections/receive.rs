@@ -15,7 +15,7 @@ use super::{Key, Stage, exchange::Heard};
 use crate::{
     contract::{DialOutcome, Event},
     shard::Shard,
-    torrent::{TorrentId, View},
+    torrent::TorrentId,
 };
 
 /// Messages that wait for a peer to read; an honest one has at most a bitfield, metadata in flight
@@ -45,7 +45,7 @@ impl<I: Io> Shard<I> {
         let Stage::Open(open) = &mut connection.stage else { return };
         let Some(local) = self.torrents.get(&open.torrent) else { return };
         let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
-        let view = View { shared: &local.shared, contents };
+        let view = local.view(contents, key);
         let now = self.io.now();
         let mut events = Vec::new();
         let before = connection.out.len();
@@ -71,6 +71,7 @@ impl<I: Io> Shard<I> {
         let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
         open.queue_has(open.session.queue().len(), now);
         for event in events {
+            self.leech_said(key, event);
             match event {
                 Said::Requested => ready = true,
                 Said::Interested => self.became_interested(key),

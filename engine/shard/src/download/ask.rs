@@ -14,15 +14,16 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use seedring_platform::{
     memory::{Class, Lease},
-    op::{Io, Shutdown},
+    op::Io,
 };
 use seedring_proto::{
     peer::session::{Event as Said, Session},
+    swarm::picker::Pieces as _,
     units::{Block, PieceIndex},
 };
 
 use super::{
-    Downloads, Fetch, POOL_PART,
+    Downloads, Fetch, POOL_PART, WRITE_BACK_MAX,
     partial::{NoMemory, Partial},
 };
 use crate::{
@@ -86,7 +87,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn ask(&mut self, key: Key, now: Duration) {
-        let budget = self.io.pool().cap_bytes() / POOL_PART;
+        let behind = self.downloads.write_back_bytes >= WRITE_BACK_MAX;
+        let budget = if behind { 0 } else { self.io.pool().cap_bytes() / POOL_PART };
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let source = open.source.get_or_insert_default();
@@ -134,14 +136,19 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let Some(fetch) = self.downloads.torrents.get_mut(&open.torrent) else { return };
-        if !open.session.downloads() {
-            // It was told that nothing is wanted, and now it has what is: it may come anew.
-            if fetch.wants_of(&open.session) {
-                self.close(key, Shutdown::Orderly);
-            }
-            return;
-        }
         let before = connection.out.len();
+        if !open.session.downloads() {
+            if !fetch.wants_of(&open.session) {
+                return;
+            }
+            // It was told that nothing is wanted, and now it has what is.
+            let Some(local) = self.torrents.get(&open.torrent) else { return };
+            let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
+            let view = local.view(contents, key);
+            open.session.wants_again(now, &view, &mut connection.out);
+            self.count_pieces(key);
+            return self.look_at_peer(key, now);
+        }
         let wants = !fetch.download.is_halted() && fetch.wants_of(&open.session);
         open.session.set_interested(wants, &mut connection.out);
         let snubs = open.session.check_requests(now);
@@ -203,6 +210,8 @@ impl<I: Io> Shard<I> {
             fetch.download.peer_has(piece);
         }
         let missing = fetch.download.missing_word(&fetch.shared.pieces, word) & bit != 0;
+        let id = open.torrent;
+        let spreads = missing && fetch.spreads(piece);
         if missing && !fetch.download.is_halted() {
             let was = open.session.am_interested();
             open.session.set_interested(true, &mut connection.out);
@@ -211,6 +220,21 @@ impl<I: Io> Shard<I> {
             }
             self.ask_later(key);
         }
+        if spreads {
+            self.choose_again(id, piece);
+        }
+    }
+
+    /// A piece that one peer had when it was asked for has got to another one, and nothing of it
+    /// has come: where many ask one seed for the same few pieces, theirs go to one of them, and the
+    /// others had better ask for what nobody has.
+    fn choose_again(&mut self, id: TorrentId, piece: PieceIndex) {
+        for key in self.keys_here(id) {
+            if self.take_back(key, piece) {
+                self.ask_later(key);
+            }
+        }
+        self.drop_partial(id, piece);
     }
 
     /// A block will not come from this peer.
@@ -266,17 +290,31 @@ impl<I: Io> Shard<I> {
 
     fn give_up(&mut self, id: TorrentId, piece: PieceIndex, keys: &[Key], now: Duration) {
         for key in keys {
-            let Some(connection) = self.connections.get(*key) else { continue };
-            let Stage::Open(open) = &mut connection.stage else { continue };
-            let asked = open.session.requests().into_iter().flat_map(|requests| requests.iter());
-            let asked: Vec<Block> = asked.filter(|block| block.piece == piece).collect();
-            if asked.is_empty() {
-                continue;
+            if self.take_back(*key, piece)
+                && let Some(open) = self.connections.get(*key).and_then(|c| c.open())
+            {
+                open.source.get_or_insert_default().rest_until = now + STALLED_REST;
             }
-            asked.into_iter().for_each(|block| open.session.cancel(block, &mut connection.out));
-            open.source.get_or_insert_default().rest_until = now + STALLED_REST;
-            self.enqueue(*key);
         }
+        self.drop_partial(id, piece);
+    }
+
+    /// Takes back what a peer was asked for of a piece. Whether that was something.
+    fn take_back(&mut self, key: Key, piece: PieceIndex) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let Stage::Open(open) = &mut connection.stage else { return false };
+        let asked = open.session.requests().into_iter().flat_map(|requests| requests.iter());
+        let asked: Vec<Block> = asked.filter(|block| block.piece == piece).collect();
+        if asked.is_empty() {
+            return false;
+        }
+        asked.into_iter().for_each(|block| open.session.cancel(block, &mut connection.out));
+        self.enqueue(key);
+        true
+    }
+
+    /// A piece is under way here no more.
+    fn drop_partial(&mut self, id: TorrentId, piece: PieceIndex) {
         let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
         let Some(partial) = fetch.partials.remove(&piece) else { return };
         self.downloads.held_bytes -= Partial::buffer_bytes(partial.length());
@@ -376,6 +414,7 @@ impl<I: Io> Shard<I> {
         let Some(other) = partial.arrived(key, block) else { return };
         if partial.is_whole() {
             let partial = fetch.partials.remove(&block.piece).expect("invariant: looked up above");
+            self.downloads.write_back_bytes += Partial::buffer_bytes(partial.length());
             self.downloads.verifying.push(id, partial.into_whole(), now);
         }
         if let Some(other) = other
@@ -397,6 +436,13 @@ fn each_bit(word: usize, mut bits: u64, mut what: impl FnMut(PieceIndex)) {
 }
 
 impl Fetch {
+    /// Whether a second peer has just got a piece of which nothing has come here.
+    fn spreads(&self, piece: PieceIndex) -> bool {
+        let choice = Choice { download: &self.download, had: &self.shared.pieces };
+        let second = choice.availability(piece) == 2;
+        second && self.partials.get(&piece).is_some_and(Partial::is_untouched)
+    }
+
     /// Whether a peer has a piece that is wanted and missing.
     fn wants_of(&self, session: &Session) -> bool {
         let pieces = session.pieces();

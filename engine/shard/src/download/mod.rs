@@ -5,8 +5,9 @@
 //! (control). Flow: a session has room -> `ask` -> blocks arrive in a piece's buffer (`partial`) ->
 //! whole: hashed beside others (`whole`) -> written (`writer`) -> bits, `have` -> synced.
 //!
-//! Memory: what is being gathered, hashed and written holds at most half of the pool; where that is
-//! used up nothing more is asked for, so a slow disk holds receiving back.
+//! Memory: what is being gathered, hashed and written holds at most half of the pool, and what is
+//! whole and not written is bounded by itself ([`WRITE_BACK_MAX`]); where either is used up no
+//! further piece is taken up, so a slow disk holds receiving back.
 
 mod ask;
 mod metadata;
@@ -43,6 +44,10 @@ use crate::{
 
 /// Part of the pool that downloads may hold (a half).
 const POOL_PART: usize = 2;
+/// Bytes of whole pieces that are not written yet: the lanes of one round of hashing with pieces of
+/// a MiB, and as many on their way to the disk. More would only be memory that the caches of the
+/// processor do not hold. (One piece may always be on its way, however large.)
+const WRITE_BACK_MAX: usize = 32 << 20;
 /// Writes in the kernel at once.
 const WRITES_MAX: usize = 64;
 /// Connections that found no memory, or nothing to ask for, are looked at again.
@@ -56,6 +61,8 @@ pub struct Downloads {
     pub writer: Writer,
     /// Bytes of the chunks that pieces under way hold or may come to hold.
     held_bytes: usize,
+    /// Those of them that are whole: to be hashed and written.
+    write_back_bytes: usize,
     /// Connections whose pipeline has room.
     asking: VecDeque<Key>,
     /// Found no memory to ask for more.
@@ -86,6 +93,7 @@ impl Default for Downloads {
             verifying: Verifying::new(),
             writer: Writer::new(WRITES_MAX),
             held_bytes: 0,
+            write_back_bytes: 0,
             asking: VecDeque::new(),
             starved: false,
             metadata: Vec::new(),
@@ -105,8 +113,20 @@ impl Downloads {
         fetch.is_some_and(|fetch| !fetch.download.is_complete(&fetch.shared.pieces))
     }
 
+    /// The same as of the last look, a second ago at most.
+    pub fn is_trading(&self, id: TorrentId) -> bool {
+        self.torrents.get(&id).is_some_and(|fetch| !fetch.complete)
+    }
+
     pub fn is_known(&self, id: TorrentId) -> bool {
         self.torrents.contains_key(&id)
+    }
+
+    /// A whole piece has left: written, or thrown away.
+    fn settled(&mut self, length: u32) {
+        let bytes = Partial::buffer_bytes(length);
+        self.held_bytes -= bytes;
+        self.write_back_bytes -= bytes;
     }
 
     /// When the tick should come back, if something waits for time alone.
@@ -194,10 +214,10 @@ impl<I: Io> Shard<I> {
             self.downloads.held_bytes -= Partial::buffer_bytes(piece.length());
             fetch.download.release(piece.piece(), self.options.shard);
         }
-        self.downloads.verifying.drop_torrent(id, |whole| {
-            self.downloads.held_bytes -= Partial::buffer_bytes(whole.length);
-            fetch.download.release(whole.piece, self.options.shard);
-        });
+        for (piece, length) in self.downloads.verifying.drop_torrent(id) {
+            self.downloads.settled(length);
+            fetch.download.release(piece, self.options.shard);
+        }
     }
 
     /// One tick's part of all downloads. `true`: there is more to do at once.
@@ -224,7 +244,9 @@ impl<I: Io> Shard<I> {
             fetch.picker.refresh();
             let (download, shared) = (fetch.download.clone(), fetch.shared.clone());
             let complete = download.is_complete(&shared.pieces);
-            fetch.complete = complete;
+            if std::mem::replace(&mut fetch.complete, complete) != complete {
+                self.rechoke_soon();
+            }
             if !complete {
                 self.give_up_stalled(id, now);
             }
@@ -242,6 +264,20 @@ impl<I: Io> Shard<I> {
         self.downloads.starved = false;
     }
 
+    /// Something was written or synced: whether that was the last of it, so that nobody waits for
+    /// the next look.
+    fn look_whether_complete(&mut self, id: TorrentId) {
+        let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        if !fetch.partials.is_empty() || !fetch.download.is_complete(&fetch.shared.pieces) {
+            return;
+        }
+        fetch.complete = true;
+        self.downloads.writer.look_soon();
+        if self.downloads.writer.is_synced(id) {
+            self.tell(Event::Complete(id));
+        }
+    }
+
     /// Nothing that is wanted is missing: this peer is not asked any more.
     fn enough(&mut self, key: Key) {
         let Some(connection) = self.connections.get(key) else { return };
@@ -251,7 +287,7 @@ impl<I: Io> Shard<I> {
         }
         let Some(local) = self.torrents.get(&open.torrent) else { return };
         let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
-        let view = crate::torrent::View { shared: &local.shared, contents };
+        let view = local.view(contents, key);
         let id = open.torrent;
         open.session.completed(&mut connection.out, &view);
         let useless = open.session.peer_wants_nothing();

@@ -120,6 +120,11 @@ impl Partial {
         (self.missing as usize) < self.slots.len()
     }
 
+    /// Whether nothing of it has come.
+    pub fn is_untouched(&self) -> bool {
+        self.slots.iter().all(|slot| slot.state == State::Missing)
+    }
+
     fn block(&self, at: usize) -> Block {
         let begin = at as u32 * BLOCK_BYTES;
         Block { piece: self.piece, begin, length: BLOCK_BYTES.min(self.length - begin) }

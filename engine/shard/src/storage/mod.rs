@@ -28,8 +28,6 @@ use crate::{
     torrent::{Contents, TorrentId},
 };
 
-/// Smaller files are read buffered: direct I/O would not pay.
-const DIRECT_FILE_BYTES_MIN: u64 = 65_536;
 /// Evictions tried for one chunk.
 const EVICTIONS_MAX: usize = 64;
 /// The part of the pool that may be read ahead of use (a quarter).

@@ -14,7 +14,7 @@ use seedring_platform::{
 use seedring_proto::units::FileIndex;
 
 use super::{
-    DIRECT_FILE_BYTES_MIN, News, Storage,
+    News, Storage,
     cache::EntryId,
     files::{
         FileId, Gone, IDENTITY_AGE_MAX, Place, State, TRANSIENT_REST, TRANSIENT_TRIES_MAX, Verdict,
@@ -120,7 +120,7 @@ impl Storage {
             self.reads.runnable.push_back(wanted);
         } else {
             let closed = matches!(entry.state, State::Closed);
-            let direct = contents.direct_io && entry.length_bytes >= DIRECT_FILE_BYTES_MIN;
+            let direct = contents.is_direct(index);
             entry.waiting.push_back(wanted);
             if closed {
                 let path = relative_to_root(&contents.path(index));

@@ -91,6 +91,8 @@ pub struct Shared {
     pub connections_max: AtomicU32,
     /// Unchoke slots; `u32::MAX` is unlimited.
     pub slots: AtomicU32,
+    /// A seed shows its pieces one by one (BEP 16), on its home shard alone.
+    pub super_seeding: AtomicBool,
 }
 
 impl Shared {
@@ -115,6 +117,7 @@ impl Shared {
             upload: Meter::new(None),
             connections_max: AtomicU32::new(u32::MAX),
             slots: AtomicU32::new(u32::MAX),
+            super_seeding: AtomicBool::new(false),
         }
     }
 
@@ -139,7 +142,8 @@ impl Shared {
     }
 
     /// Counts a connection that came to shard `here`, and says which shard it belongs to: the home
-    /// shard for the first few, so that content is cached once; then the one with the fewest.
+    /// shard for the first few, so that content is cached once, and for all where one shard has to
+    /// see all peers; then the one with the fewest.
     /// Counted before it moves, so that a burst spreads too. `None`: the torrent has all it may.
     ///
     /// Relaxed: counts, nothing is published with them; two that race differ by one.
@@ -149,7 +153,8 @@ impl Shared {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        let shard = if open < SPREAD_ABOVE {
+        let gathers = self.super_seeding.load(Ordering::Relaxed);
+        let shard = if open < SPREAD_ABOVE || gathers {
             Self::home(&self.info_hash, self.by_shard.len())
         } else {
             let counts = self.by_shard.iter().map(|count| count.load(Ordering::Relaxed));
@@ -190,6 +195,11 @@ impl std::fmt::Debug for Shared {
         write!(f, "torrent {} ({})", self.id.0, self.info_hash)
     }
 }
+
+/// Smaller files go through the page cache: direct I/O would not pay.
+const DIRECT_FILE_BYTES_MIN: u64 = 65_536;
+/// The page cache's, and the most that direct I/O is aligned to here.
+pub const PAGE_BYTES: u64 = 4_096;
 
 /// What serving needs and a cold torrent does not keep in memory.
 pub struct Contents {
@@ -285,10 +295,29 @@ impl Contents {
         *self.piece_hashes.get(piece).expect("invariant: as many hashes as pieces in the layout")
     }
 
+    /// Whether a file is read and written past the page cache. One that is being written: only
+    /// where every piece's part of it starts at a page, so that a direct write and a buffered one
+    /// never share a page. (The kernel fails a file's next sync where they do.)
+    pub fn is_direct(&self, file: FileIndex) -> bool {
+        let (layout, page) = (&self.layout, PAGE_BYTES);
+        let file = &layout.files[file.0 as usize];
+        let aligned = file.offset % page == 0 && u64::from(layout.piece_bytes) % page == 0;
+        self.direct_io
+            && file.length >= DIRECT_FILE_BYTES_MIN
+            && (self.writing.is_none() || aligned)
+    }
+
     /// The number of a read that begins now, and the least that a read of this byte must have.
     pub fn growth_at(&self, offset: u64) -> (u32, u32) {
         let piece = PieceIndex((offset / u64::from(self.layout.piece_bytes)) as u32);
         self.writing.as_ref().map_or((0, 0), |w| (w.growth.now(), w.growth.of(piece)))
+    }
+
+    /// The piece of the byte before this place in the torrent, if that is a place.
+    pub fn piece_before(&self, end: u64) -> Option<PieceIndex> {
+        let inside = 1..=self.layout.total_bytes;
+        let index = |end: u64| (end - 1) / u64::from(self.layout.piece_bytes);
+        inside.contains(&end).then(|| PieceIndex(index(end) as u32))
     }
 
     /// The absolute path of a file of this torrent.

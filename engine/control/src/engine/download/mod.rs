@@ -58,6 +58,8 @@ pub struct Downloading {
     said: Option<String>,
     /// Something was missing when it began: its end is told to trackers.
     pub fetches: bool,
+    /// `completed` is on its way to a tracker.
+    pub telling: bool,
     finishing: bool,
     more_peers_at: Option<Instant>,
     pub rates: Rates,
@@ -103,6 +105,7 @@ impl Downloading {
             halted: None,
             said: None,
             fetches: false,
+            telling: false,
             finishing: false,
             more_peers_at: None,
             rates: Rates::default(),
@@ -287,6 +290,9 @@ impl Engine {
         torrent.touch();
         let pieces = &torrent.shared.pieces;
         let whole = pieces.verified_count() == pieces.piece_count();
+        if let Some(download) = &mut torrent.download {
+            download.telling = fetches && whole;
+        }
         self.save_download(hash, &row);
         self.seed(id).await;
         if fetches {

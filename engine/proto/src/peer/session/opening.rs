@@ -36,16 +36,7 @@ impl Session {
             count => count,
         };
         let exchange = Exchange::new(options.exchange && !torrent.private(), now);
-        let extended_id = match exchange.local_id() {
-            _ if downloads => LOCAL_ID_MAX,
-            Some(number) => number,
-            None => LOCAL_ID_MAX_UPLOADING,
-        };
-        let limits = FrameLimits {
-            bitfield_bytes: pieces_max.div_ceil(8),
-            piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
-            extended_id,
-        };
+        let limits = frame_limits(pieces_max, downloads, exchange.local_id());
         let mut reader = FrameReader::new(limits);
         reader.stream_pieces(downloads);
         say_extension_handshake(options, torrent, exchange.local_id(), out);
@@ -59,6 +50,8 @@ impl Session {
             peer_upload_only: false,
             unheard: false,
             peer_metadata_id: 0,
+            peer_dont_have_id: 0,
+            watched: options.hides,
             request_queue_max,
             peer_listen_port: None,
             exchange,
@@ -74,6 +67,18 @@ impl Session {
             clock: deadlines::Clock::new(now, seed),
         };
         Self { reader, state }
+    }
+}
+
+/// What a session of a torrent of so many pieces reads. `ut_pex`: where that is offered.
+pub(super) fn frame_limits(pieces_max: u32, downloads: bool, ut_pex: Option<u8>) -> FrameLimits {
+    FrameLimits {
+        bitfield_bytes: pieces_max.div_ceil(8),
+        piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
+        extended_id: match downloads {
+            true => LOCAL_ID_MAX,
+            false => ut_pex.unwrap_or(LOCAL_ID_MAX_UPLOADING),
+        },
     }
 }
 
@@ -96,18 +101,19 @@ fn say_extension_handshake(
         client: Some(options.client.as_bytes()),
         request_queue: Some(options.request_queue_max),
         your_ip: options.your_ip,
-        upload_only: options.upload_only.then_some(true),
+        upload_only: (options.upload_only && !options.hides).then_some(true),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         listen_port: options.listen_port,
-        ..ExtensionHandshake::default()
     }
     .encode(out);
 }
 
-/// The handshake again, when nothing is wanted any more (BEP 21). What names us is not repeated.
+/// The handshake again, when it changes whether anything is wanted (BEP 21). What names us is not
+/// repeated.
 /// The numbers are, and stay in force: libtorrent takes what a later handshake leaves out as
 /// switched off.
 pub(super) fn say_upload_only(
+    upload_only: bool,
     request_queue_max: u16,
     ut_pex: Option<u8>,
     torrent: &impl Torrent,
@@ -119,7 +125,7 @@ pub(super) fn say_upload_only(
         lt_donthave: Some(LT_DONTHAVE),
         ut_pex,
         request_queue: Some(request_queue_max.into()),
-        upload_only: Some(true),
+        upload_only: Some(upload_only),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         ..ExtensionHandshake::default()
     }

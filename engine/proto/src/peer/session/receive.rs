@@ -171,7 +171,7 @@ impl State {
             Message::NotInterested => self.set_interested(false, turn.now),
             Message::Have(_) | Message::Bitfield(_) if self.metadata_unknown() => {}
             Message::Have(piece) => {
-                if self.pieces.insert(piece)? && self.downloads() {
+                if self.pieces.insert(piece)? && self.tells_pieces() {
                     events.push(Event::Have(piece));
                 }
             }
@@ -180,11 +180,12 @@ impl State {
             Message::Bitfield(field) => {
                 let before = self.pieces.count();
                 self.pieces.insert_bitfield(field)?;
-                turn.pieces_said |= self.pieces.count() > before && self.downloads();
+                turn.pieces_said |= self.pieces.count() > before && self.tells_pieces();
             }
             Message::HaveAll => {
                 self.require_fast(id::HAVE_ALL)?;
-                turn.pieces_said |= self.pieces.count() < self.pieces.total() && self.downloads();
+                turn.pieces_said |=
+                    self.pieces.count() < self.pieces.total() && self.tells_pieces();
                 self.pieces.insert_all();
             }
             Message::HaveNone => self.require_fast(id::HAVE_NONE)?,

@@ -6,6 +6,7 @@ use crate::wire::FrameLimits;
 use crate::wire::extended::MetadataMessage;
 use crate::wire::message::Message;
 
+mod changes;
 mod crossing;
 mod download;
 mod exchange;

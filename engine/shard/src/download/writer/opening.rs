@@ -8,11 +8,16 @@ use std::{collections::HashMap, ffi::CString, io, os::unix::ffi::OsStrExt, time:
 
 use seedring_platform::{
     descriptors::File,
-    op::{Access, Allocation, Identity, Io, Op, OpenRequest},
+    op::{Access, Allocation, DirectAlignment, Identity, Io, Op, OpenRequest},
 };
 
 use super::{Entry, SLOW_MAX, State, same};
-use crate::{mix::Hashed, shard::Shard, token::Target, torrent::TorrentId};
+use crate::{
+    mix::Hashed,
+    shard::Shard,
+    token::Target,
+    torrent::{PAGE_BYTES, TorrentId},
+};
 
 impl<I: Io> Shard<I> {
     pub(super) fn open_next(&mut self, now: Duration) {
@@ -25,7 +30,10 @@ impl<I: Io> Shard<I> {
             }
             let request = match folder_of(&mut writer.folders, entry) {
                 Ok(root) => match path_of(entry) {
-                    Some(path) => OpenRequest { root, path, direct: false, access: Access::Create },
+                    Some(path) => {
+                        let (direct, access) = (entry.direct, Access::Create);
+                        OpenRequest { root, path, direct, access }
+                    }
                     None => {
                         let why = io::Error::from(io::ErrorKind::InvalidFilename);
                         self.file_failed(file, why, now);
@@ -61,6 +69,13 @@ impl<I: Io> Shard<I> {
             Ok(opened) => opened,
             Err(error) => return self.file_failed(file, error, now),
         };
+        if identity.direct.is_some_and(|needs| !fits(needs)) {
+            entry.direct = false;
+            entry.state = State::Closed;
+            return writer.to_open.push_front(file);
+        }
+        entry.align_bytes =
+            identity.direct.map_or(1, |d| d.offset_bytes.max(d.memory_bytes) as usize);
         let length_bytes = entry.length_bytes();
         let mode = entry.contents.writing.as_ref().map(|writing| writing.allocation);
         let enough = identity.size_bytes >= length_bytes;
@@ -116,6 +131,11 @@ impl<I: Io> Shard<I> {
             self.segment_over(&segment, Some(same(&error)), now);
         }
     }
+}
+
+/// Whether what starts at a page is aligned as this file needs it.
+fn fits(needs: DirectAlignment) -> bool {
+    u64::from(needs.offset_bytes.max(needs.memory_bytes)) <= PAGE_BYTES
 }
 
 /// A second handle on a torrent's folder, kept while it is written to.
