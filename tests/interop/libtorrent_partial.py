@@ -6,27 +6,12 @@ Of the content under CONTENT_PARENT it takes piece PART and every PARTS-th after
 FOLDER hold zeros for all others. It prints `ready` once its own check has found just these.
 """
 
-import os
 import sys
 import time
 
 import libtorrent as lt
 
-
-def copy_pieces(info: lt.torrent_info, source: str, target: str, wanted: set) -> None:
-    for piece in range(info.num_pieces()):
-        for part in info.map_block(piece, 0, info.piece_size(piece)):
-            path = info.files().file_path(part.file_index)
-            to = os.path.join(target, path)
-            os.makedirs(os.path.dirname(to), exist_ok=True)
-            if not os.path.exists(to):
-                with open(to, "wb") as file:
-                    file.truncate(info.files().file_size(part.file_index))
-            if piece in wanted:
-                with open(os.path.join(source, path), "rb") as read, open(to, "r+b") as write:
-                    read.seek(part.offset)
-                    write.seek(part.offset)
-                    write.write(read.read(part.size))
+from copy_pieces import copy_pieces
 
 
 def main() -> None:

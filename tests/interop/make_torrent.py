@@ -3,7 +3,7 @@
 usage: make_torrent.py CONTENT TORRENT [ANNOUNCE]...   (`-` as TORRENT writes no file)
 
 The engine must seed torrents that others made, and make the same ones from the same content.
-A piece length may be given in SEEDRING_PIECE_BYTES.
+A piece length may be given in SEEDRING_PIECE_BYTES; SEEDRING_PRIVATE makes it a private one (BEP 27).
 """
 
 import os
@@ -31,6 +31,7 @@ def main() -> None:
             files.add_file(path, os.path.getsize(os.path.join(parent, path)))
     piece_bytes = int(os.environ.get("SEEDRING_PIECE_BYTES", "0"))
     creator = lt.create_torrent(files, piece_bytes, lt.create_torrent.v1_only)
+    creator.set_priv("SEEDRING_PRIVATE" in os.environ)
     for tier, url in enumerate(announce):
         creator.add_tracker(url, tier)
     lt.set_piece_hashes(creator, os.path.dirname(os.path.abspath(content)))

@@ -50,7 +50,7 @@ impl Fleet {
         let yaml = format!("limits: {{ upload: {RATE} }}\n");
         let start = |number: usize, copy: &PathBuf| {
             let folder = scratch.folder(&format!("engine-{number}"))?;
-            Downloader::start_with(&network.host(number), &folder, &file.torrent, copy, &yaml)
+            Downloader::start_configured(&network.host(number), &folder, &file.torrent, copy, &yaml)
         };
         let content = file.content.parent().context("content has a folder")?.to_path_buf();
         let mut seed = start(0, &content)?;

@@ -25,8 +25,7 @@ fn by_embedded_tracker(test: &str, client: Client, link: Link, shape: Shape) -> 
     let scratch = Scratch::new(TMP, test)?;
     let content = Content::make(&scratch.folder("content")?.join("mixed"), shape)?;
     let network = Network::new(2)?;
-    let recipe =
-        Recipe { content: &content, torrent: None, embedded_tracker: true, verify: "full" };
+    let recipe = embedded(&content);
     let seeder = Seeder::start(&network.host(0), &scratch.folder("seeder")?, recipe)?;
     let source = match link {
         Link::Torrent => Source::Torrent(seeder.torrent()),
@@ -34,6 +33,12 @@ fn by_embedded_tracker(test: &str, client: Client, link: Link, shape: Shape) -> 
     };
     let limit = if shape == Shape::Huge { HUGE_LIMIT } else { LIMIT };
     transfer(client, &network.host(1), &scratch.folder("client")?, source, &content, limit)
+}
+
+/// A torrent that the engine makes and tracks.
+fn embedded(content: &Content) -> Recipe<'_> {
+    let (torrent, embedded_tracker, verify) = (None, true, "full");
+    Recipe { content, torrent, embedded_tracker, verify, super_seeding: false }
 }
 
 /// A torrent that libtorrent made, tracked by opentracker on a third host.
@@ -52,6 +57,7 @@ fn by_opentracker(test: &str, client: Client, scheme: &str) -> Result<()> {
         torrent: Some(&torrent),
         embedded_tracker: false,
         verify: "quick",
+        super_seeding: false,
     };
     let _seeder = Seeder::start(&network.host(0), &scratch.folder("seeder")?, recipe)?;
     tracker.wait_for(&info_hash, 1, 0).context("the engine's announce")?;
@@ -195,8 +201,43 @@ fn seedring_dials_peers() -> Result<()> {
             torrent: Some(&torrent),
             embedded_tracker: false,
             verify: "full",
+            super_seeding: false,
         };
         let _seeder = Seeder::start(&seed_host, &seeder_folder, recipe)?;
         leech.join().expect("the leech's thread")
     })
+}
+
+/// Two clients that get pieces one by one, and the rest from each other.
+#[test]
+fn a_super_seed_begins_a_swarm() -> Result<()> {
+    let scratch = Scratch::new(TMP, "super_seed")?;
+    let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
+    let network = Network::new(3)?;
+    let recipe = Recipe { super_seeding: true, ..embedded(&content) };
+    let mut seeder = Seeder::start(&network.host(0), &scratch.folder("seeder")?, recipe)?;
+    let fetches = [(Client::Libtorrent, 1, "libtorrent"), (Client::Aria2, 2, "aria2")];
+    let torrent = seeder.torrent();
+    std::thread::scope(|scope| {
+        let fetches = fetches.map(|(client, host, name)| {
+            let (content, host, folder) = (&content, network.host(host), scratch.folder(name));
+            let source = Source::Torrent(torrent);
+            scope.spawn(move || transfer(client, &host, &folder?, source, content, LIMIT))
+        });
+        fetches.into_iter().try_for_each(|fetch| fetch.join().expect("a client's thread"))
+    })?;
+    seeder.process().check_running()
+}
+
+/// Alone with it a client gets everything, without waiting for others that could pass it on.
+#[test]
+fn a_super_seed_serves_one_that_is_alone() -> Result<()> {
+    let scratch = Scratch::new(TMP, "super_seed_alone")?;
+    let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
+    let network = Network::new(2)?;
+    let recipe = Recipe { super_seeding: true, ..embedded(&content) };
+    let seeder = Seeder::start(&network.host(0), &scratch.folder("seeder")?, recipe)?;
+    let source = Source::Torrent(seeder.torrent());
+    let folder = scratch.folder("client")?;
+    transfer(Client::Transmission, &network.host(1), &folder, source, &content, LIMIT)
 }

@@ -6,7 +6,8 @@
 use anyhow::{Context, Result, ensure};
 use seedring_tests::interop::seeder::make_torrent;
 use seedring_tests::interop::{
-    Client, Content, Downloader, Network, Opentracker, Scratch, SeedingClient, Shape, Source,
+    Client, Content, ControlledSeed, Downloader, Network, Opentracker, Scratch, SeedingClient,
+    Shape, Source,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -56,7 +57,8 @@ impl Swarm {
 
     fn download(&self) -> Result<Downloader> {
         let folder = self.scratch.folder("engine")?;
-        Downloader::start(&self.network.host(ENGINE), &folder, &self.torrent, &self.copy)
+        let source = Source::Torrent(&self.torrent);
+        Downloader::start(&self.network.host(ENGINE), &folder, source, &self.copy)
     }
 
     fn check_copy(&self) -> Result<()> {
@@ -123,7 +125,7 @@ fn download_from_libtorrent() -> Result<()> {
 fn download_once(swarm: &Swarm, source: &str) -> Result<()> {
     let folder = swarm.scratch.folder("engine")?;
     let host = swarm.network.host(ENGINE);
-    let mut engine = Downloader::start_once(&host, &folder, source, &swarm.copy)?;
+    let mut engine = Downloader::start_once(&host, &folder, source, &swarm.copy, &[])?;
     engine.process().wait_success(LIMIT)?;
     swarm.check_copy()
 }
@@ -157,7 +159,7 @@ fn two_halves_make_a_whole() -> Result<()> {
         let folder = swarm.scratch.folder(&format!("half-{part}"))?;
         let (host, torrent): (_, &Path) = (swarm.network.host(host), &swarm.torrent);
         let content = &swarm.content;
-        halves.push(SeedingClient::start_partial(&host, &folder, content, torrent, part, 2)?);
+        halves.push(ControlledSeed::partial(&host, &folder, content, torrent, part, 2)?);
     }
     swarm.tracker.wait_for(&swarm.info_hash, 0, 2).context("the halves' announces")?;
     let (seeds, _) = swarm.tracker.counts(&swarm.info_hash)?;

@@ -177,7 +177,6 @@ fn one_seed_gives_one_shard_everything_in_the_time_of_its_rate() {
     run.add(Manners::plain(run.pieces(), 2 << 20), START);
     let took = run.load(HOUR).expect("complete") - START;
     let ideal = Duration::from_secs(12);
-    // 1.3 is the goal; 1.6 is what it is: the first one gives the same piece to several at first.
     assert!(took < ideal.mul_f64(2.0), "{took:?}, the ideal is {ideal:?}");
     assert_eq!(run.gifts.borrow().doubles(), 0);
     assert_eq!(run.end(), Vec::<String>::new());
@@ -347,7 +346,8 @@ fn engines_share_what_they_have() {
     let count = std::env::var("SEEDRING_SIM_ENGINES").ok().and_then(|text| text.parse().ok());
     let count: u8 = count.unwrap_or(8);
     let (bytes, rate) = (16u64 << 20, 1u64 << 20);
-    let mut fleet = Fleet::new(calm(9), Plan::default(), count);
+    let seed = std::env::var("SEEDRING_SIM_SEED").ok().and_then(|text| text.parse().ok());
+    let mut fleet = Fleet::new(calm(seed.unwrap_or(9)), Plan::default(), count);
     let mut id = None;
     for (n, engine) in fleet.engines.iter_mut().enumerate() {
         engine.globals.upload.set(Some(rate));
@@ -379,9 +379,9 @@ fn engines_share_what_they_have() {
     let fairness = sum * sum / (given.len() as f64 * squares);
     println!("{count} engines: {took:?}, ideal {ideal:?}, fairness of upload {fairness:.3}");
     assert!(fleet.engines.iter().all(|engine| engine.had_and_not_there().is_empty()));
-    // 1.3 is the goal; 1.6 is what it is: the first one gives the same piece to several at first.
-    assert!(took < ideal.mul_f64(2.0), "{took:?}, the ideal is {ideal:?}");
-    assert!(fairness > 0.8, "{fairness}: {given:?}");
+    // What it is: 1.19 to 1.25.
+    assert!(took < ideal.mul_f64(1.3), "{took:?}, the ideal is {ideal:?}");
+    assert!(fairness > 0.9, "{fairness}: {given:?}");
     assert_eq!(fleet.stop(), Vec::<String>::new());
 }
 
@@ -448,9 +448,17 @@ fn a_download_that_is_exchanged_goes_on_with_the_same_peers() {
     shared.download.store(Some(other.clone()));
     let torrent = run.torrent.id;
     run.swarm.tell_all(|| Command::Look(torrent));
-    let all = |_: &Swarm| other.is_complete(&shared.pieces);
+    // At the end those who have everything too are closed.
+    let meanwhile = std::cell::Cell::new(before);
+    let all = |swarm: &Swarm| {
+        let complete = other.is_complete(&shared.pieces);
+        if !complete {
+            meanwhile.set(meanwhile.get().min(swarm.connections()));
+        }
+        complete
+    };
     assert!(run.swarm.run(Duration::from_secs(30), all), "{:?}", run.swarm.world.violations());
-    assert_eq!((before, run.swarm.connections()), (8, 8));
+    assert_eq!((before, meanwhile.get()), (8, 8));
     assert_eq!(run.end(), Vec::<String>::new());
 }
 

@@ -92,6 +92,7 @@ fn run(seed: u64, wish: Wish) -> Verdict {
         direct_io: rng.per_mille(500),
         zero_copy: rng.per_mille(700),
         plant: wish.plant.unwrap_or(Plant::None),
+        again: false,
     };
     let mut swarm = Swarm::new(world.clone(), plan);
     limits(&mut swarm, &mut rng);
@@ -475,8 +476,9 @@ fn nobody_who_is_interested_starves() {
     let got = swarm.score.borrow().by_peer.clone();
     assert_eq!(got.len(), 10, "bytes by peer: {got:?}");
     assert_eq!(swarm.stop().0, Vec::<String>::new());
-    // A limit and no slots: all of a shard get about the same, and shards share the limit by
-    // chance, so that one connection alone on its shard may get more than those on the other.
+    // A limit and no slots: all of a shard get about the same. Turns are whole pieces, and what was
+    // given least goes first, which makes it a little uneven. Shards share the limit by chance, so
+    // that one connection alone on its shard may get more than those on the other.
     for shards in [1, 2, 3] {
         let limit = |swarm: &mut Swarm| swarm.globals.upload.set(Some(500_000));
         let mut swarm = calm(10, 40 << 20, shards, limit);
@@ -484,7 +486,7 @@ fn nobody_who_is_interested_starves() {
         let got = swarm.score.borrow().by_peer.clone();
         let least = got.values().min().copied().unwrap_or(0);
         let most = got.values().max().copied().unwrap_or(0);
-        let fair = if shards == 1 { least * 5 > most * 4 } else { least * 40 > most };
+        let fair = if shards == 1 { least * 4 > most * 3 } else { least * 40 > most };
         assert!(got.len() == 10 && fair, "{shards} shards, bytes by peer: {got:?}");
         assert_eq!(swarm.stop().0, Vec::<String>::new());
     }
@@ -507,4 +509,34 @@ fn dropped_requests_are_asked_again_without_the_fast_extension() {
         let (findings, stats) = swarm.stop();
         assert_eq!((findings, miscounted(&stats)), (Vec::new(), None));
     }
+}
+
+/// Of a torrent whose second file was not wanted, that file is not there: a peer that reads in
+/// order up to it does not make it a trouble.
+#[test]
+fn what_is_not_here_is_not_read_ahead() {
+    let world = World::new(8, Faults::none());
+    world.set_link(Some(Link::FAST));
+    let plan = Plan { shards: 1, pool_bytes: 64 << 20, ..Plan::default() };
+    let (mut swarm, mut rng) = (Swarm::new(world, plan), Rng::new(8));
+    let files = [("first", 2 << 20), ("second", 2 << 20)];
+    let torrent = SimTorrent::of_files(0, 256 << 10, &files, &mut rng);
+    let contents = torrent.contents(false);
+    let torrent = swarm.add(torrent, |shared| {
+        for piece in (0..8).map(PieceIndex) {
+            shared.pieces.set_verified(piece, true);
+            shared.pieces.set_offered(piece, true);
+        }
+        shared.contents.store(Some(contents));
+    });
+    let root = swarm.world.first_directory();
+    swarm.world.with_disk(|disk| disk.unlink(root, &torrent.path(1), 0));
+    let (habits, score) = (Habits::plain(), swarm.score.clone());
+    let leech = Leech::new(torrent, habits, score, swarm.address, Vec::new(), false, &mut rng);
+    let peer = swarm.world.add_peer(Box::new(leech), SocketAddr::from(([10, 2, 0, 1], 7_000)));
+    swarm.world.dial_at(peer, swarm.address, START);
+    let half = |swarm: &Swarm| swarm.score.borrow().bytes >= 2 << 20;
+    assert!(swarm.run(Duration::from_secs(10), half), "{:?}", swarm.score.borrow());
+    swarm.run(Duration::from_secs(12), |_| false);
+    assert_eq!((swarm.troubles, swarm.stop().0), (0, Vec::new()));
 }

@@ -13,6 +13,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{assembly::Assembly, frames, inbound::Inbound, tally::Tally, walk::Walk};
 use crate::torrent::{Grid, Torrent};
 
+/// Draws of a random walk until a block is found that is not outstanding.
+const DRAWS_MAX: usize = 16;
+
 /// Lives as long as the load: what must survive when the socket is opened again.
 pub struct Lane {
     pub index: usize,
@@ -172,14 +175,22 @@ impl Connection {
             } else {
                 context.now
             };
-            let Some(number) = self.lane.retry.pop().or_else(|| self.lane.walk.next()) else {
-                break;
-            };
+            let Some(number) = self.next_block() else { break };
             let block = context.grid.block(number);
             frames::push_request(&mut self.outbox, block);
             self.outstanding.push_back(Pending { number, block, since });
         }
         self.flush()
+    }
+
+    /// What is outstanding is not asked for again, as no client does: a target may answer two such
+    /// requests once, and the second would wait for ever. Only endless walks come to a block again,
+    /// so that skipping one loses nothing.
+    fn next_block(&mut self) -> Option<u64> {
+        let Lane { retry, walk, .. } = &mut *self.lane;
+        (0..DRAWS_MAX)
+            .map_while(|_| retry.pop().or_else(|| walk.next()))
+            .find(|number| !self.outstanding.iter().any(|pending| pending.number == *number))
     }
 
     /// All that was to be fetched is here.

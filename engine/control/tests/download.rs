@@ -12,7 +12,7 @@ use std::{fs, path::Path, time::Duration};
 use rustix::process::Signal;
 use seedring_control::{
     control_socket,
-    engine::commands::{Action, AddFrom, AddTorrent, FilesReport, Reply},
+    engine::commands::{Action, AddFrom, AddTorrent, FilesReport, Reply, StorageChoice},
 };
 use support::{Engine, Item, PIECE, Site, Tracker, all, hashed, is, served_right, torrent};
 
@@ -29,7 +29,8 @@ fn add(site: &Site, item: &Item, folder: &str) -> Result<Reply, String> {
 fn add_from(site: &Site, from: AddFrom, folder: &str, paused: bool) -> Result<Reply, String> {
     let folder = site.path(folder);
     let (sequential, only, labels) = (false, Vec::new(), vec![String::from("tv")]);
-    act(site, Action::Add(AddTorrent { from, folder, paused, sequential, only, labels }))
+    let storage = StorageChoice::default();
+    act(site, Action::Add(AddTorrent { from, folder, paused, sequential, only, labels, storage }))
 }
 
 fn remove(site: &Site, which: &str, delete_content: bool) -> Result<Reply, String> {

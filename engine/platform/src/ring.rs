@@ -28,18 +28,19 @@ use std::{
 use io_uring::{opcode, types};
 
 use self::{
-    buffers::ReceiveBuffers,
+    buffers::{BULK, GROUP, ReceiveBuffers},
     entries::{CANCEL, WAKE},
     queue::Queue,
     setup::build,
     slots::{SlotId, Slots, Work},
 };
 use crate::{
-    descriptors::{self, Socket},
+    descriptors::{self, File, Socket},
     memory::{ARENAS_MAX, Pool},
     op::{Completion, Io, Op, Outcome, Shutdown, Token},
     send_batch::SendBatch,
     wake::{Sleeper, Waker},
+    window::Window,
 };
 
 pub(crate) use setup::build as build_for_probe;
@@ -60,6 +61,9 @@ pub struct RingOptions {
     /// Buffers for receiving; rounded up to a power of two, 32,768 at most.
     pub receive_buffers: u32,
     pub receive_buffer_bytes: u32,
+    /// The same for bulk receives.
+    pub bulk_buffers: u32,
+    pub bulk_buffer_bytes: u32,
     /// Whether `SendBatch { zero_copy: true }` may be honoured; otherwise it is sent by copying.
     pub zero_copy: bool,
     pub pool: Pool,
@@ -75,6 +79,8 @@ impl RingOptions {
             in_flight_max: 16_384,
             receive_buffers: 1024,
             receive_buffer_bytes: 4096,
+            bulk_buffers: 128,
+            bulk_buffer_bytes: 64 << 10,
             zero_copy: true,
             pool,
             epoch,
@@ -99,6 +105,7 @@ pub struct Ring {
     slots: Slots,
     features: Features,
     buffers: Rc<ReceiveBuffers>,
+    bulk: Rc<ReceiveBuffers>,
     /// Receives that found no buffer, to be armed when some are back. Stale names are skipped.
     starved: VecDeque<SlotId>,
     starved_total: u64,
@@ -132,11 +139,16 @@ impl Ring {
     ) -> Result<Ring, SetupError> {
         let (ring, mut features) = build(options.entries, completion_entries)?;
         let queue = Queue::new(ring);
-        let buffers = ReceiveBuffers::new(options.receive_buffers, options.receive_buffer_bytes)
-            .map_err(SetupError::resource("memory for receive buffers"))?;
-        buffers
-            .register(&queue.submitter())
-            .map_err(SetupError::resource("offering receive buffers to the kernel (Linux 5.19)"))?;
+        let offer = |group, count, each_bytes| -> Result<_, SetupError> {
+            let buffers = ReceiveBuffers::new(group, count, each_bytes)
+                .map_err(SetupError::resource("memory for receive buffers"))?;
+            buffers.register(&queue.submitter()).map_err(SetupError::resource(
+                "offering receive buffers to the kernel (Linux 5.19)",
+            ))?;
+            Ok(buffers)
+        };
+        let buffers = offer(GROUP, options.receive_buffers, options.receive_buffer_bytes)?;
+        let bulk = offer(BULK, options.bulk_buffers, options.bulk_buffer_bytes)?;
         match queue.submitter().register_buffers_sparse(ARENAS_MAX as u32) {
             Ok(()) => features.registered_memory = true,
             Err(error) => features.steps_down.push(format!("registered memory: {error}")),
@@ -150,6 +162,7 @@ impl Ring {
             slots: Slots::new(options.in_flight_max),
             features,
             buffers,
+            bulk,
             starved: VecDeque::new(),
             starved_total: 0,
             ready: VecDeque::new(),
@@ -208,10 +221,21 @@ impl Ring {
 
     /// Arms receives that waited for buffers, at most as many as there are buffers.
     fn rearm_starved(&mut self) {
-        for _ in 0..self.starved.len().min(usize::from(self.buffers.home())) {
+        let (mut home, mut bulk_home) = (self.buffers.home(), self.bulk.home());
+        for _ in 0..self.starved.len() {
+            if home == 0 && bulk_home == 0 {
+                return;
+            }
             let Some(id) = self.starved.pop_front() else { return };
-            if matches!(self.slots.work_mut(id), Some(Work::Receive(it)) if !it.armed) {
-                self.arm(id);
+            let Some(Work::Receive(it)) = self.slots.work_mut(id) else { continue };
+            let home = if it.bulk { &mut bulk_home } else { &mut home };
+            match (it.armed, *home) {
+                (true, _) => {}
+                (false, 0) => self.starved.push_back(id),
+                (false, _) => {
+                    *home -= 1;
+                    self.arm(id);
+                }
             }
         }
     }
@@ -354,6 +378,10 @@ impl Io for Ring {
         self.refresh_now();
     }
 
+    fn window(&mut self, file: &File, offset: u64, length: usize) -> Option<Window> {
+        Window::of(file.as_os()?, offset, length)
+    }
+
     fn waker(&self) -> Waker {
         self.sleeper.waker()
     }
@@ -392,7 +420,7 @@ impl Drop for Ring {
             // The kernel still writes to or reads from these (a zero-copy send to a peer that
             // acknowledges nothing, a disk that hangs): what it uses must not be reused.
             std::mem::forget(std::mem::replace(&mut self.slots, Slots::new(1)));
-            std::mem::forget(Rc::clone(&self.buffers));
+            std::mem::forget((Rc::clone(&self.buffers), Rc::clone(&self.bulk)));
             std::mem::forget(self.pool.clone());
         }
     }

@@ -262,8 +262,11 @@ impl Storm {
         }
         let (token, socket) = (self.token(), self.streams[which].far.clone());
         let once = self.random.below(2) == 0;
-        let op =
-            if once { Op::ReceiveOnce { token, socket } } else { Op::Receive { token, socket } };
+        let op = if once {
+            Op::ReceiveOnce { token, socket }
+        } else {
+            Op::Receive { token, socket, bulk: false }
+        };
         if self.submit(op, Pending::Receive { which, once }, token) {
             self.streams[which].receiving = Some(token);
         }
@@ -533,7 +536,8 @@ fn dropping_the_ring_brings_everything_home() {
         let near = std::net::TcpStream::connect(address).expect("connect");
         let (far, _) = listener.accept().expect("accept");
         let near = Socket::from_os(near.into());
-        ring.submit(Op::Receive { token: Token(n), socket: near.clone() }).expect("room");
+        ring.submit(Op::Receive { token: Token(n), socket: near.clone(), bulk: false })
+            .expect("room");
         // Stuck: nobody reads the other end.
         let share = pool.lease(Class::K256).expect("lease").freeze(256 << 10);
         let mut batch = ring.batch();

@@ -22,11 +22,29 @@ pub fn dialable(address: SocketAddr) -> Option<SocketAddr> {
     fit.then_some(SocketAddr::new(ip, address.port()))
 }
 
-/// [`dialable`], and not a loopback address where one side alone sees that loopback: told by a
-/// stranger it would have us dial services of our own machine.
+/// Whether an address means the same host everywhere. Others (loopback, local networks, the shared
+/// addresses of RFC 6598) may be a router or a proxy with many behind it.
+pub fn is_global(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
+            !(v4.is_loopback() || v4.is_private() || v4.is_link_local() || shared)
+        }
+        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local()),
+    }
+}
+
+/// [`dialable`], and one that the other side of a connection sees as we do. A loopback address is
+/// told on loopback alone, those of a local network within local networks: told by a stranger they
+/// would have us dial services of our own machine or neighbours, and they say nothing to him.
 pub fn exchangeable(address: SocketAddr, other_side: IpAddr) -> Option<SocketAddr> {
     let address = dialable(address)?;
-    let reachable = !address.ip().is_loopback() || other_side.to_canonical().is_loopback();
+    let other_side = other_side.to_canonical();
+    let reachable = if address.ip().is_loopback() {
+        other_side.is_loopback()
+    } else {
+        is_global(address.ip()) || !is_global(other_side)
+    };
     reachable.then_some(address)
 }
 
@@ -89,6 +107,19 @@ mod tests {
         }
         let other = address("10.0.0.1:1");
         assert_eq!(exchangeable(other, [127, 0, 0, 1].into()), Some(other));
+    }
+
+    #[test]
+    fn a_local_network_is_for_a_local_network() {
+        let global = address("9.9.9.9:1");
+        for own in ["10.0.0.1:1", "192.168.0.1:1", "169.254.0.1:1", "100.64.0.1:1", "[fd00::1]:1"] {
+            assert_eq!(exchangeable(address(own), global.ip()), None, "{own}");
+            assert_eq!(exchangeable(address(own), [172, 16, 0, 9].into()), Some(address(own)));
+            assert_eq!(exchangeable(global, address(own).ip()), Some(global));
+        }
+        for own in ["100.128.0.1:1", "172.32.0.1:1", "[2001:db8::1]:1"] {
+            assert_eq!(exchangeable(address(own), global.ip()), Some(address(own)), "{own}");
+        }
     }
 
     #[test]

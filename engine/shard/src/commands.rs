@@ -57,10 +57,14 @@ impl<I: Io> Shard<I> {
             Command::AskMetadata { torrent, peer, piece } => {
                 self.ask_metadata(torrent, Key(peer), piece);
             }
+            Command::Close { torrent, peer } => self.close_one(torrent, Key(peer)),
+            Command::Turnover { torrent, count } => self.turn_over(torrent, count),
+            Command::Shun(ip) => self.shun(ip),
             Command::Verify { torrent, first, count, offer } => {
                 self.verify(torrent, first, count, offer);
             }
             Command::Have { torrent, piece } => self.tell_have(torrent, piece),
+            Command::Lost { torrent, piece } => self.tell_lost(torrent, piece),
             Command::Slots(slots) => self.set_slots(slots),
             Command::Report => {
                 let stats = self.report();
@@ -144,9 +148,30 @@ impl<I: Io> Shard<I> {
     /// A piece came to be offered after peers had been told what there is.
     fn tell_have(&mut self, id: TorrentId, piece: PieceIndex) {
         for key in self.keys_of(id) {
+            if self.is_shown(id, key, piece) == Some(false) {
+                continue;
+            }
             let Some(connection) = self.connections.get(key) else { continue };
             if let Stage::Open(open) = &mut connection.stage {
                 open.session.have(piece, &mut connection.out);
+                self.enqueue(key);
+            }
+        }
+    }
+
+    /// A piece is offered no more.
+    fn tell_lost(&mut self, id: TorrentId, piece: PieceIndex) {
+        let offered = self.torrents.get(&id).is_none_or(|l| l.shared.pieces.is_offered(piece));
+        if offered {
+            return; // it is there again by now
+        }
+        for key in self.keys_of(id) {
+            if self.is_shown(id, key, piece) == Some(false) {
+                continue;
+            }
+            let Some(connection) = self.connections.get(key) else { continue };
+            if let Stage::Open(open) = &mut connection.stage {
+                open.session.dont_have(piece, &mut connection.out);
                 self.enqueue(key);
             }
         }
@@ -164,6 +189,7 @@ impl<I: Io> Shard<I> {
         self.follow_idle_timeout(now);
         self.settle();
         self.rechoke(now);
+        self.show_all_pieces();
         self.storage.close_unused(now);
         // Whoever found no memory or a full queue of pieces to hash is looked at again.
         self.memory_came_home |= !self.starved.is_empty();
@@ -186,7 +212,7 @@ impl<I: Io> Shard<I> {
         for id in ids {
             self.storage.drop_torrent(id, &mut self.news);
             if let Some(local) = self.torrents.get_mut(&id) {
-                local.contents = None;
+                local.cool();
             }
             self.tell(Event::Idle(id));
         }
@@ -215,11 +241,13 @@ impl<I: Io> Shard<I> {
         for key in keys {
             let Some(connection) = self.connections.get(key) else { continue };
             let (address, dialed) = (connection.address, connection.dialed.is_some());
+            let contact = connection.contact();
             let Stage::Open(open) = &mut connection.stage else { continue };
             let peer = open.session.peer(open.peer_id);
             let have = u64::from(peer.pieces_have) * 1_000 / u64::from(peer.pieces_total.max(1));
             let report = PeerReport {
                 address,
+                contact,
                 client: peer.client.into_owned(),
                 dialed,
                 interested: peer.peer_interested,
@@ -272,10 +300,10 @@ impl<I: Io> Shard<I> {
         }
         self.close_quiet();
         // What is good and on its way to the disk gets there.
-        if !self.downloads.writer.is_settled() {
+        if !self.downloads.is_settled() {
             return false;
         }
-        self.downloads.writer.clear();
+        self.downloads.clear();
         self.storage.clear(&mut self.news);
         self.news.clear();
         self.parts.clear();

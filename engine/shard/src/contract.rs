@@ -20,8 +20,8 @@ use arc_swap::ArcSwap;
 use seedring_platform::descriptors::OwnedSocket;
 use seedring_proto::{
     peer::session::SILENT_AFTER,
-    units::{PeerId, PieceIndex},
-    wire::Handshake,
+    units::{InfoHash, PeerId, PieceIndex},
+    wire::{Handshake, pex::Contact},
 };
 
 use crate::{
@@ -47,11 +47,19 @@ pub enum Command {
     Dial { torrent: TorrentId, address: SocketAddr },
     /// Ask a peer for a piece of metadata (BEP 9); `peer` as in `Event::Metadata` of this shard.
     AskMetadata { torrent: TorrentId, peer: u64, piece: u32 },
+    /// Close one connection; `peer` as in the events of this shard.
+    Close { torrent: TorrentId, peer: u64 },
+    /// Close so many connections of a download, those that are worth least here.
+    Turnover { torrent: TorrentId, count: u32 },
+    /// Close every connection of this IP address: it is banned.
+    Shun(IpAddr),
     /// Hash pieces `first .. first + count` and set or clear their bits. `offer`: good pieces
     /// become offered too.
     Verify { torrent: TorrentId, first: PieceIndex, count: u32, offer: bool },
     /// Tell the torrent's peers here that a piece is offered now.
     Have { torrent: TorrentId, piece: PieceIndex },
+    /// Tell the torrent's peers here that a piece is offered no more (BEP 54).
+    Lost { torrent: TorrentId, piece: PieceIndex },
     /// Unchoke slots this shard may use among all its torrents; `u32::MAX`: unlimited.
     Slots(u32),
     /// Send `Event::Stats`.
@@ -83,6 +91,12 @@ pub enum Event {
         torrent: TorrentId,
         piece: PieceIndex,
     },
+    /// A piece that was offered is not any more while peers are connected: control passes it on to
+    /// all shards (`Command::Lost`).
+    Lost {
+        torrent: TorrentId,
+        piece: PieceIndex,
+    },
     /// A piece did not match its hash; its bits were cleared.
     PieceFailed {
         torrent: TorrentId,
@@ -106,6 +120,15 @@ pub enum Event {
         path: PathBuf,
         error: io::Error,
     },
+    /// Blocks of a piece that is not whole are on the device, in the torrent's file beside its
+    /// content: they need not be fetched again. `blocks`: in BEP 3 bit order, all that are there;
+    /// empty: none any more.
+    Kept {
+        info_hash: InfoHash,
+        piece: PieceIndex,
+        slot: u32,
+        blocks: Box<[u8]>,
+    },
     /// A peer sent blocks of a piece that failed its hash, and nobody else did: it is banned.
     Poisoned {
         torrent: TorrentId,
@@ -125,6 +148,32 @@ pub enum Event {
         torrent: TorrentId,
         address: SocketAddr,
         outcome: DialOutcome,
+    },
+    /// A peer came to us and is connected; `peer` names its connection on this shard.
+    Accepted {
+        torrent: TorrentId,
+        peer: u64,
+        address: SocketAddr,
+    },
+    /// The port on which a connected peer listens, as it says, and whether it wants nothing (it has
+    /// all, or BEP 21). Again when that changes; not for private torrents.
+    Met {
+        torrent: TorrentId,
+        address: SocketAddr,
+        dialed: bool,
+        listen_port: Option<u16>,
+        seed: bool,
+    },
+    /// A connection of `Accepted` is gone, of which `listen_port` was told.
+    Left {
+        torrent: TorrentId,
+        address: SocketAddr,
+        listen_port: Option<u16>,
+    },
+    /// Whom a peer says it is connected to (BEP 11).
+    Contacts {
+        torrent: TorrentId,
+        contacts: Vec<Contact>,
     },
     /// Accepting stopped for a while (descriptor limit, memory).
     AcceptFailed(io::Error),
@@ -187,6 +236,8 @@ pub enum DialOutcome {
 #[derive(Clone, Debug)]
 pub struct PeerReport {
     pub address: SocketAddr,
+    /// Where others reach it, as far as known.
+    pub contact: Option<SocketAddr>,
     pub client: String,
     pub dialed: bool,
     pub interested: bool,
@@ -208,6 +259,8 @@ pub struct Globals {
     /// Told to peers (BEP 10 `p`); 0: not told.
     pub listen_port: AtomicU16,
     pub upload: Meter,
+    /// Payload asked of all peers together.
+    pub download: Meter,
     /// Whoever sent what fails its hash: not accepted. Control replaces the whole set.
     pub banned: ArcSwap<HashSet<IpAddr>>,
     pub connections: AtomicU32,
@@ -231,6 +284,7 @@ impl Globals {
             client,
             listen_port: AtomicU16::new(0),
             upload: Meter::new(None),
+            download: Meter::new(None),
             banned: ArcSwap::default(),
             connections: AtomicU32::new(0),
             connections_max: AtomicU32::new(2_000),

@@ -10,7 +10,7 @@ use crate::{
     contract::Event,
     shard::Shard,
     storage::News,
-    token::Target,
+    token::{Kept, Target},
 };
 
 impl<I: Io> Shard<I> {
@@ -52,6 +52,14 @@ impl<I: Io> Shard<I> {
                 self.written(slot, result, batch);
             }
             (Target::Sync(file), Outcome::Synced(result)) => self.synced(file, result),
+            (Target::Keep(Kept::Open, id), Outcome::Opened(result)) => self.kept_opened(id, result),
+            (Target::Keep(Kept::Read, slot), Outcome::Read { result, lease }) => {
+                self.kept_read(slot, result, lease);
+            }
+            (Target::Keep(Kept::Write, slot), Outcome::Written { result, batch }) => {
+                self.kept_written(slot, result, batch);
+            }
+            (Target::Keep(Kept::Sync, id), Outcome::Synced(result)) => self.kept_synced(id, result),
             (target, outcome) => panic!("{target:?} completed with {outcome:?}"),
         }
     }

@@ -1,8 +1,8 @@
 //! Rate limits that shards share: one atomic word a limit, no lock, no refill thread.
 //!
 //! Owns: the generic cell rate algorithm (ITU-T I.371) over an atomic theoretical arrival time.
-//! Never: connections, queues. Flow: upload asks `take` before it fills a batch, and sleeps until
-//! `ready_at`.
+//! Never: connections, queues. Flow: upload asks `take` before it fills a batch, downloads before
+//! they ask a peer for a block, and sleep until `ready_at`.
 
 use std::time::Duration;
 
@@ -89,6 +89,15 @@ impl Meter {
             Some(arrival.max(now_ns).saturating_add(cost_ns))
         });
     }
+
+    /// Gives back what was taken for bytes that will not come.
+    pub fn give_back(&self, bytes: u64) {
+        let Some(rate) = self.rate() else { return };
+        let cost_ns = (u128::from(bytes) * 1_000_000_000 / u128::from(rate)) as u64;
+        let _ = self.arrival_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |arrival| {
+            Some(arrival.saturating_sub(cost_ns))
+        });
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +134,14 @@ mod tests {
         meter.take(16_384, Duration::ZERO);
         assert!(!meter.is_open(Duration::from_secs(3)));
         assert!(meter.is_open(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let (meter, now) = (Meter::new(Some(1_000)), Duration::from_secs(9));
+        meter.take(10_000, now);
+        meter.give_back(9_000);
+        assert!(!meter.is_open(now) && meter.is_open(now + Duration::from_secs(1)));
     }
 
     #[test]

@@ -92,6 +92,10 @@ pub struct Shard<I: Io> {
     /// Held back by a rate limit, in turn.
     pub(crate) throttled: VecDeque<Key>,
     pub(crate) throttled_until: Duration,
+    /// Whose turn it was last.
+    pub(crate) throttled_turn: Option<Key>,
+    /// A torrent here shows its pieces one by one (as of the last chores).
+    pub(crate) showing: bool,
     /// Found no memory for a read, in turn.
     pub(crate) starved: VecDeque<Key>,
     pub(crate) memory_came_home: bool,
@@ -131,6 +135,8 @@ impl<I: Io> Shard<I> {
             turns: Turns::default(),
             throttled: VecDeque::new(),
             throttled_until: Duration::ZERO,
+            throttled_turn: None,
+            showing: false,
             starved: VecDeque::new(),
             memory_came_home: false,
             stats,

@@ -22,6 +22,16 @@ pub enum Target {
     Allocate(u32),
     Write(u32),
     Sync(u32),
+    /// Of the file of blocks of pieces in part: its open, a read, a write, a sync.
+    Keep(Kept, u32),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    Open,
+    Read,
+    Write,
+    Sync,
 }
 
 const KIND_SHIFT: u32 = 60;
@@ -40,6 +50,7 @@ impl Target {
             Target::Allocate(n) => (8, u64::from(n)),
             Target::Write(n) => (9, u64::from(n)),
             Target::Sync(n) => (10, u64::from(n)),
+            Target::Keep(what, n) => (11, (what as u64) << 32 | u64::from(n)),
         };
         debug_assert!(value < 1 << KIND_SHIFT);
         Token(kind << KIND_SHIFT | value)
@@ -59,6 +70,10 @@ impl Target {
             8 => Target::Allocate(value as u32),
             9 => Target::Write(value as u32),
             10 => Target::Sync(value as u32),
+            11 => {
+                let what = [Kept::Open, Kept::Read, Kept::Write, Kept::Sync];
+                Target::Keep(what[(value >> 32) as usize], value as u32)
+            }
             kind => panic!("a token of kind {kind}, which nobody makes"),
         }
     }
@@ -83,6 +98,8 @@ mod tests {
             Target::Allocate(2),
             Target::Write(3),
             Target::Sync(u32::MAX),
+            Target::Keep(Kept::Open, 0),
+            Target::Keep(Kept::Sync, u32::MAX),
         ] {
             assert_eq!(Target::of(target.token()), target);
         }

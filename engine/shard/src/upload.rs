@@ -1,6 +1,6 @@
 //! Serving requests: from a connection's queue to a batch of blocks.
 //!
-//! Owns: which of a connection's requests go into its next send.
+//! Owns: which of a connection's requests go into its next send; who is held back, and why.
 //! Never: how bytes get into memory (storage), who is unchoked (choke). Flow: pump -> gather ->
 //! send.
 //!
@@ -79,6 +79,7 @@ impl<I: Io> Shard<I> {
         }
         let bytes = batch.len_bytes();
         self.send(key, batch);
+        self.show_next(key);
         bytes
     }
 
@@ -174,7 +175,7 @@ impl<I: Io> Shard<I> {
         self.connections.get(key).is_some_and(|c| !std::mem::replace(&mut c.held, true))
     }
 
-    fn let_go(&mut self, held: VecDeque<Key>) {
+    pub(crate) fn let_go(&mut self, held: VecDeque<Key>) {
         for key in held {
             if let Some(connection) = self.connections.get(key) {
                 connection.held = false;
@@ -183,29 +184,8 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// The first in the queue whose limits are open gets its turn; what it leaves is the next
-    /// one's. Waking all of them would let the first take everything, each time.
-    pub(crate) fn wake_throttled(&mut self, now: Duration) {
-        if self.throttled.is_empty() || now < self.throttled_until {
-            return;
-        }
-        let mut next = Duration::MAX;
-        for at in 0..self.throttled.len() {
-            let key = self.throttled[at];
-            match self.held_until(key, now) {
-                Some(until) => next = next.min(until),
-                None => {
-                    self.throttled.remove(at);
-                    self.throttled_until = now;
-                    return self.let_go(VecDeque::from([key]));
-                }
-            }
-        }
-        self.throttled_until = next;
-    }
-
     /// When the limits of a connection are open again; `None`: now, or it is gone.
-    fn held_until(&mut self, key: Key, now: Duration) -> Option<Duration> {
+    pub(crate) fn held_until(&mut self, key: Key, now: Duration) -> Option<Duration> {
         let open = self.connections.get(key)?.open()?;
         let local = self.torrents.get(&open.torrent)?;
         let meters = [&self.options.globals.upload, &local.shared.upload];
@@ -226,7 +206,7 @@ impl<I: Io> Shard<I> {
         self.memory_came_home |= !self.starved.is_empty();
         match waiter {
             Waiter::Connection(key) => self.enqueue(Key(key)),
-            Waiter::Verify => self.verify.ready = true,
+            Waiter::Verify | Waiter::Scan => self.verify.ready = true,
         }
     }
 
@@ -348,14 +328,14 @@ impl<I: Io> Serving<'_, I> {
         if open.run_bytes < SEQUENTIAL_BYTES {
             return;
         }
-        let (queue, layout) = (open.session.queue(), &self.contents.layout);
+        let queue = open.session.queue();
         let last = queue.len().checked_sub(1).and_then(|last| queue.get(last));
         let from = last.map_or(open.run_end, |block| end_of(block, self.contents));
         if from.saturating_sub(open.run_end) > READ_ON_BYTES || from < open.run_end {
             return; // what is queued is somewhere else
         }
         let misses = self.stats.cache_misses;
-        let (mut at, end) = (from, (from + READ_ON_BYTES).min(layout.total_bytes));
+        let (mut at, end) = (from, self.here_until(from, from + READ_ON_BYTES));
         while at < end {
             let length = (READ_ON_STEP - at % READ_ON_STEP).min(end - at) as u32;
             let (id, waiter) = (self.local.shared.id, Waiter::Connection(self.key.0));
@@ -369,6 +349,20 @@ impl<I: Io> Serving<'_, I> {
         if self.stats.cache_misses > misses {
             open.cold = READ_ON_BLOCKS; // still cold, though nothing had to be waited for
         }
+    }
+
+    /// Where the pieces end that are here from `at` on; at most `limit`. Of others the files may not
+    /// be there, and a read that nobody asked for must not make that a trouble of the torrent.
+    fn here_until(&self, at: u64, limit: u64) -> u64 {
+        let (layout, pieces) = (&self.contents.layout, &self.local.shared.pieces);
+        let (piece_bytes, limit) = (u64::from(layout.piece_bytes), limit.min(layout.total_bytes));
+        let first = at / piece_bytes;
+        let here = |piece: &u64| {
+            let piece = PieceIndex(*piece as u32);
+            pieces.is_verified(piece) || pieces.is_offered(piece)
+        };
+        let missing = (first..limit.div_ceil(piece_bytes)).find(|piece| !here(piece));
+        missing.map_or(limit, |piece| limit.min(piece * piece_bytes)).max(at)
     }
 
     fn reject(&mut self, open: &mut Open, out: &mut Vec<u8>, at: usize) -> Step {
@@ -399,6 +393,15 @@ impl<I: Io> Serving<'_, I> {
         let bytes = u64::from(block.length);
         self.globals.upload.take(bytes, self.now);
         self.local.shared.upload.take(bytes, self.now);
+        let limited = [&self.globals.upload, &self.local.shared.upload].map(|m| m.rate().is_some());
+        if limited.contains(&true) && self.contents.piece_before(open.run_end) != Some(block.piece)
+        {
+            self.local.gives(block.piece);
+        }
+        if let Some(seed) = &mut self.local.super_seed {
+            seed.served(self.key, block.piece, block.length, self.now);
+        }
+        open.flow().turn_bytes += bytes;
         open.run_bytes = if open.run_end == offset { open.run_bytes + bytes } else { bytes };
         open.run_end = offset + bytes;
         let flow = open.flow();

@@ -5,7 +5,7 @@
 //! from it.
 
 use super::seeder::quoted;
-use super::{Host, Process, seedring_binary, wait_until};
+use super::{Host, Process, Source, seedring_binary, wait_until};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -22,26 +22,58 @@ pub struct Downloader {
 
 impl Downloader {
     /// `seedring run` with one torrent to download into `copy`; it seeds it on.
-    pub fn start(host: &Host, folder: &Path, torrent: &Path, copy: &Path) -> Result<Self> {
-        Self::start_with(host, folder, torrent, copy, "")
+    pub fn start(host: &Host, folder: &Path, source: Source<'_>, copy: &Path) -> Result<Self> {
+        Self::start_with(host, folder, source, copy, "")
     }
 
-    /// The same with more of a configuration.
+    /// The same with these lines more in the torrent's entry, each indented by four spaces.
     pub fn start_with(
+        host: &Host,
+        folder: &Path,
+        source: Source<'_>,
+        copy: &Path,
+        more: &str,
+    ) -> Result<Self> {
+        let entry = match source {
+            Source::Torrent(torrent) => {
+                format!("files: {}\n    download: true\n    trackers: keep", quoted(torrent)?)
+            }
+            Source::Magnet(link) => format!("magnet: \"{link}\""),
+        };
+        let content = quoted(copy)?;
+        let torrents = format!("torrents:\n  - {entry}\n    content: {content}\n{more}");
+        Self::run(host, folder, &torrents)
+    }
+
+    /// Of a torrent, with more of a configuration.
+    pub fn start_configured(
         host: &Host,
         folder: &Path,
         torrent: &Path,
         copy: &Path,
         yaml: &str,
     ) -> Result<Self> {
+        let (torrent, content) = (quoted(torrent)?, quoted(copy)?);
+        let entry = format!("files: {torrent}\n    download: true\n    trackers: keep");
+        Self::run(host, folder, &format!("{yaml}torrents:\n  - {entry}\n    content: {content}\n"))
+    }
+
+    /// `seedring run` without a torrent, to be told by commands what to do.
+    pub fn idle(host: &Host, folder: &Path) -> Result<Self> {
+        let mut engine = Self::run(host, folder, "")?;
+        wait_until("the control socket", Duration::from_secs(10), || {
+            engine.process.check_running()?;
+            Ok(engine.command(&["list"]).ok())
+        })?;
+        Ok(engine)
+    }
+
+    fn run(host: &Host, folder: &Path, torrents: &str) -> Result<Self> {
         let (configuration, state) = (folder.join("seedring.yaml"), folder.join("state"));
         let yaml = format!(
-            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n{yaml}\
-             torrents:\n  - files: {}\n    content: {}\n    download: true\n    trackers: keep\n",
+            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n{torrents}",
             quoted(&state)?,
             host.address(),
-            quoted(torrent)?,
-            quoted(copy)?
         );
         std::fs::write(&configuration, yaml)?;
         let mut command = host.command(seedring_binary()?);
@@ -51,42 +83,79 @@ impl Downloader {
     }
 
     /// `seedring download` of a .torrent or a magnet link, which ends when it is there.
-    pub fn start_once(host: &Host, folder: &Path, source: &str, copy: &Path) -> Result<Self> {
+    pub fn start_once(
+        host: &Host,
+        folder: &Path,
+        source: &str,
+        copy: &Path,
+        more: &[&str],
+    ) -> Result<Self> {
         let state = folder.join("state");
         let mut command = host.command(seedring_binary()?);
-        command.args(["download", source, "--to"]).arg(copy);
+        command.args(["download", source, "--to"]).arg(copy).args(more);
         command.args(["--listen", &format!("{}:{LISTEN_PORT}", host.address())]);
         command.arg("--state-dir").arg(&state);
         let process = Process::start("seedring", &mut command, &folder.join("seedring.log"))?;
         Ok(Self { process, state })
     }
 
+    /// One that was started otherwise, by its state folder.
+    pub fn at(state: &Path, process: Process) -> Self {
+        Self { process, state: state.to_path_buf() }
+    }
+
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// What `seedring list` says of its one torrent.
-    pub fn torrent(&self) -> Result<Value> {
+    /// A command to this engine; what it printed. One that fails is an error with what it said.
+    pub fn command(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(seedring_binary()?);
-        command.args(["list", "--json", "--state-dir"]).arg(&self.state);
+        command.args(arguments).arg("--state-dir").arg(&self.state);
         let output = command.output()?;
         if !output.status.success() {
-            bail!("seedring list: {}", String::from_utf8_lossy(&output.stderr));
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("seedring {}: {}: {said}", arguments.join(" "), output.status);
         }
-        let mut report: Value = serde_json::from_slice(&output.stdout)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What `seedring list` says of its one torrent.
+    pub fn torrent(&self) -> Result<Value> {
+        let mut report: Value = serde_json::from_str(&self.command(&["list", "--json"])?)?;
         let torrent = report["torrents"].get_mut(0).context("no torrent is listed")?;
         Ok(torrent.take())
     }
 
+    /// A number of what `list` says; 0 until it answers.
+    pub fn number(&self, key: &str) -> u64 {
+        self.torrent().ok().and_then(|torrent| torrent[key].as_u64()).unwrap_or(0)
+    }
+
+    pub fn is_complete(&mut self) -> Result<bool> {
+        self.process.check_running()?;
+        Ok(self.torrent().unwrap_or_default()["state"] == "seeding")
+    }
+
     /// Waits until it says that all is there.
     pub fn wait_complete(&mut self, limit: Duration) -> Result<()> {
+        self.wait("the download", limit, |torrent| torrent["state"] == "seeding").map(drop)
+    }
+
+    /// Waits until what `list` says of its one torrent is as awaited, and returns that.
+    pub fn wait(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        awaited: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let mut last = Value::Null;
-        let complete = wait_until("the download", limit, || {
+        let found = wait_until(what, limit, || {
             self.process.check_running()?;
             // Between its start and its control socket nobody answers.
             last = self.torrent().unwrap_or_default();
-            Ok((last["state"] == "seeding").then_some(()))
+            Ok(awaited(&last).then(|| last.clone()))
         });
-        complete.map_err(|error| self.process.failure(&format!("{error:#}; it is {last}")))
+        found.map_err(|error| self.process.failure(&format!("{error:#}; it is {last}")))
     }
 }

@@ -13,15 +13,17 @@ pub mod network;
 pub mod process;
 pub mod seeder;
 pub mod seeding;
+pub mod swarm;
 pub mod tracker;
 
-pub use client::{Client, Source};
+pub use client::{Client, Has, Place, RunningClient, Source};
 pub use content::{Content, Shape};
 pub use downloader::Downloader;
 pub use network::{Host, Network};
 pub use process::Process;
 pub use seeder::{Recipe, Seeder};
-pub use seeding::SeedingClient;
+pub use seeding::{ControlledSeed, SeedingClient, put_pieces};
+pub use swarm::Swarm;
 pub use tracker::Opentracker;
 
 use anyhow::{Context, Result, bail};

@@ -101,6 +101,22 @@ impl Network {
     pub fn host(&self, index: usize) -> Host {
         self.hosts[index].clone()
     }
+
+    /// Pulls a host's plug: nothing that it sends arrives, nobody hears of its end.
+    pub fn unplug(&self, index: usize) -> Result<()> {
+        ip(&["-n", &self.switch, "link", "set", "dev", &format!("port{}", index + 1), "down"])
+    }
+
+    /// From now on nothing goes from one of these hosts to the other, by any protocol. (A route
+    /// that blackholes does not stop a socket that is bound to an interface, as clients' are.)
+    pub fn separate(&self, one: usize, other: usize) -> Result<()> {
+        for index in [one, other] {
+            let port = format!("port{}", index + 1);
+            let isolate = ["link", "set", "dev", &port, "type", "bridge_slave", "isolated", "on"];
+            ip(&[&["-n", &self.switch], &isolate[..]].concat())?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Network {

@@ -99,8 +99,19 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let pid = pid.context("a process id out of range")?;
+        self.signal_to(i32::try_from(self.child.id())?, signal)
+    }
+
+    /// To the one program that it has started, of which it is only the frame.
+    pub fn signal_child(&self, signal: Signal) -> Result<()> {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        let child = children.split_whitespace().next().context("it has no child")?;
+        self.signal_to(child.parse()?, signal)
+    }
+
+    fn signal_to(&self, pid: i32, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(pid).context("a process id out of range")?;
         rustix::process::kill_process(pid, signal)
             .map_err(|error| self.failure(&format!("signal {signal:?}: {error}")))
     }

@@ -26,6 +26,8 @@ pub struct Recipe<'a> {
     pub embedded_tracker: bool,
     /// `full`, `quick` or `trust`.
     pub verify: &'a str,
+    /// Pieces are shown one by one (BEP 16).
+    pub super_seeding: bool,
 }
 
 impl Recipe<'_> {
@@ -51,6 +53,9 @@ impl Recipe<'_> {
             }
         }
         write!(yaml, "    trackers: {trackers}\n    verify: {}\n", self.verify)?;
+        if self.super_seeding {
+            writeln!(yaml, "    super_seeding: true")?;
+        }
         Ok(yaml)
     }
 }

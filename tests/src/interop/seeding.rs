@@ -1,28 +1,27 @@
-//! Owns: how each client is told to seed content that is there already.
+//! Owns: seeds other than the engine: each client with content that is there already, libtorrent
+//! with a part of it or a limit.
 //! Never: judges by the client's word alone: a test awaits its announce at the tracker as well.
 //! Flow: [`SeedingClient::start`] -> the client checks the content and announces -> downloads from
 //! it -> [`SeedingClient::stop`], after which the content must be as it was.
 
-use super::client::{
-    PEER_PORT, START_LIMIT, add_to_qbittorrent, start_aria2, start_qbittorrent, start_rtorrent,
-    start_transmission, transmission_remote,
-};
-use super::{Client, Content, Host, Process, Source, python, script, wait_until};
+use super::client::{Has, PEER_PORT, Place, RunningClient};
+use super::{Client, Content, Host, Process, Source, python, script};
 use anyhow::{Context, Result};
-use serde_json::Value;
+use rustix::process::Signal;
 use std::path::Path;
 use std::time::Duration;
 
 /// Hashing 24 MiB, on a machine that does much else.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub struct SeedingClient {
-    process: Process,
+    running: RunningClient,
 }
 
 impl SeedingClient {
-    /// Seeds `content` as `torrent` says; returns when the client says so, where it says anything.
+    /// Seeds `content` as `torrent` says; returns when the client says so.
     pub fn start(
         client: Client,
         host: &Host,
@@ -30,21 +29,34 @@ impl SeedingClient {
         content: &Content,
         torrent: &Path,
     ) -> Result<Self> {
-        let parent = content.root().parent().context("content has a folder")?;
-        let start = match client {
-            Client::Qbittorrent => qbittorrent,
-            Client::Transmission => transmission,
-            Client::Aria2 => aria2,
-            Client::Rtorrent => rtorrent,
-            Client::Libtorrent => libtorrent,
-        };
-        let process = start(host, folder, parent, torrent)
-            .with_context(|| format!("{client:?} as a seed of {}", torrent.display()))?;
-        Ok(Self { process })
+        let save = content.root().parent().context("content has a folder")?.to_path_buf();
+        let place = Place { host: host.clone(), folder: folder.to_path_buf(), save, has: Has::All };
+        let what = || format!("{client:?} as a seed of {}", torrent.display());
+        let source = Source::Torrent(torrent);
+        let mut running = RunningClient::start(client, place, source).with_context(what)?;
+        running.wait_complete(CHECK_LIMIT).with_context(what)?;
+        Ok(Self { running })
     }
 
-    /// Libtorrent with every `parts`-th piece from `part` on, copied to `folder`, and no other.
-    pub fn start_partial(
+    pub fn process(&mut self) -> &mut Process {
+        self.running.process()
+    }
+
+    /// From then on nobody gets anything from it.
+    pub fn stop(self) -> Result<()> {
+        self.running.stop()
+    }
+}
+
+/// libtorrent, told what and how fast to seed.
+#[derive(Debug)]
+pub struct ControlledSeed {
+    process: Process,
+}
+
+impl ControlledSeed {
+    /// Every `parts`-th piece from `part` on, copied to `folder`, and no other.
+    pub fn partial(
         host: &Host,
         folder: &Path,
         content: &Content,
@@ -64,65 +76,60 @@ impl SeedingClient {
         Ok(Self { process })
     }
 
+    /// Everything, at so many bytes a second to all peers together, until [`Self::unleash`].
+    pub fn slow(
+        host: &Host,
+        folder: &Path,
+        content: &Content,
+        torrent: &Path,
+        bytes_per_s: u32,
+    ) -> Result<Self> {
+        let parent = content.root().parent().context("content has a folder")?;
+        let mut command = host.command(python()?);
+        command.arg(script("libtorrent_client.py")).args([torrent, parent]);
+        command.arg(format!("0.0.0.0:{PEER_PORT}")).arg(bytes_per_s.to_string());
+        let mut process = Process::start("slow seed", &mut command, &folder.join("seed.log"))?;
+        process.wait_for_log("the check of its pieces", CHECK_LIMIT, |log| {
+            log.lines().any(|line| line == "complete").then_some(())
+        })?;
+        Ok(Self { process })
+    }
+
+    /// No limit any more.
+    pub fn unleash(&self) -> Result<()> {
+        self.process.signal(Signal::USR1)
+    }
+
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// From then on nobody gets anything from it.
-    pub fn stop(mut self) -> Result<()> {
-        self.process.terminate(START_LIMIT).map(drop)
+    /// Bytes of content that it sent; from then on nobody gets anything from it.
+    pub fn stop(mut self) -> Result<u64> {
+        self.process.terminate(STOP_LIMIT)?;
+        let log = self.process.log();
+        let sent = log.lines().rev().find_map(|line| line.strip_prefix("uploaded "));
+        Ok(sent.map_or(Ok(0), str::parse)?)
     }
 }
 
-fn qbittorrent(host: &Host, folder: &Path, parent: &Path, torrent: &Path) -> Result<Process> {
-    let (mut process, api) = start_qbittorrent(host, folder)?;
-    let source = Source::Torrent(torrent);
-    add_to_qbittorrent(host, &api, source, parent, "skip_checking=true")?;
-    let list = format!("{api}/torrents/info");
-    wait_until("qBittorrent to seed", CHECK_LIMIT, || {
-        process.check_running()?;
-        let torrents: Value = serde_json::from_slice(&host.http_get(&list)?)?;
-        let state = torrents[0]["state"].as_str().unwrap_or_default();
-        Ok((state.ends_with("UP") && torrents[0]["amount_left"] == 0).then_some(()))
-    })?;
-    Ok(process)
-}
-
-fn transmission(host: &Host, folder: &Path, parent: &Path, torrent: &Path) -> Result<Process> {
-    let mut process = start_transmission(host, folder, parent)?;
-    let torrent = torrent.to_str().context("a path outside UTF-8")?;
-    transmission_remote(host, &["--add", torrent])?;
-    transmission_remote(host, &["--torrent", "all", "--verify"])?;
-    let seeding = wait_until("Transmission to seed", CHECK_LIMIT, || {
-        process.check_running()?;
-        let info = transmission_remote(host, &["--torrent", "all", "--info"])?;
-        let state = ["State: Idle", "State: Seeding"].iter().any(|state| info.contains(state));
-        Ok((info.contains("Percent Done: 100%") && state).then_some(()))
-    });
-    if let Err(error) = seeding {
-        let info = transmission_remote(host, &["--torrent", "all", "--info"]).unwrap_or_default();
-        return Err(process.failure(&format!("{error:#}: {info}")));
-    }
-    Ok(process)
-}
-
-fn aria2(host: &Host, folder: &Path, parent: &Path, torrent: &Path) -> Result<Process> {
-    // A ratio of 0 stands for no limit.
-    let seeds = ["--check-integrity=true", "--seed-ratio=0.0", "--bt-hash-check-seed=true"];
-    start_aria2(host, folder, parent, Source::Torrent(torrent), &seeds)
-}
-
-fn rtorrent(host: &Host, folder: &Path, parent: &Path, torrent: &Path) -> Result<Process> {
-    start_rtorrent(host, folder, parent, torrent).map(|(process, _)| process)
-}
-
-fn libtorrent(host: &Host, folder: &Path, parent: &Path, torrent: &Path) -> Result<Process> {
-    let mut command = host.command(python()?);
-    command.arg(script("libtorrent_seed.py")).arg(torrent).arg(parent);
-    command.arg(format!("0.0.0.0:{PEER_PORT}"));
-    let mut process = Process::start("libtorrent", &mut command, &folder.join("libtorrent.log"))?;
-    process.wait_for_log("its magnet link", CHECK_LIMIT, |log| {
-        log.contains("magnet:?").then_some(())
-    })?;
-    Ok(process)
+/// Puts every `parts`-th piece from `part` on where a client will look for it, in files of the
+/// right length that are empty otherwise.
+pub fn put_pieces(
+    content: &Content,
+    torrent: &Path,
+    save: &Path,
+    part: usize,
+    parts: usize,
+) -> Result<()> {
+    let parent = content.root().parent().context("content has a folder")?;
+    let mut command = std::process::Command::new(python()?);
+    command.arg(script("copy_pieces.py")).args([torrent, parent, save]);
+    let output = command.args([part.to_string(), parts.to_string()]).output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "copy_pieces.py: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }

@@ -62,12 +62,33 @@ impl Opentracker {
     /// Waits until it knows at least so many seeds and leeches.
     pub fn wait_for(&mut self, info_hash: &str, seeds: u64, leeches: u64) -> Result<()> {
         let what = format!("{seeds} seeds and {leeches} leeches at opentracker");
-        wait_until(&what, Duration::from_secs(20), || {
-            self.process.check_running()?;
-            let (complete, incomplete) = self.counts(info_hash)?;
-            Ok((complete >= seeds && incomplete >= leeches).then_some(()))
+        self.wait_until(&what, info_hash, |complete, incomplete| {
+            complete >= seeds && incomplete >= leeches
         })
-        .with_context(|| format!("info-hash {info_hash}"))
+    }
+
+    /// Waits until it knows at least so many. aria2 says that nothing is left of what it knows by
+    /// a magnet link alone, so that a leech may count as a seed.
+    pub fn wait_for_members(&mut self, info_hash: &str, members: u64) -> Result<()> {
+        let what = format!("{members} members at opentracker");
+        self.wait_until(&what, info_hash, |complete, incomplete| complete + incomplete >= members)
+    }
+
+    fn wait_until(
+        &mut self,
+        what: &str,
+        info_hash: &str,
+        enough: impl Fn(u64, u64) -> bool,
+    ) -> Result<()> {
+        let mut known = (0, 0);
+        let found = wait_until(what, Duration::from_secs(20), || {
+            self.process.check_running()?;
+            known = self.counts(info_hash)?;
+            Ok(enough(known.0, known.1).then_some(()))
+        });
+        found.with_context(|| {
+            format!("info-hash {info_hash}: {} seeds, {} leeches", known.0, known.1)
+        })
     }
 }
 

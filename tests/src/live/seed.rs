@@ -352,11 +352,11 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    /// Peer exchange (BEP 11) under the id that it proposes itself, whatever the engine declared.
+    /// Peer exchange (BEP 11) under the number that the engine's handshake gives.
     fn flood_pex(&mut self) -> Result<()> {
         self.frames.send(20, b"\x00d1:md6:ut_pexi1eee")?;
         for first in (0..PEX_ADDRESSES).step_by(PEX_MESSAGE_ADDRESSES as usize) {
-            let mut payload = format!("\u{1}d5:added{}:", PEX_MESSAGE_ADDRESSES * 6).into_bytes();
+            let mut payload = format!("\u{2}d5:added{}:", PEX_MESSAGE_ADDRESSES * 6).into_bytes();
             for number in first..first + PEX_MESSAGE_ADDRESSES {
                 let [_, _, high, low] = number.to_be_bytes();
                 // On this machine, and nobody listens there.

@@ -38,6 +38,23 @@ impl SingleFile {
         announce: &str,
         piece_bytes: usize,
     ) -> Result<Self> {
+        Self::make_with(folder, name, length, announce, piece_bytes, "")
+    }
+
+    /// The same as a private torrent (BEP 27) without a tracker.
+    pub fn make_private(folder: &Path, name: &str, length: usize) -> Result<Self> {
+        Self::make_with(folder, name, length, "", PIECE_BYTES, "7:privatei1e")
+    }
+
+    /// `rest`: what else is in the info dictionary, after `pieces`.
+    fn make_with(
+        folder: &Path,
+        name: &str,
+        length: usize,
+        announce: &str,
+        piece_bytes: usize,
+        rest: &str,
+    ) -> Result<Self> {
         let bytes = made_up_bytes(name, length);
         let content = folder.join("content").join(name);
         std::fs::create_dir_all(folder.join("content"))?;
@@ -49,6 +66,7 @@ impl SingleFile {
         info.extend(format!("6:lengthi{length}e4:name{}:{name}", name.len()).bytes());
         info.extend(format!("12:piece lengthi{piece_bytes}e6:pieces{}:", pieces.len()).bytes());
         info.extend(pieces);
+        info.extend(rest.bytes());
         info.push(b'e');
         let hash: [u8; 20] = Sha1::digest(&info).into();
         let mut file = b"d".to_vec();

@@ -4,19 +4,22 @@
 //! moment. Never: which block is asked of whom. Flow: `add_download` -> events of shards -> bits,
 //! commands -> complete: contents without writing, `Shared::download` taken away.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use seedring_platform::op::Allocation;
 use seedring_proto::units::PieceIndex;
 use seedring_shard::{
     Command, DialOutcome,
-    torrent::{Download, Shared, TorrentId},
+    torrent::{Download, KeptPiece, Places, Shared, TorrentId},
 };
 
 use super::{World, disk::DirectoryId, swarm::Swarm, torrent::SimTorrent};
 
 /// A halted download goes on after this time, and who could not be dialled is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// The folder for parts, in a torrent's own.
+const PARTS: &str = ".parts";
 
 /// A torrent that is downloaded.
 pub struct Loading {
@@ -32,6 +35,8 @@ pub struct Loadings {
     pub all: Vec<Loading>,
     pub poisoned: Vec<SocketAddr>,
     pub write_failures: u32,
+    /// What the store has of pieces in part, of all downloads together.
+    pub kept: Rc<RefCell<Vec<KeptPiece>>>,
     resume_at: Vec<(Duration, TorrentId)>,
     dial_at: Vec<(Duration, usize, TorrentId, SocketAddr)>,
 }
@@ -43,9 +48,22 @@ impl Swarm {
         torrent: SimTorrent,
         prepare: impl FnOnce(&Download),
     ) -> Rc<SimTorrent> {
-        let shared = torrent.shared(self.shards());
-        let download = Arc::new(Download::new(torrent.layout.piece_count()));
+        let download = Download::new(torrent.layout.piece_count());
         prepare(&download);
+        self.go_on_with(torrent, download)
+    }
+
+    /// Tells every shard of a torrent of which some may be there: what is synced, and what is left
+    /// of pieces in part.
+    pub fn go_on_with(&mut self, torrent: SimTorrent, download: Download) -> Rc<SimTorrent> {
+        let shared = torrent.shared(self.shards());
+        let download = Arc::new(download);
+        for piece in (0..torrent.layout.piece_count()).map(PieceIndex) {
+            if download.is_synced(piece) {
+                shared.pieces.set_verified(piece, true);
+                shared.pieces.set_offered(piece, true);
+            }
+        }
         shared.contents.store(Some(torrent.contents_to_write(&self.world, self.root)));
         shared.download.store(Some(download.clone()));
         let torrent = Rc::new(torrent);
@@ -100,6 +118,15 @@ impl Swarm {
 
     pub(super) fn offered(&mut self, torrent: TorrentId, piece: PieceIndex) {
         self.tell_all(|| Command::Have { torrent, piece });
+    }
+
+    /// Blocks of a piece in part are on disk; none: no more.
+    pub(super) fn kept(&mut self, kept: KeptPiece) {
+        let mut all = self.loadings.kept.borrow_mut();
+        all.retain(|other| other.piece != kept.piece && other.slot != kept.slot);
+        if !kept.blocks.is_empty() {
+            all.push(kept);
+        }
     }
 
     pub(super) fn write_failed(&mut self, torrent: TorrentId) {
@@ -166,12 +193,14 @@ impl SimTorrent {
         root: DirectoryId,
     ) -> Arc<seedring_shard::torrent::Contents> {
         let folder = world.root_beneath(root, &self.folder());
+        let folder_path = self.base.clone();
         let growth = seedring_shard::torrent::Growth::new(self.layout.piece_count());
         let allocation = Allocation::Sparse;
-        let writing = seedring_shard::torrent::Writing { folder, allocation, growth };
+        let writing = seedring_shard::torrent::Writing { folder, folder_path, allocation, growth };
         let contents = self.contents(false);
         let contents = Arc::into_inner(contents).expect("invariant: just made");
-        Arc::new(seedring_shard::torrent::Contents { writing: Some(writing), ..contents })
+        let places = Places { parts: self.base.join(PARTS), ..Places::default() };
+        Arc::new(seedring_shard::torrent::Contents { writing: Some(writing), places, ..contents })
     }
 
     /// Whether a piece's bytes can be read from the virtual disk.

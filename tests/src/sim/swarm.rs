@@ -18,7 +18,7 @@ use seedring_shard::{
     mailbox::{Receiver, Sender, Wake, channel},
     stats::Stats,
     storage,
-    torrent::{Shared, TorrentId},
+    torrent::{KeptPiece, Shared, TorrentId},
 };
 
 use super::{
@@ -42,12 +42,21 @@ pub struct Plan {
     pub direct_io: bool,
     pub zero_copy: bool,
     pub plant: Plant,
+    /// The world was rebooted: its disk is that of an earlier swarm.
+    pub again: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let plant = Plant::None;
-        Plan { shards: 1, pool_bytes: 16 << 20, direct_io: false, zero_copy: true, plant }
+        Plan {
+            shards: 1,
+            pool_bytes: 16 << 20,
+            direct_io: false,
+            zero_copy: true,
+            plant,
+            again: false,
+        }
     }
 }
 
@@ -74,6 +83,8 @@ pub struct Swarm {
     /// What shards told of files in trouble, pieces that failed, and dialled peers.
     pub troubles: u32,
     pub failed_pieces: u32,
+    /// Connections that came, of which a shard told and not yet that they are gone.
+    here: BTreeSet<(usize, TorrentId, SocketAddr)>,
     /// Torrents whose files somebody changes; pieces of the others never fail.
     pub spoilt: BTreeSet<TorrentId>,
     pub dialed: Vec<seedring_shard::DialOutcome>,
@@ -106,7 +117,7 @@ impl Swarm {
         peer_id.0[19] += engine;
         let globals = Arc::new(Globals::new(peer_id, "seedring simulated"));
         globals.zero_copy.store(plan.zero_copy, std::sync::atomic::Ordering::Relaxed);
-        let root = world.directory();
+        let root = if plan.again { world.first_directory() } else { world.directory() };
         let first = engine > 0 || root == world.first_directory();
         assert!(first, "the first directory of a world stands for / of its first engine");
         let ios: Vec<SimIo> = (0..plan.shards)
@@ -128,7 +139,7 @@ impl Swarm {
             let options = Options {
                 shard: number,
                 globals: globals.clone(),
-                storage: storage::Options { reads_max: 64, open_files_max: 16 },
+                storage: storage::Options { reads_max: 64, open_files_max: 16, in_place: true },
                 // Not measured: a seed has to give the same swarm on every machine.
                 hashing: Pace::of(&[(Kernel::Single, 36_000), (Kernel::Avx512, 115_000)]),
                 root: File::from(world.root(root)),
@@ -150,6 +161,7 @@ impl Swarm {
             seats,
             troubles: 0,
             failed_pieces: 0,
+            here: BTreeSet::new(),
             spoilt: BTreeSet::new(),
             dialed: Vec::new(),
             loadings: Loadings::default(),
@@ -295,10 +307,26 @@ impl Swarm {
                     self.dialed.push(outcome);
                     self.dial_failed(at, torrent, address, outcome);
                 }
+                Event::Accepted { torrent, address, .. } => {
+                    if !self.here.insert((at, torrent, address)) {
+                        self.world.violation(format!("{address} came twice to shard {at}"));
+                    }
+                }
+                Event::Left { torrent, address, .. } => {
+                    if !self.here.remove(&(at, torrent, address)) {
+                        self.world.violation(format!("{address} left shard {at} unseen"));
+                    }
+                }
                 Event::Offered { torrent, piece } => self.offered(torrent, piece),
+                Event::Lost { torrent, piece } => {
+                    self.tell_all(|| Command::Lost { torrent, piece });
+                }
                 Event::WriteFailed { torrent, .. } => self.write_failed(torrent),
                 Event::Poisoned { address, .. } => self.loadings.poisoned.push(address),
                 Event::Complete(id) => self.completed(id),
+                Event::Kept { piece, slot, blocks, .. } => {
+                    self.kept(KeptPiece { piece, slot, blocks });
+                }
                 Event::Stopped(stats) => self.seats[at].stopped = Some(stats),
                 _ => {}
             }
@@ -325,6 +353,8 @@ impl Swarm {
                 findings.push("a shard did not stop although all peers are gone".into());
             } else if self.connections() > 0 {
                 findings.push(format!("{} connections are still counted", self.connections()));
+            } else if !self.here.is_empty() {
+                findings.push(format!("nobody was told that these left: {:?}", self.here));
             }
             for seat in &mut self.seats {
                 seat.shard.io().finish();

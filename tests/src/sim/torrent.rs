@@ -73,8 +73,16 @@ impl SimTorrent {
 
     /// One file of this size.
     pub fn plain(id: u32, bytes: u64, piece_bytes: u32, rng: &mut Rng) -> SimTorrent {
-        let file = NewFile { path: "content".into(), length: bytes, ..NewFile::default() };
-        Self::of(id, piece_bytes, vec![file], rng)
+        Self::of_files(id, piece_bytes, &[("content", bytes)], rng)
+    }
+
+    /// Files of these names and sizes.
+    pub fn of_files(id: u32, piece_bytes: u32, files: &[(&str, u64)], rng: &mut Rng) -> SimTorrent {
+        let file = |&(path, length): &(&str, u64)| {
+            let path = path.into();
+            NewFile { path, length, ..NewFile::default() }
+        };
+        Self::of(id, piece_bytes, files.iter().map(file).collect(), rng)
     }
 
     fn of(id: u32, piece_bytes: u32, files: Vec<NewFile>, rng: &mut Rng) -> SimTorrent {
@@ -154,6 +162,8 @@ impl SimTorrent {
 
     pub fn shared(&self, shards: usize) -> Arc<Shared> {
         let shared = Shared::new(self.id, self.info_hash, self.layout.piece_count()).over(shards);
+        // Offered to everybody; nobody here speaks it.
+        shared.exchange.store(true, std::sync::atomic::Ordering::Relaxed);
         shared.set_phase(Phase::Active);
         Arc::new(shared)
     }
@@ -166,6 +176,7 @@ impl SimTorrent {
             private: false,
             base: self.base.clone(),
             base_is_file: false,
+            places: Default::default(),
             stamps: Box::new([]),
             direct_io,
             writing: None,

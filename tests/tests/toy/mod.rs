@@ -145,7 +145,7 @@ impl<I: Io> Toy<I> {
     fn accepted(&mut self, socket: Socket) {
         let id = self.next;
         self.next += 1;
-        let op = Op::Receive { token: token(id, RECEIVE), socket: socket.clone() };
+        let op = Op::Receive { token: token(id, RECEIVE), socket: socket.clone(), bulk: false };
         if self.io.submit(op).is_err() {
             return;
         }

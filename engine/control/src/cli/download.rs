@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{print, run};
+use super::{print, run, storage::StorageArgs};
 use crate::config::model::{DownloadOptions, Rate};
 use crate::config::{Config, FetchOptions};
 
@@ -34,6 +34,11 @@ pub(super) struct DownloadArgs {
     /// Limit of the upload, such as 100Mbit/s.
     #[arg(long, value_name = "RATE", default_value = "unlimited")]
     upload: Rate,
+    /// Limit of the download, such as 100Mbit/s.
+    #[arg(long, value_name = "RATE", default_value = "unlimited")]
+    limit: Rate,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Where it is kept what is there already. Left out: a folder for this torrent in the user's
     /// state folder.
     #[arg(long, value_name = "DIR")]
@@ -41,13 +46,18 @@ pub(super) struct DownloadArgs {
 }
 
 pub(super) fn run(args: DownloadArgs) -> ExitCode {
+    let storage = match args.storage.storage() {
+        Ok(storage) => storage,
+        Err(reason) => return print::failed(&reason),
+    };
     let options = FetchOptions {
         torrent: args.torrent,
         folder: args.to,
         listen: args.listen,
         state_dir: args.state_dir,
         upload: args.upload,
-        download: DownloadOptions { sequential: args.sequential, only: args.only },
+        rate: args.limit,
+        download: DownloadOptions { sequential: args.sequential, only: args.only, storage },
         seed: args.seed,
     };
     match Config::for_download(options) {

@@ -14,6 +14,7 @@ pub mod list;
 mod print;
 mod run;
 pub mod show;
+mod storage;
 mod torrent;
 
 use std::process::ExitCode;
@@ -126,6 +127,8 @@ mod tests {
             "seedring show abc --config x.yaml --json",
             "seedring doctor --config x.yaml",
             "seedring download a.torrent --to /srv --sequential --only *.iso --seed",
+            "seedring download a.torrent --limit 1MiB/s --preallocate full --incomplete-suffix .part",
+            "seedring add a.torrent --to /srv --incomplete-folder /tmp --move-completed-to /done",
             "seedring add magnet:?xt=urn:btih:0 --to /srv --paused --label a --label b",
             "seedring remove abcd --delete-content --state-dir x",
             "seedring pause abcd",

@@ -53,6 +53,9 @@ pub(super) struct SeedArgs {
     /// Peers come from the trackers alone (BEP 27).
     #[arg(long)]
     private: bool,
+    /// Show pieces to peers one by one (BEP 16): for the first seed of a swarm.
+    #[arg(long)]
+    super_seeding: bool,
 }
 
 pub(super) fn run(args: RunArgs) -> ExitCode {
@@ -73,6 +76,7 @@ pub(super) fn seed(args: SeedArgs) -> ExitCode {
         content: args.content,
         name: args.name,
         private: args.private,
+        super_seeding: args.super_seeding,
     };
     match Config::for_seed(&args.paths, options) {
         Ok(config) => start(config),

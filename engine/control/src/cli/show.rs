@@ -113,7 +113,12 @@ fn peer_line(peer: &PeerLine) -> String {
         if peer.client.is_empty() { "(unknown client)" } else { &peer.client },
         print::size(peer.uploaded_bytes),
         print::size(peer.upload_bytes_per_s),
-        if peer.dialed { ", dialled by us" } else { "" },
+        match (peer.source.as_str(), peer.dialed) {
+            ("" | "incoming", false) => String::new(),
+            ("", true) => ", dialled by us".into(),
+            (source, true) => format!(", dialled by us (from {source})"),
+            (source, false) => format!(" (also from {source})"),
+        },
     )
 }
 
@@ -141,13 +146,14 @@ mod tests {
             interested: true,
             uploaded_bytes: 1024,
             progress_permille: 125,
+            source: "pex".into(),
             ..PeerLine::default()
         });
         let text = page(&detail);
         let expected = "http://t/ working, 2 seeding, 7 leeching, next in 60 s";
         assert!(text.contains(expected) && text.contains("private      yes"), "{text}");
         let expected = "[::1]:5 (unknown client) has 12.5 %, 1.0 KiB sent, 0 B/s now, waits for a \
-                        slot, dialled by us";
+                        slot, dialled by us (from pex)";
         assert!(text.contains(expected), "{text}");
     }
 }

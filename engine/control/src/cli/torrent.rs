@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::list::EngineArgs;
 use super::print;
+use super::storage::StorageArgs;
 use crate::control_socket;
 use crate::engine::commands::{Action, AddFrom, AddTorrent, FilesReport, Reply};
 
@@ -32,6 +33,8 @@ pub(super) struct AddArgs {
     /// A label to list it by; several allowed.
     #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
+    #[command(flatten)]
+    storage: StorageArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -76,9 +79,10 @@ pub(super) struct FilesArgs {
 pub(super) fn add(args: AddArgs) -> ExitCode {
     let prepared = from(&args.torrent).and_then(|from| {
         let folder = std::path::absolute(&args.to);
-        Ok((from, folder.map_err(|error| format!("{}: {error}", args.to.display()))?))
+        let folder = folder.map_err(|error| format!("{}: {error}", args.to.display()))?;
+        Ok((from, folder, args.storage.choice()?))
     });
-    let (from, folder) = match prepared {
+    let (from, folder, storage) = match prepared {
         Ok(prepared) => prepared,
         Err(why) => return print::failed(&why),
     };
@@ -89,6 +93,7 @@ pub(super) fn add(args: AddArgs) -> ExitCode {
         sequential: args.sequential,
         only: args.only,
         labels: args.label,
+        storage,
     };
     act(&args.engine, Action::Add(add), "added")
 }
@@ -169,13 +174,15 @@ fn table(report: &FilesReport) -> String {
             Some(0) => String::from("unwanted"),
             Some(priority) => priority.to_string(),
         };
-        let _ = writeln!(
+        let _ = write!(
             out,
             "{:>5} {:>10} {had:>7} {priority:>8}  {}",
             file.index,
             print::size(file.length),
             print::safe(&file.path)
         );
+        let lies = file.lies.as_ref().map(|lies| format!("  ({})", print::safe(lies)));
+        let _ = writeln!(out, "{}", lies.unwrap_or_default());
     }
     out
 }
@@ -198,12 +205,13 @@ mod tests {
             path: format!("a\x1b{index}"),
             length: 1000,
             had_bytes,
+            lies: (index == 0).then(|| String::from("aside")),
             priority,
         };
         let files = vec![file(0, 999, Some(0)), file(1, 1000, Some(7)), file(2, 0, None)];
         let text = table(&FilesReport { files, ..FilesReport::default() });
         let lines: Vec<&str> = text.lines().skip(1).collect();
-        assert!(lines[0].contains("99.9 % unwanted  a\u{fffd}0"), "{text}");
+        assert!(lines[0].contains("99.9 % unwanted  a\u{fffd}0  (aside)"), "{text}");
         assert!(lines[1].contains("100.0 %        7"), "{text}");
         assert!(lines[2].contains("0.0 %        -"), "{text}");
         assert_eq!(percent(0, 0), "100.0 %", "an empty file is there");

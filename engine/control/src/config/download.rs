@@ -9,7 +9,7 @@ use seedring_proto::{magnet::Magnet, metainfo::Metainfo};
 
 use super::model::{
     Config, DownloadOptions, Files, MagnetLink, Source, TorrentLimits, TorrentSource, Trackers,
-    Verify,
+    Verify, check_suffix,
 };
 use super::seed::SeedOptions;
 use super::units::Rate;
@@ -26,6 +26,8 @@ pub struct FetchOptions {
     /// `None`: one of its own for each torrent, below the user's.
     pub state_dir: Option<PathBuf>,
     pub upload: Rate,
+    /// Limit of what is asked for.
+    pub rate: Rate,
     pub download: DownloadOptions,
     /// Go on when all is there.
     pub seed: bool,
@@ -35,7 +37,9 @@ impl Config {
     /// One torrent to download. Each has a state folder of its own, so that several can run at
     /// once, and the same command goes on where it was left.
     pub fn for_download(options: FetchOptions) -> Result<Config, String> {
-        let FetchOptions { torrent, folder, listen, state_dir, upload, download, seed } = options;
+        let FetchOptions { torrent, folder, listen, state_dir, upload, rate, download, seed } =
+            options;
+        check_suffix(&download.storage.incomplete_suffix)?;
         let folder = std::path::absolute(&folder)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
         for text in &download.only {
@@ -66,6 +70,7 @@ impl Config {
             None => own_state_dir(&config.state_dir, &hash.to_string()),
         };
         config.control_socket = config.state_dir.join("control.sock");
+        config.limits.download = rate;
         config.until_complete = !seed;
         config.torrents = vec![TorrentSource {
             line: 0,
@@ -73,6 +78,7 @@ impl Config {
             trackers: Trackers::Keep,
             verify: Verify::Full,
             limits: TorrentLimits::default(),
+            pex: None,
         }];
         Ok(config)
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::diagnostic::did_you_mean;
 use super::model::TrackerRef;
 use super::sections::{
-    IoBackend, Limits, Log, Memory, Shards, Switch, Timeouts, TrackerClient, Verify,
+    IoBackend, Limits, Log, Memory, Preallocate, Shards, Switch, Timeouts, TrackerClient, Verify,
 };
 use super::units::{ByteSize, CountLimit, Period, Rate};
 
@@ -46,14 +46,19 @@ pub struct ConfigFile {
     /// Sending without copying. auto: off on loopback, on elsewhere as long as the kernel keeps to
     /// it.
     pub zero_copy: Switch,
-    /// Reading content past the page cache, into the engine's own. auto: where the file system can.
+    /// Reading content past the page cache, into the engine's own. auto: where the file system can,
+    /// but what lies in the page cache already is verified there. on: it is read from the device.
     pub direct_io: Switch,
     pub memory: Memory,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    /// Whether peers of a torrent tell each other of peers (PEX, BEP 11). Those of private torrents
+    /// never do.
+    pub pex: bool,
     /// The embedded tracker. Leave it out for none.
     pub tracker: Option<TrackerFile>,
     pub tracker_client: TrackerClient,
+    pub downloads: DownloadsFile,
     pub log: Log,
     /// What to seed: folders and files for which the engine makes the torrent, and .torrent files.
     pub torrents: Vec<TorrentEntry>,
@@ -78,8 +83,10 @@ impl Default for ConfigFile {
             memory: Memory::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            pex: true,
             tracker: None,
             tracker_client: TrackerClient::default(),
+            downloads: DownloadsFile::default(),
             log: Log::default(),
             torrents: Vec::new(),
         }
@@ -116,6 +123,21 @@ impl Default for TrackerFile {
     }
 }
 
+/// How downloads are kept on disk. An entry may say it for its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DownloadsFile {
+    /// What of a file's space is taken when it is made: none or sparse (as bytes come), or full
+    /// (all of it at once).
+    pub preallocate: Preallocate,
+    /// Where downloads lie until they are complete. Left out: in their own folder.
+    pub incomplete_folder: Option<String>,
+    /// What the names of files end with until the torrent is complete; such as .part.
+    pub incomplete_suffix: Option<String>,
+    /// Where they lie from then on. Left out: in their own folder.
+    pub move_completed_to: Option<String>,
+}
+
 /// One of `folder`, `files` and `magnet`, and what belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -136,6 +158,14 @@ pub struct TorrentEntry {
     pub sequential: Option<bool>,
     /// With download or magnet: patterns of the files that are wanted. Left out: all.
     pub only: List<String>,
+    /// With download or magnet: as in downloads, for this entry alone.
+    pub preallocate: Option<Preallocate>,
+    /// With download or magnet: as in downloads.
+    pub incomplete_folder: Option<String>,
+    /// With download or magnet: as in downloads.
+    pub incomplete_suffix: Option<String>,
+    /// With download or magnet: as in downloads.
+    pub move_completed_to: Option<String>,
     /// With folder: the torrent's name. Left out: the folder's.
     pub name: Option<String>,
     /// keep (those in the file; for files the default), a list of URLs, each a tier of its own, or
@@ -157,6 +187,11 @@ pub struct TorrentEntry {
     pub comment: Option<String>,
     /// With folder: URLs of the same content over HTTP (BEP 19).
     pub web_seeds: List<WebSeed>,
+    /// Shows its pieces to peers one by one (BEP 16): for the first seed of a swarm, which sends
+    /// each piece about once. It ends when another peer has everything.
+    pub super_seeding: bool,
+    /// Whether its peers tell each other of peers. Left out: as the engine does.
+    pub pex: Option<bool>,
     /// Limits of this torrent, within those of the engine.
     pub limits: TorrentLimitsFile,
 }
@@ -167,6 +202,8 @@ pub struct TorrentEntry {
 pub struct TorrentLimitsFile {
     /// Payload sent to its peers.
     pub upload: Rate,
+    /// Payload asked of its peers.
+    pub download: Rate,
     /// Its connections. Left out: limits.connections_per_torrent.
     #[schemars(range(min = 1, max = 1000000))]
     pub connections: Option<u32>,

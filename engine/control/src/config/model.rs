@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 pub use super::sections::{
-    CacheSize, IoBackend, Limits, Log, LogFormat, LogLevel, Memory, Shards, Switch, Timeouts,
-    TrackerClient, Verify,
+    CacheSize, IoBackend, Limits, Log, LogFormat, LogLevel, Memory, Preallocate, Shards, Switch,
+    Timeouts, TrackerClient, Verify,
 };
 pub use super::units::{ByteSize, CountLimit, Period, Rate};
 
@@ -32,9 +32,13 @@ pub struct Config {
     pub memory: Memory,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    /// Peers of a torrent tell each other of peers (BEP 11), never those of a private one.
+    pub pex: bool,
     /// The embedded tracker; `None` when it is left out.
     pub tracker: Option<EmbeddedTracker>,
     pub tracker_client: TrackerClient,
+    /// How downloads that a command adds are kept, unless it says otherwise.
+    pub downloads: Storage,
     pub log: Log,
     pub torrents: Vec<TorrentSource>,
     /// End when everything wanted is there (`seedring download`).
@@ -69,6 +73,8 @@ pub struct TorrentSource {
     pub trackers: Trackers,
     pub verify: Verify,
     pub limits: TorrentLimits,
+    /// `None`: `Config::pex`.
+    pub pex: Option<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +101,36 @@ pub struct DownloadOptions {
     pub sequential: bool,
     /// Patterns of the files that are wanted; empty: all.
     pub only: Vec<String>,
+    pub storage: Storage,
+}
+
+/// How a download is kept on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Storage {
+    pub preallocate: Preallocate,
+    /// Where it lies until it is complete; `None`: in its save folder.
+    pub incomplete_folder: Option<PathBuf>,
+    /// What its files' names end with until it is complete; may be empty.
+    pub incomplete_suffix: String,
+    /// Where it lies from then on; `None`: in its save folder.
+    pub move_completed_to: Option<PathBuf>,
+}
+
+/// The longest suffix.
+const SUFFIX_BYTES_MAX: usize = 32;
+
+/// # Errors
+/// It can't be the end of a file's name.
+pub fn check_suffix(suffix: &str) -> Result<(), String> {
+    let good = suffix.len() <= SUFFIX_BYTES_MAX && !suffix.contains(['/', '\0']);
+    match good {
+        true => Ok(()),
+        false => Err(format!(
+            "\"{}\" can't be the end of a file's name; write such as .part, at most \
+             {SUFFIX_BYTES_MAX} bytes",
+            suffix.escape_debug()
+        )),
+    }
 }
 
 /// Content for which the engine makes the torrent itself.
@@ -139,13 +175,16 @@ pub enum TrackerRef {
     Url(String),
 }
 
-/// Within the engine's own limits; the smaller of both holds.
+/// How a torrent is seeded. Numbers are within the engine's own limits; the smaller of both holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TorrentLimits {
     pub upload: Rate,
+    pub download: Rate,
     /// `None`: `limits.connections_per_torrent`.
     pub connections: Option<u32>,
     pub upload_slots: CountLimit,
+    /// BEP 16.
+    pub super_seeding: bool,
 }
 
 impl Files {

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 
-use super::file::{ConfigFile, List, Listen, TorrentEntry, TrackersField};
+use super::file::{ConfigFile, DownloadsFile, List, Listen, TorrentEntry, TrackersField};
 use super::model::{
-    Announce, Config, DownloadOptions, EmbeddedTracker, Files, Folder, MagnetLink, Source,
-    TorrentLimits, TorrentSource, TrackerRef, Trackers, Verify, is_glob,
+    Announce, Config, DownloadOptions, EmbeddedTracker, Files, Folder, MagnetLink, Source, Storage,
+    TorrentLimits, TorrentSource, TrackerRef, Trackers, Verify, check_suffix, is_glob,
 };
 use super::read::{Problem, Reading};
 use super::tree::{Node, Place, Value};
@@ -36,6 +36,7 @@ impl Resolver<'_> {
         self.check_listen(&listen, &file);
         let announce = self.announce(&file);
         self.check_limits(&file);
+        let downloads = self.downloads(&file.downloads);
         let tracker = file.tracker.map(|tracker| EmbeddedTracker {
             listen: tracker.listen.0.into_iter().map(|Listen(at)| at).collect(),
             interval: tracker.interval,
@@ -44,7 +45,7 @@ impl Resolver<'_> {
         let mut torrents: Vec<TorrentSource> = Vec::with_capacity(entries.len());
         let mut seen = HashMap::new();
         for (index, node, entry) in entries {
-            let Some(torrent) = self.torrent(index, node, entry) else { continue };
+            let Some(torrent) = self.torrent(index, node, entry, &downloads) else { continue };
             self.check_twice(&mut seen, index, node, &torrent);
             torrents.push(torrent);
         }
@@ -65,8 +66,10 @@ impl Resolver<'_> {
             memory: file.memory,
             limits: file.limits,
             timeouts: file.timeouts,
+            pex: file.pex,
             tracker,
             tracker_client: file.tracker_client,
+            downloads,
             log: file.log,
             torrents,
             until_complete: false,
@@ -185,7 +188,13 @@ impl Resolver<'_> {
         }
     }
 
-    fn torrent(&mut self, index: usize, node: &Node, entry: TorrentEntry) -> Option<TorrentSource> {
+    fn torrent(
+        &mut self,
+        index: usize,
+        node: &Node,
+        entry: TorrentEntry,
+        downloads: &Storage,
+    ) -> Option<TorrentSource> {
         let key = format!("torrents[{index}]");
         let has =
             |name: &str| node.get(name).is_some_and(|node| !matches!(node.value, Value::Null));
@@ -209,13 +218,19 @@ impl Resolver<'_> {
         }
         self.check_misplaced(node, &key, has("folder"));
         let options = self.download_options(node, &key, &entry, has("magnet"));
+        let options = options.map(|options| DownloadOptions {
+            storage: self.storage(node, &key, &entry, downloads),
+            ..options
+        });
         self.check_trackers(node, &key, &entry, has("folder"));
         let limits = TorrentLimits {
             upload: entry.limits.upload,
+            download: entry.limits.download,
             connections: entry.limits.connections,
             upload_slots: entry.limits.upload_slots,
+            super_seeding: entry.super_seeding,
         };
-        let verify = entry.verify;
+        let (verify, pex) = (entry.verify, entry.pex);
         let trackers = entry.trackers.clone();
         let is_folder = has("folder");
         let source = if is_folder {
@@ -234,14 +249,23 @@ impl Resolver<'_> {
             None => Trackers::Tiers(Vec::new()),
         };
         let verify = verify.unwrap_or(if is_folder { Verify::Full } else { Verify::Quick });
-        Some(TorrentSource { line: node.place.line, source, trackers, verify, limits })
+        Some(TorrentSource { line: node.place.line, source, trackers, verify, limits, pex })
     }
 
     /// Keys that belong to the other kind of entry.
     fn check_misplaced(&self, node: &Node, key: &str, is_folder: bool) {
         const OF_FOLDER: [&str; 6] =
             ["name", "piece_length", "private", "source", "comment", "web_seeds"];
-        const OF_DOWNLOAD: [&str; 4] = ["content", "download", "sequential", "only"];
+        const OF_DOWNLOAD: [&str; 8] = [
+            "content",
+            "download",
+            "sequential",
+            "only",
+            "preallocate",
+            "incomplete_folder",
+            "incomplete_suffix",
+            "move_completed_to",
+        ];
         let misplaced: &[&str] = if is_folder { &OF_DOWNLOAD } else { &OF_FOLDER };
         for name in misplaced {
             let Some((name_node, _)) = node.entry(name) else { continue };
@@ -271,7 +295,15 @@ impl Resolver<'_> {
             self.error(place_of("download"), key, message, "leave download out");
         }
         if !is_magnet && entry.download != Some(true) {
-            let written = ["sequential", "only"].into_iter().find(|name| node.get(name).is_some());
+            const HOW: [&str; 6] = [
+                "sequential",
+                "only",
+                "preallocate",
+                "incomplete_folder",
+                "incomplete_suffix",
+                "move_completed_to",
+            ];
+            let written = HOW.into_iter().find(|name| node.get(name).is_some());
             if let Some(name) = written.filter(|_| node.get("folder").is_none()) {
                 let message = format!("{name} says how to download, and nothing is downloaded");
                 self.error(place_of(name), key, message, "add download: true, or leave it out");
@@ -288,7 +320,47 @@ impl Resolver<'_> {
             self.error(place, &format!("{key}.only"), message, help);
         }
         let sequential = entry.sequential.unwrap_or(false);
-        Some(DownloadOptions { sequential, only: only.clone() })
+        Some(DownloadOptions { sequential, only: only.clone(), ..DownloadOptions::default() })
+    }
+
+    /// How downloads are kept where nothing else is said.
+    fn downloads(&self, file: &DownloadsFile) -> Storage {
+        let suffix = file.incomplete_suffix.clone().unwrap_or_default();
+        self.check_suffix(
+            &suffix,
+            self.key_place(&["downloads", "incomplete_suffix"]),
+            "downloads",
+        );
+        Storage {
+            preallocate: file.preallocate,
+            incomplete_folder: file.incomplete_folder.as_deref().map(|path| self.path(path)),
+            incomplete_suffix: suffix,
+            move_completed_to: file.move_completed_to.as_deref().map(|path| self.path(path)),
+        }
+    }
+
+    /// How one entry's are.
+    fn storage(&self, node: &Node, key: &str, entry: &TorrentEntry, all: &Storage) -> Storage {
+        let folder = |own: &Option<String>, all: &Option<PathBuf>| match own {
+            Some(path) => Some(self.path(path)),
+            None => all.clone(),
+        };
+        let suffix = entry.incomplete_suffix.as_ref().unwrap_or(&all.incomplete_suffix);
+        if let Some(written) = node.get("incomplete_suffix") {
+            self.check_suffix(suffix, written.place, key);
+        }
+        Storage {
+            preallocate: entry.preallocate.unwrap_or(all.preallocate),
+            incomplete_folder: folder(&entry.incomplete_folder, &all.incomplete_folder),
+            incomplete_suffix: suffix.clone(),
+            move_completed_to: folder(&entry.move_completed_to, &all.move_completed_to),
+        }
+    }
+
+    fn check_suffix(&self, suffix: &str, place: Place, key: &str) {
+        if let Err(message) = check_suffix(suffix) {
+            self.error(place, &format!("{key}.incomplete_suffix"), message, "");
+        }
     }
 
     fn magnet(

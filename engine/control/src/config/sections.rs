@@ -25,12 +25,18 @@ pub struct Memory {
 pub struct Limits {
     /// Payload sent to all peers together.
     pub upload: Rate,
+    /// Payload asked of all peers together.
+    pub download: Rate,
     /// Connections to peers, of all torrents together.
     #[schemars(range(min = 1, max = 1000000))]
     pub connections: u32,
     /// Connections of one torrent, unless that torrent says otherwise.
     #[schemars(range(min = 1, max = 1000000))]
     pub connections_per_torrent: u32,
+    /// Connections of one torrent to one address, those that it opened included, or unlimited. Holds
+    /// for addresses of the internet: behind one of a local network may be a router or a proxy, and
+    /// with it everybody.
+    pub connections_per_ip: CountLimit,
     /// Peers served at the same time, of all torrents together; the others wait their turn (choke).
     pub upload_slots: CountLimit,
 }
@@ -39,8 +45,10 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             upload: Rate::UNLIMITED,
+            download: Rate::UNLIMITED,
             connections: 2000,
             connections_per_torrent: 500,
+            connections_per_ip: CountLimit(Some(10)),
             upload_slots: CountLimit(None),
         }
     }
@@ -175,6 +183,31 @@ pub enum Verify {
     Quick,
     /// Sizes only. Bytes that went bad are sent as they are.
     Trust,
+}
+
+/// What of a downloaded file's space is taken when the file is made.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Preallocate {
+    /// None; the same as sparse.
+    None,
+    /// None: the file has its length, and takes space as bytes come.
+    #[default]
+    Sparse,
+    /// All of it, so that a later write does not fail for lack of space.
+    Full,
 }
 
 /// `auto`, or how many.

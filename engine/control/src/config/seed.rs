@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::file::ConfigFile;
 use super::model::{
-    Announce, Config, EmbeddedTracker, Files, Folder, Source, TorrentLimits, TorrentSource,
-    TrackerRef, Trackers, Verify,
+    Announce, Config, EmbeddedTracker, Files, Folder, Source, Storage, TorrentLimits,
+    TorrentSource, TrackerRef, Trackers, Verify,
 };
 use super::resolve::absolute;
 use super::units::{Period, Rate};
@@ -29,6 +29,7 @@ pub struct SeedOptions {
     pub content: Option<PathBuf>,
     pub name: Option<String>,
     pub private: bool,
+    pub super_seeding: bool,
 }
 
 impl Config {
@@ -79,8 +80,10 @@ impl Config {
             memory: file.memory,
             limits,
             timeouts: file.timeouts,
+            pex: file.pex,
             tracker,
             tracker_client: file.tracker_client,
+            downloads: Storage::default(),
             log: file.log,
             torrents,
             until_complete: false,
@@ -144,5 +147,7 @@ fn torrent(
         (Source::Folder(folder), Trackers::Tiers(tiers.to_vec()), Verify::Full)
     };
     let verify = options.verify.unwrap_or(verify);
-    Ok(TorrentSource { line: 0, source, trackers, verify, limits: TorrentLimits::default() })
+    let super_seeding = options.super_seeding;
+    let limits = TorrentLimits { super_seeding, ..TorrentLimits::default() };
+    Ok(TorrentSource { line: 0, source, trackers, verify, limits, pex: None })
 }

@@ -114,9 +114,12 @@ impl Engine {
         let Some(torrent) = self.torrents.get(id) else { return };
         let (own, shared) = (&torrent.wanted.limits, &torrent.shared);
         shared.upload.change(own.upload.bytes_per_second, self.shards.now());
+        shared.receive.change(own.download.bytes_per_second, self.shards.now());
         let connections = own.connections.unwrap_or(self.config.limits.connections_per_torrent);
         shared.connections_max.store(connections, Ordering::Relaxed);
         shared.slots.store(own.upload_slots.0.unwrap_or(u32::MAX), Ordering::Relaxed);
+        shared.super_seeding.store(own.super_seeding, Ordering::Relaxed);
+        self.apply_exchange(id);
     }
 
     /// A torrent whose content was just looked at: verify or seed it, or let it wait.
@@ -195,6 +198,9 @@ impl Engine {
     pub(super) async fn remove(&mut self, id: TorrentId) {
         let Some(mut torrent) = self.torrents.remove(id) else { return };
         torrent.shared.set_phase(Phase::Removed);
+        if let Some(download) = &torrent.download {
+            download.mover.cancel();
+        }
         let hash = torrent.info_hash();
         self.shards.send_all(|| Command::Remove(id));
         if let Some(record) = torrent.record_if_changed() {
@@ -206,7 +212,7 @@ impl Engine {
             embedded.disallow(&hash);
         }
         self.looking.remove(&id);
-        self.peers.forget(id);
+        self.forget_peers(id);
         self.catalogue.remove(&hash);
     }
 }

@@ -111,6 +111,7 @@ impl Engine {
             let known = Record {
                 verified: torrent.verified(),
                 stamps: torrent.stamps.to_vec(),
+                kept: torrent.kept(),
                 ..Record::default()
             };
             let direct_io = self.known.direct_io;
@@ -193,7 +194,8 @@ impl Engine {
         if let Some(download) = &mut torrent.download {
             download.taken_up(to_verify);
         }
-        self.peers.renumber(id, new_id, FIRST_BACKOFF);
+        let again = (self.shards.now(), FIRST_BACKOFF);
+        self.peers.renumber(id, new_id, torrent.private, again);
         self.torrents.insert(torrent);
         self.apply_limits(new_id);
         self.shards.send_all(|| Command::Add(vec![shared.clone()]));
@@ -240,9 +242,13 @@ impl Engine {
         let Some(torrent) = self.torrents.get(id) else { return };
         let (place, stamps) = (torrent.place.clone(), torrent.stamps.clone());
         let (notes, direct_io) = (self.notes.0.clone(), self.known.direct_io);
+        let row = torrent.download.as_ref().map(|download| download.row.clone());
         tokio::task::spawn_blocking(move || {
             let loaded = read_torrent(&place.torrent_file).map_err(|e| e.to_string());
             let contents = loaded.and_then(|metainfo| {
+                if let Some(row) = row {
+                    return download::contents_of(&row, &metainfo, stamps, direct_io);
+                }
                 let base = std::fs::canonicalize(&place.content)
                     .map_err(|error| format!("{}: {error}", place.content.display()))?;
                 let condition = Condition::Present { base, stamps };

@@ -8,8 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seedring_proto::units::PieceIndex;
-use seedring_shard::{Command, Event, Trouble, torrent::TorrentId};
+use seedring_proto::{
+    swarm::roster::Source,
+    tracker::announce::Event as AnnounceEvent,
+    units::{InfoHash, PieceIndex},
+};
+use seedring_shard::{
+    Command, Event, Trouble,
+    torrent::{KeptPiece, TorrentId},
+};
 
 use super::{Engine, torrents::State};
 use crate::trackers;
@@ -37,10 +44,19 @@ impl Engine {
             Event::Offered { torrent, piece } => {
                 self.shards.send_all(|| Command::Have { torrent, piece });
             }
+            Event::Lost { torrent, piece } => {
+                self.shards.send_all(|| Command::Lost { torrent, piece });
+            }
             // The bits are looked at every second; this only says that it is worth it now.
             Event::Complete(id) => self.finish_if_done(id),
             Event::WriteFailed { torrent, path, error } => {
                 self.write_failed(torrent, &path, &error)
+            }
+            Event::Kept { info_hash, piece, slot, blocks } => {
+                let id = self.id_of(&info_hash);
+                if let Some(torrent) = id.and_then(|id| self.torrents.get_mut(id)) {
+                    torrent.keep(KeptPiece { piece, slot, blocks });
+                }
             }
             Event::Poisoned { torrent, address, piece } => {
                 tracing::debug!("{address} is banned: its piece {} of {torrent:?} is bad", piece.0);
@@ -55,9 +71,18 @@ impl Engine {
                 self.trouble(torrent, &path, trouble);
             }
             Event::Dialed { torrent, address, outcome } => {
-                let downloading = self.torrents.get(torrent).is_some_and(|t| t.is_downloading());
-                self.peers.dialed(torrent, address, outcome, downloading);
+                self.dialed(torrent, address, outcome);
             }
+            Event::Accepted { torrent, peer, address } => {
+                self.accepted(shard, torrent, peer, address);
+            }
+            Event::Met { torrent, address, dialed, listen_port, seed } => {
+                self.met(torrent, address, dialed, listen_port, seed);
+            }
+            Event::Left { torrent, address, listen_port } => {
+                self.left(torrent, address, listen_port);
+            }
+            Event::Contacts { torrent, contacts } => self.contacts(torrent, &contacts),
             Event::AcceptFailed(error) => tracing::warn!(
                 "shard {shard} can't accept connections: {error}; resting for a second. Raise the \
                  descriptor limit (LimitNOFILE, ulimit -n) or lower limits.connections"
@@ -151,25 +176,47 @@ impl Engine {
                 if replace {
                     self.leave_swarm(id);
                 }
-                self.peers.learn(id, &peers, &self.shards.listening, Instant::now());
-                self.dial_due(id);
+                self.learn(id, &peers, Source::Tracker);
+                self.dial();
             }
-            trackers::Event::Announced { info_hash, tracker, event, result } => match result {
-                Ok(heard) => {
-                    if let Some(warning) = &heard.warning {
-                        tracing::warn!("{tracker}: {warning}");
-                    }
-                    tracing::debug!(
-                        "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \
-                         leechers {:?}",
-                        heard.peers,
-                        heard.seeders,
-                        heard.leechers
-                    );
+            trackers::Event::Announced { info_hash, tracker, event, result } => {
+                if event == AnnounceEvent::Completed {
+                    self.completed_told(&info_hash);
                 }
-                Err(why) => tracing::info!("{info_hash}: {event:?} to {tracker}: {why}"),
-            },
+                self.log_announce(&info_hash, &tracker, event, result);
+            }
             trackers::Event::Removed { info_hash } => self.torrents.forget_totals(&info_hash),
+        }
+    }
+
+    fn completed_told(&mut self, info_hash: &InfoHash) {
+        let torrent = self.id_of(info_hash).and_then(|id| self.torrents.get_mut(id));
+        if let Some(download) = torrent.and_then(|torrent| torrent.download.as_mut()) {
+            download.telling = false;
+        }
+    }
+
+    fn log_announce(
+        &self,
+        info_hash: &InfoHash,
+        tracker: &str,
+        event: AnnounceEvent,
+        result: Result<trackers::Heard, String>,
+    ) {
+        match result {
+            Ok(heard) => {
+                if let Some(warning) = &heard.warning {
+                    tracing::warn!("{tracker}: {warning}");
+                }
+                tracing::debug!(
+                    "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \
+                     leechers {:?}",
+                    heard.peers,
+                    heard.seeders,
+                    heard.leechers
+                );
+            }
+            Err(why) => tracing::info!("{info_hash}: {event:?} to {tracker}: {why}"),
         }
     }
 }

@@ -163,6 +163,7 @@ pub fn contents_of(
         private: metainfo.info.private,
         base: base.clone(),
         base_is_file: place.single_file,
+        places: Default::default(),
         stamps: stamps.clone(),
         direct_io,
         writing: None,

@@ -44,7 +44,7 @@ pub use self::start::run;
 use self::{
     content::Looked,
     muffled::Muffled,
-    peers::PeerBooks,
+    peers::Peers,
     pending::Pending,
     prepare::{Known, Prepared, Progress},
     shards::Shards,
@@ -80,6 +80,11 @@ pub(crate) enum Note {
     Loaded(Box<Result<(Config, Vec<Wanted>), String>>),
     /// A download of which all is there, looked at for its stamps.
     Finished(TorrentId, Result<Box<download::look::Found>, String>),
+    /// A move wants to take its next step.
+    MoveStep(TorrentId, download::moving::Step, std::sync::mpsc::SyncSender<Result<(), String>>),
+    Moved(TorrentId, Result<download::mover::Moved, String>),
+    /// The last step of a move that copied.
+    SourceRemoved(TorrentId, Result<(), String>),
     /// Bytes free for a halted download.
     Room(TorrentId, Result<u64, String>),
     MetadataKept(InfoHash, Result<(), String>),
@@ -98,7 +103,7 @@ pub(crate) struct Engine {
     embedded: Option<Embedded>,
     leeches: mpsc::Receiver<Leech>,
     catalogue: Arc<status::Pages>,
-    peers: PeerBooks,
+    peers: Peers,
     pending: Pending,
     /// Content to look at, and when.
     looking: HashMap<TorrentId, Instant>,
@@ -200,6 +205,9 @@ impl Engine {
             Note::Loaded(result) => self.loaded(*result).await,
             Note::Finished(id, found) => self.finished(id, found).await,
             Note::Room(id, room) => self.room(id, room),
+            Note::MoveStep(id, step, answer) => self.move_step(id, step, answer),
+            Note::Moved(id, moved) => self.moved(id, moved),
+            Note::SourceRemoved(id, removed) => self.source_removed(id, removed),
             Note::MetadataKept(hash, written) => self.metadata_kept(hash, written),
             Note::Command(done) => self.command_done(*done).await,
         }
@@ -216,7 +224,9 @@ impl Engine {
         self.verify_due();
         self.pending.retry(Instant::now());
         self.prepare_next();
-        self.dial_again();
+        self.turn_over();
+        self.dial();
+        self.tell_contacts();
         self.downloads_second().await;
         self.shards.send_all(|| seedring_shard::Command::Report);
         if self.saved_at.elapsed() >= SAVE_EVERY {

@@ -1,32 +1,38 @@
-//! Addresses that trackers named, and leeches that announced to ours: when each is dialled, and
-//! when again.
+//! Whom each torrent knows and is connected to: who is dialled, and who is told of whom.
 //!
-//! Owns: a bounded book of addresses a torrent, with backoff. Never: sockets; shards dial.
-//! Flow: tracker event or leech -> learn -> Command::Dial -> Event::Dialed -> backoff.
+//! Owns: a roster and a book a torrent (proto decides), the engine's bans, whose turn it is to dial.
+//! Never: sockets; shards dial and close. Flow: tracker, leech, magnet or peer -> learn -> a turn ->
+//! Command::Dial -> Event::Dialed -> roster; connections open and close -> book -> shards.
+
+mod dial;
+mod turns;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use seedring_proto::units::InfoHash;
+use seedring_proto::{
+    address::is_global,
+    peer::pex::{Book, contact_address},
+    swarm::roster::{Bans, Options, Outcome, Roster, Source},
+    units::InfoHash,
+    wire::pex::{Contact, Flags},
+};
 use seedring_shard::{Command, DialOutcome, torrent::TorrentId};
 
-use super::Engine;
+use self::turns::Turns;
+use super::{
+    Engine,
+    torrents::{State, Torrent},
+};
 use crate::plan::uses_embedded;
 
-/// Addresses kept a torrent.
-const BOOK_MAX: usize = 200;
-/// Dials asked for at once a torrent.
-const DIALS_MAX: usize = 30;
-/// Banned addresses that are remembered; more are a sign that the ban is wrong.
-const BANNED_MAX: usize = 4_096;
-pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(60);
-/// A dial that the shard had no room for.
-const LATER: Duration = Duration::from_secs(10);
-const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
+/// Whoever was connected is dialled again so long after its connections ended with its torrent's
+/// number.
+pub(super) const FIRST_BACKOFF: Duration = seedring_proto::swarm::roster::BACKOFF_FIRST;
 /// Leeches of the embedded tracker that wait to be learned of.
 pub(super) const LEECHES_MAX: usize = 1_024;
 /// A leech of the embedded tracker has just been given our address. Whoever can reach us over TCP
@@ -36,140 +42,337 @@ const LEECH_AFTER: Duration = Duration::from_secs(2);
 /// Whoever announces chooses the port, and behind a proxy all of them have this machine's address:
 /// no services are dialled on their word.
 const LEECH_PORT_MIN: u16 = 1_024;
+/// What peers are told of changes no more often. Each copy is at most 13 KB.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
-#[derive(Default)]
-pub struct PeerBooks {
-    books: HashMap<TorrentId, Book>,
+pub struct Peers {
+    swarms: HashMap<TorrentId, Swarm>,
     /// They sent what they knew, or should have known, to be wrong.
-    banned: HashSet<IpAddr>,
+    bans: Bans,
+    /// Where others reach us.
+    own: Vec<SocketAddr>,
+    connections_per_ip: Option<u32>,
+    turns: Turns,
+    /// Books that changed since they were put where shards read them.
+    news: Vec<TorrentId>,
+    turned_over: Instant,
 }
 
+/// What is known of one torrent's peers; nothing for most torrents of a large seedbox.
 #[derive(Default)]
-struct Book {
-    entries: HashMap<SocketAddr, Entry>,
-    /// Nothing is due before this time; `None`: look.
-    next: Option<Instant>,
+struct Swarm {
+    roster: Option<Box<Roster>>,
+    /// Shared with the shards as long as nothing changes.
+    book: Option<Arc<Book>>,
+    is_news: bool,
+    told_at: Option<Duration>,
 }
 
-struct Entry {
-    failures: u32,
-    /// `None`: being dialled, connected, or ourselves.
-    again: Option<Instant>,
+/// What a roster has to know of its torrent.
+#[derive(Clone, Copy)]
+pub(super) struct Facts {
+    id: TorrentId,
+    private: bool,
+    /// It has something to get of a seed.
+    wants: bool,
+    /// BEP 11 may be spoken.
+    exchange: bool,
 }
 
-impl PeerBooks {
-    /// Notes addresses to be dialled at `at`; those that are our own or can't be dialled are left.
-    /// In a full book new ones take the places of those that failed most.
-    pub fn learn(&mut self, id: TorrentId, peers: &[SocketAddr], own: &[SocketAddr], at: Instant) {
-        let book = self.books.entry(id).or_default();
-        for peer in peers {
-            let ip = peer.ip();
-            let useless = peer.port() == 0 || ip.is_unspecified() || ip.is_multicast();
-            let useless = useless || self.banned.contains(&ip.to_canonical());
-            if useless || own.contains(peer) || book.entries.contains_key(peer) {
-                continue;
-            }
-            if book.entries.len() >= BOOK_MAX && !book.drop_worst() {
-                continue;
-            }
-            let entry = Entry { failures: 0, again: Some(at) };
-            book.entries.insert(*peer, entry);
-            book.next = None;
+impl Peers {
+    pub fn new(own: Vec<SocketAddr>, connections_per_ip: Option<u32>) -> Peers {
+        Peers {
+            swarms: HashMap::new(),
+            bans: Bans::default(),
+            own,
+            connections_per_ip,
+            turns: Turns::default(),
+            news: Vec::new(),
+            turned_over: Instant::now(),
         }
     }
 
-    /// Addresses whose time has come.
-    fn due(&mut self, id: TorrentId, now: Instant) -> Vec<SocketAddr> {
-        let Some(book) = self.books.get_mut(&id) else { return Vec::new() };
-        if book.next.is_some_and(|next| next > now) {
-            return Vec::new();
+    /// Whether a torrent knows of somebody to dial now.
+    fn could_dial(&self, id: TorrentId, now: Duration) -> bool {
+        let roster = self.swarms.get(&id).and_then(|swarm| swarm.roster.as_ref());
+        roster.and_then(|roster| roster.due()).is_some_and(|due| due <= now)
+    }
+
+    pub fn set_connections_per_ip(&mut self, max: Option<u32>) {
+        self.connections_per_ip = max;
+        let rosters = self.swarms.values_mut().filter_map(|swarm| swarm.roster.as_mut());
+        rosters.for_each(|roster| roster.set_connections_per_ip(max));
+    }
+
+    /// Changes a torrent's roster, which is made if there is none.
+    fn roster<T>(&mut self, facts: Facts, change: impl FnOnce(&mut Roster) -> T) -> T {
+        let swarm = self.swarms.entry(facts.id).or_default();
+        let roster = swarm.roster.get_or_insert_with(|| {
+            let options = Options {
+                connections_per_ip_max: self.connections_per_ip,
+                private: facts.private,
+                ..Options::default()
+            };
+            let mut roster = Roster::new(options, rand::random());
+            roster.set_own(&self.own);
+            Box::new(roster)
+        });
+        roster.set_complete(!facts.wants);
+        let before = roster.dialling();
+        let result = change(roster);
+        self.turns.dialling += roster.dialling();
+        self.turns.dialling -= before;
+        self.turns.due(facts.id, roster.due());
+        result
+    }
+
+    /// The same, where there is one.
+    fn known_roster(&mut self, facts: Facts, change: impl FnOnce(&mut Roster)) {
+        if self.swarms.get(&facts.id).is_some_and(|swarm| swarm.roster.is_some()) {
+            self.roster(facts, change);
         }
-        let due = book.entries.iter_mut();
-        let due = due.filter(|(_, entry)| entry.again.is_some_and(|at| at <= now));
-        let due: Vec<SocketAddr> = due
-            .take(DIALS_MAX)
-            .map(|(address, entry)| {
-                entry.again = None;
-                *address
-            })
-            .collect();
-        let next = book.entries.values().filter_map(|entry| entry.again).min();
-        book.next = Some(next.unwrap_or(now + BACKOFF_MAX));
+    }
+
+    /// It has no room to dial: not its turn before `at`, unless something changes there.
+    fn rest(&mut self, id: TorrentId, at: Duration) {
+        let roster = self.swarms.get(&id).and_then(|swarm| swarm.roster.as_ref());
+        if let Some(due) = roster.and_then(|roster| roster.due()) {
+            self.turns.due(id, Some(due.max(at)));
+        }
+    }
+
+    /// Notes addresses to be dialled at `at`.
+    pub(super) fn learn(
+        &mut self,
+        facts: Facts,
+        peers: &[SocketAddr],
+        source: Source,
+        at: Duration,
+    ) {
+        let welcome = peers.iter().filter(|peer| !self.bans.contains(peer.ip()));
+        let welcome: Vec<SocketAddr> = welcome.copied().collect();
+        if !welcome.is_empty() {
+            self.roster(facts, |roster| {
+                welcome.iter().for_each(|peer| _ = roster.learn_for(*peer, source, false, at));
+            });
+        }
+    }
+
+    /// Whom another peer named.
+    pub(super) fn told(&mut self, facts: Facts, contacts: &[Contact]) {
+        let of_use = |contact: &&Contact| facts.wants || !contact.flags.has(Flags::SEED);
+        let mut contacts: Vec<Contact> = contacts.iter().filter(of_use).copied().collect();
+        contacts.retain(|contact| !self.bans.contains(contact.address.ip()));
+        if facts.exchange && !contacts.is_empty() {
+            self.roster(facts, |roster| {
+                for Contact { address, flags } in contacts {
+                    roster.learn(address, Source::Pex, flags.has(Flags::SEED));
+                }
+            });
+        }
+    }
+
+    /// A peer came to us. False: it is to be closed.
+    pub(super) fn accepted(&mut self, facts: Facts, ip: IpAddr) -> bool {
+        if self.bans.contains(ip) {
+            return false;
+        }
+        // Where nothing is counted there is nothing to keep.
+        if self.connections_per_ip.is_none() || !is_global(ip) {
+            return true;
+        }
+        self.roster(facts, |roster| roster.accept(ip))
+    }
+
+    /// What became of an address that was given out to be dialled.
+    pub(super) fn dialed(
+        &mut self,
+        facts: Facts,
+        address: SocketAddr,
+        outcome: DialOutcome,
+        now: Duration,
+    ) {
+        let outcome = match outcome {
+            DialOutcome::Connected => Outcome::Connected,
+            DialOutcome::Seed => Outcome::NothingToSay,
+            DialOutcome::Oneself => Outcome::Oneself,
+            DialOutcome::Refused => Outcome::Failed,
+            DialOutcome::Later => Outcome::NoRoom,
+            DialOutcome::Closed => Outcome::Closed,
+        };
+        self.known_roster(facts, |roster| roster.dialled(address, outcome, now));
+        match outcome {
+            Outcome::Connected => self.here(facts, Some(address), Flags::OUTGOING),
+            _ => self.gone(facts.id, Some(address)),
+        }
+    }
+
+    /// Where a peer that came to us listens.
+    pub(super) fn listens(
+        &mut self,
+        facts: Facts,
+        address: SocketAddr,
+        port: u16,
+        seed: bool,
+        now: Duration,
+    ) {
+        // Who has everything waits for those who want it.
+        if facts.wants && !self.bans.contains(address.ip()) {
+            self.roster(facts, |roster| roster.accepted_listens(address.ip(), port, seed, now));
+        }
+    }
+
+    pub(super) fn left(
+        &mut self,
+        facts: Facts,
+        address: SocketAddr,
+        port: Option<u16>,
+        now: Duration,
+    ) {
+        self.known_roster(facts, |roster| roster.accepted_closed(address.ip(), port, now));
+        self.gone(facts.id, contact_address(address, false, port));
+    }
+
+    /// Others may be told of this peer.
+    fn here(&mut self, facts: Facts, contact: Option<SocketAddr>, flags: Flags) {
+        let Some(contact) = contact.filter(|_| facts.exchange) else { return };
+        let swarm = self.swarms.entry(facts.id).or_default();
+        let book = swarm.book.get_or_insert_default();
+        if Arc::make_mut(book).joined(contact, flags) {
+            self.is_news(facts.id);
+        }
+    }
+
+    fn gone(&mut self, id: TorrentId, contact: Option<SocketAddr>) {
+        let Some(contact) = contact else { return };
+        let book = self.swarms.get_mut(&id).and_then(|swarm| swarm.book.as_mut());
+        if book.is_some_and(|book| Arc::make_mut(book).left(contact)) {
+            self.is_news(id);
+        }
+    }
+
+    fn is_news(&mut self, id: TorrentId) {
+        let swarm = self.swarms.get_mut(&id).filter(|swarm| !swarm.is_news);
+        if let Some(swarm) = swarm {
+            swarm.is_news = true;
+            self.news.push(id);
+        }
+    }
+
+    /// Books that shards are to have now.
+    fn news(&mut self, now: Duration) -> Vec<(TorrentId, Arc<Book>)> {
+        let mut due = Vec::new();
+        self.news.retain(|id| {
+            let Some(swarm) = self.swarms.get_mut(id).filter(|swarm| swarm.is_news) else {
+                return false;
+            };
+            if swarm.told_at.is_some_and(|at| now.saturating_sub(at) < TELL_EVERY) {
+                return true;
+            }
+            swarm.is_news = false;
+            let Some(book) = &swarm.book else { return false };
+            // To one peer alone there is nothing to tell.
+            if book.here() > 1 || swarm.told_at.is_some() {
+                swarm.told_at = Some(now);
+                due.push((*id, book.clone()));
+            }
+            false
+        });
         due
     }
 
-    /// No torrent dials this address any more.
-    /// Whom to ban on every shard, too: it may come by itself.
-    pub fn banned(&self) -> &HashSet<IpAddr> {
-        &self.banned
-    }
-
-    pub fn ban(&mut self, ip: IpAddr) {
-        let ip = ip.to_canonical();
-        if self.banned.len() < BANNED_MAX {
-            self.banned.insert(ip);
+    /// Nobody is connected any more: what they were told counts for nobody, and what is not needed
+    /// to dial goes.
+    fn deserted(&mut self, id: TorrentId) {
+        let Some(swarm) = self.swarms.get_mut(&id) else { return };
+        swarm.book = None;
+        swarm.is_news = false;
+        swarm.told_at = None;
+        if swarm.roster.as_ref().is_none_or(|roster| roster.is_unused()) {
+            self.forget(id);
         }
-        for book in self.books.values_mut() {
-            book.entries.retain(|address, _| address.ip() != ip);
-        }
-    }
-
-    /// `downloading`: a seed is what the torrent wants.
-    pub fn dialed(
-        &mut self,
-        id: TorrentId,
-        address: SocketAddr,
-        outcome: DialOutcome,
-        downloading: bool,
-    ) {
-        let Some(book) = self.books.get_mut(&id) else { return };
-        let Some(entry) = book.entries.get_mut(&address) else { return };
-        let now = Instant::now();
-        match outcome {
-            // Also where the end of an earlier connection was told while it was dialled anew.
-            DialOutcome::Connected => *entry = Entry { failures: 0, again: None },
-            // Kept, so that a tracker that names it again does not get it dialled again.
-            DialOutcome::Oneself => {}
-            DialOutcome::Later => entry.again = Some(now + LATER),
-            DialOutcome::Seed if downloading => entry.again = Some(now + FIRST_BACKOFF),
-            DialOutcome::Seed => entry.again = Some(now + BACKOFF_MAX),
-            DialOutcome::Refused | DialOutcome::Closed => {
-                let backoff = FIRST_BACKOFF * 2u32.saturating_pow(entry.failures.min(10));
-                entry.failures += 1;
-                entry.again = Some(now + backoff.min(BACKOFF_MAX));
-            }
-        }
-        book.next = None;
     }
 
     /// The torrent goes on under another number; whoever was connected is dialled `again`.
-    pub fn renumber(&mut self, old: TorrentId, new: TorrentId, again: Duration) {
-        let Some(mut book) = self.books.remove(&old) else { return };
-        let again = Instant::now() + again;
-        book.entries.values_mut().for_each(|entry| entry.again = entry.again.or(Some(again)));
-        book.next = None;
-        self.books.insert(new, book);
+    pub fn renumber(
+        &mut self,
+        old: TorrentId,
+        new: TorrentId,
+        private: bool,
+        (now, again): (Duration, Duration),
+    ) {
+        let Some(mut swarm) = self.forget(old) else { return };
+        if let Some(roster) = &mut swarm.roster {
+            roster.restart(now, again);
+            if private {
+                roster.set_private();
+            }
+            self.turns.due(new, roster.due());
+        }
+        self.swarms.insert(new, Swarm { roster: swarm.roster, ..Swarm::default() });
     }
 
-    pub fn forget(&mut self, id: TorrentId) {
-        self.books.remove(&id);
+    fn forget(&mut self, id: TorrentId) -> Option<Swarm> {
+        self.turns.forget(id);
+        let swarm = self.swarms.remove(&id)?;
+        self.turns.dialling -= swarm.roster.as_ref().map_or(0, |roster| roster.dialling());
+        Some(swarm)
     }
-}
 
-impl Book {
-    /// `false`: nobody in it has failed.
-    fn drop_worst(&mut self) -> bool {
-        let resting = self.entries.iter().filter(|(_, e)| e.failures > 0 && e.again.is_some());
-        let worst = resting.max_by_key(|(_, e)| e.failures).map(|(address, _)| *address);
-        worst.is_some_and(|address| self.entries.remove(&address).is_some())
+    /// Nobody dials this address any more. False: it was banned already.
+    fn ban(&mut self, ip: IpAddr) -> bool {
+        let rosters = self.swarms.values_mut().filter_map(|swarm| swarm.roster.as_mut());
+        rosters.for_each(|roster| roster.ban(ip));
+        self.bans.add(ip)
+    }
+
+    /// Who named a peer, the most trusted.
+    pub fn source_of(&self, id: TorrentId, contact: SocketAddr) -> Option<Source> {
+        self.swarms.get(&id)?.roster.as_ref()?.source_of(contact)
     }
 }
 
 impl Engine {
+    pub(super) fn facts(&self, id: TorrentId) -> Option<Facts> {
+        let torrent = self.torrents.get(id)?;
+        let wants = torrent.is_downloading() || torrent.state == State::Metadata;
+        let exchange = self.exchanges(torrent);
+        Some(Facts { id, private: torrent.private, wants, exchange })
+    }
+
+    /// Whether a torrent's peers may be told of each other.
+    pub(super) fn exchanges(&self, torrent: &Torrent) -> bool {
+        torrent.wanted.pex.unwrap_or(self.config.pex) && !torrent.private
+    }
+
+    /// A torrent's switch, for connections from now on; where it is off, nothing is said any more
+    /// on those that are open.
+    pub(super) fn apply_exchange(&mut self, id: TorrentId) {
+        let Some(torrent) = self.torrents.get(id) else { return };
+        let exchanges = self.exchanges(torrent);
+        torrent.shared.exchange.store(exchanges, Ordering::Relaxed);
+        if !exchanges {
+            torrent.shared.contacts.store(None);
+            if let Some(swarm) = self.peers.swarms.get_mut(&id) {
+                (swarm.book, swarm.told_at) = (None, None);
+            }
+        }
+    }
+
+    /// Addresses that a tracker or the user named: dialled as soon as it is this torrent's turn.
+    pub(super) fn learn(&mut self, id: TorrentId, peers: &[SocketAddr], source: Source) {
+        if let Some(facts) = self.facts(id) {
+            self.peers.learn(facts, peers, source, Duration::ZERO);
+        }
+    }
+
     /// Nothing more from or to this address.
     pub(super) fn ban(&mut self, ip: IpAddr) {
-        self.peers.ban(ip);
-        self.globals.banned.store(Arc::new(self.peers.banned().clone()));
+        let ip = ip.to_canonical();
+        if self.peers.ban(ip) {
+            self.globals.banned.store(Arc::new(self.peers.bans.all().clone()));
+        }
+        self.shards.send_all(|| Command::Shun(ip));
     }
 
     /// A leech announced to the embedded tracker for a torrent that it gives us out for.
@@ -177,106 +380,103 @@ impl Engine {
         let Some(id) = self.id_of(&hash) else { return };
         // A reload may have taken it from that tracker while this was on its way.
         let still = self.torrents.get(id).is_some_and(|t| uses_embedded(&t.wanted.trackers));
-        if still && address.port() >= LEECH_PORT_MIN {
-            let at = Instant::now() + LEECH_AFTER;
-            self.peers.learn(id, &[address], &self.shards.listening, at);
+        if still
+            && address.port() >= LEECH_PORT_MIN
+            && let Some(facts) = self.facts(id)
+        {
+            let at = self.shards.now() + LEECH_AFTER;
+            self.peers.learn(facts, &[address], Source::Tracker, at);
         }
     }
 
     /// The torrent leaves its trackers' swarm for another one: peers go, on their way or connected.
     pub(super) fn leave_swarm(&mut self, id: TorrentId) {
-        self.peers.forget(id);
+        self.forget_peers(id);
         self.shards.send_all(|| Command::Disconnect(id));
     }
 
-    /// Dials what is due of one torrent, on its home shard.
-    pub(super) fn dial_due(&mut self, id: TorrentId) {
-        let Some(torrent) = self.torrents.get(id) else { return };
-        if !torrent.is_active() {
-            return;
-        }
-        let home = self.home(&torrent.info_hash());
-        for address in self.peers.due(id, Instant::now()) {
-            self.shards.send(home, Command::Dial { torrent: id, address });
+    pub(super) fn forget_peers(&mut self, id: TorrentId) {
+        self.peers.forget(id);
+        if let Some(torrent) = self.torrents.get(id) {
+            torrent.shared.contacts.store(None);
         }
     }
 
-    pub(super) fn dial_again(&mut self) {
-        let ids: Vec<TorrentId> = self.peers.books.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.dial_due(id));
+    pub(super) fn dialed(&mut self, id: TorrentId, address: SocketAddr, outcome: DialOutcome) {
+        let Some(facts) = self.facts(id) else { return };
+        let now = self.shards.now();
+        self.peers.dialed(facts, address, outcome, now);
+        if outcome != DialOutcome::Connected {
+            self.if_deserted(id);
+        }
+    }
+
+    pub(super) fn accepted(
+        &mut self,
+        shard: usize,
+        torrent: TorrentId,
+        peer: u64,
+        address: SocketAddr,
+    ) {
+        let Some(facts) = self.facts(torrent) else { return };
+        if !self.peers.accepted(facts, address.ip()) {
+            tracing::debug!("{address}: too many connections of that address, or banned");
+            self.shards.send(shard, Command::Close { torrent, peer });
+        }
+    }
+
+    pub(super) fn met(
+        &mut self,
+        id: TorrentId,
+        address: SocketAddr,
+        dialed: bool,
+        listen_port: Option<u16>,
+        seed: bool,
+    ) {
+        let Some(facts) = self.facts(id) else { return };
+        let now = self.shards.now();
+        if let Some(port) = listen_port.filter(|_| !dialed) {
+            self.peers.listens(facts, address, port, seed, now);
+        }
+        let outgoing = if dialed { Flags::OUTGOING } else { Flags::default() };
+        let flags = if seed { outgoing.with(Flags::SEED) } else { outgoing };
+        self.peers.here(facts, contact_address(address, dialed, listen_port), flags);
+    }
+
+    pub(super) fn left(&mut self, id: TorrentId, address: SocketAddr, port: Option<u16>) {
+        let Some(facts) = self.facts(id) else { return };
+        let now = self.shards.now();
+        self.peers.left(facts, address, port, now);
+        self.if_deserted(id);
+    }
+
+    fn if_deserted(&mut self, id: TorrentId) {
+        let Some(torrent) = self.torrents.get(id) else { return };
+        // Relaxed: a count. Who opens a connection just now is told of whoever comes from here on.
+        if torrent.shared.connections.load(Ordering::Relaxed) == 0 {
+            torrent.shared.contacts.store(None);
+            self.peers.deserted(id);
+        }
+    }
+
+    pub(super) fn contacts(&mut self, id: TorrentId, contacts: &[Contact]) {
+        if let Some(facts) = self.facts(id) {
+            self.peers.told(facts, contacts);
+        }
+    }
+
+    /// Once a second: what changed of whom peers are told.
+    pub(super) fn tell_contacts(&mut self) {
+        let now = self.shards.now();
+        for (id, book) in self.peers.news(now) {
+            let Some(torrent) = self.torrents.get(id) else { continue };
+            // Before its metadata is known, a torrent may be private.
+            if self.exchanges(torrent) && torrent.state != State::Metadata {
+                torrent.shared.contacts.store(Some(book));
+            }
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ID: TorrentId = TorrentId(1);
-
-    fn address(text: &str) -> SocketAddr {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn an_address_is_dialled_once_and_rests_after_a_failure() {
-        let mut books = PeerBooks::default();
-        let own = [address("10.0.0.1:6881")];
-        let peers = ["10.0.0.1:6881", "10.0.0.2:1", "10.0.0.3:0", "0.0.0.0:5"].map(address);
-        books.learn(ID, &peers, &own, Instant::now());
-        let now = Instant::now();
-        assert_eq!(books.due(ID, now), [address("10.0.0.2:1")]);
-        assert!(books.due(ID, now).is_empty(), "it is under way");
-        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Refused, false);
-        assert!(books.due(ID, Instant::now() + Duration::from_secs(59)).is_empty());
-        assert_eq!(books.due(ID, Instant::now() + Duration::from_secs(61)).len(), 1);
-        books.dialed(ID, address("10.0.0.2:1"), DialOutcome::Oneself, false);
-        books.learn(ID, &peers, &own, Instant::now());
-        assert!(books.due(ID, Instant::now() + Duration::from_secs(9_999)).is_empty());
-    }
-
-    #[test]
-    fn a_connected_peer_rests_though_the_end_of_an_earlier_connection_was_told_late() {
-        let mut books = PeerBooks::default();
-        let peer = address("10.0.0.2:1");
-        let soon = Instant::now() + LEECH_AFTER;
-        books.learn(ID, &[peer], &[], soon);
-        assert!(books.due(ID, soon - Duration::from_millis(1)).is_empty(), "not yet");
-        assert_eq!(books.due(ID, soon), [peer]);
-        books.dialed(ID, peer, DialOutcome::Closed, false);
-        books.dialed(ID, peer, DialOutcome::Connected, false);
-        assert!(books.due(ID, soon + BACKOFF_MAX).is_empty());
-        books.dialed(ID, peer, DialOutcome::Closed, false);
-        assert_eq!(books.due(ID, soon + BACKOFF_MAX), [peer]);
-    }
-
-    #[test]
-    fn a_download_comes_back_to_seeds_and_nobody_to_who_is_banned() {
-        let mut books = PeerBooks::default();
-        let (seed, liar) = (address("10.0.0.2:1"), address("10.0.0.3:1"));
-        books.learn(ID, &[seed, liar], &[], Instant::now());
-        assert_eq!(books.due(ID, Instant::now()).len(), 2);
-        books.dialed(ID, seed, DialOutcome::Seed, true);
-        books.dialed(ID, liar, DialOutcome::Closed, true);
-        books.ban(liar.ip());
-        books.learn(ID, &[address("10.0.0.3:2")], &[], Instant::now());
-        let later = Instant::now() + FIRST_BACKOFF + Duration::from_secs(1);
-        assert_eq!(books.due(ID, later), [seed]);
-        books.dialed(ID, seed, DialOutcome::Seed, false);
-        assert!(books.due(ID, later).is_empty(), "two seeds are no use to each other");
-    }
-
-    #[test]
-    fn a_book_is_bounded() {
-        let mut books = PeerBooks::default();
-        let peers: Vec<SocketAddr> =
-            (1..1_000u16).map(|port| SocketAddr::from(([10, 0, 0, 9], port))).collect();
-        books.learn(ID, &peers, &[], Instant::now());
-        assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
-        let failed = books.due(ID, Instant::now())[0];
-        books.dialed(ID, failed, DialOutcome::Refused, false);
-        books.learn(ID, &[address("10.0.0.7:7")], &[], Instant::now());
-        assert_eq!(books.books[&ID].entries.len(), BOOK_MAX);
-        assert!(!books.books[&ID].entries.contains_key(&failed), "the place of one that failed");
-        assert!(books.books[&ID].entries.contains_key(&address("10.0.0.7:7")));
-    }
-}
+mod tests;

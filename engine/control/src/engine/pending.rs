@@ -179,6 +179,7 @@ mod tests {
             trackers: Trackers::Keep,
             verify: Verify::Quick,
             limits: TorrentLimits::default(),
+            pex: None,
             line: 1,
         }
     }

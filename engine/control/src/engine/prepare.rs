@@ -16,7 +16,7 @@ use std::{
 };
 
 use seedring_proto::{metainfo::Metainfo, units::InfoHash};
-use seedring_shard::torrent::{Contents, Stamp};
+use seedring_shard::torrent::{Contents, KeptPiece, Stamp};
 use sha1::{Digest, Sha1};
 
 use super::download::prepare::{self as download, PreparedDownload};
@@ -52,6 +52,8 @@ pub struct Prepared {
     pub stored: bool,
     pub uploaded_bytes: u64,
     pub downloaded_bytes: u64,
+    /// Of a download: blocks of pieces in part that are on disk.
+    pub kept: Vec<KeptPiece>,
     /// By the user's word, before this start.
     pub paused: bool,
     pub added_at: Option<i64>,
@@ -256,6 +258,7 @@ fn finish(wanted: Wanted, known: &Known, metainfo: &Metainfo, place: Place) -> P
         stored,
         uploaded_bytes: record.as_ref().map_or(0, |r| r.uploaded_bytes),
         downloaded_bytes: record.as_ref().map_or(0, |r| r.downloaded_bytes),
+        kept: Vec::new(),
         paused: record.as_ref().is_some_and(|r| r.paused),
         added_at: record.map(|r| r.added_at),
         made: None,

@@ -22,7 +22,7 @@ use crate::{
 pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
     let mut wanted = Vec::new();
     for entry in &config.torrents {
-        let TorrentSource { line, source, trackers, verify, limits } = entry;
+        let TorrentSource { line, source, trackers, verify, limits, pex } = entry;
         let origins = match source {
             Source::Folder(folder) => vec![Origin::Folder(folder.clone())],
             Source::Files(files) => {
@@ -49,6 +49,7 @@ pub(super) fn wanted_of(config: &Config) -> Result<Vec<Wanted>, String> {
             trackers: trackers.clone(),
             verify: *verify,
             limits: *limits,
+            pex: *pex,
             line: *line,
         }));
     }
@@ -70,6 +71,7 @@ fn origin_of(torrent: PathBuf, files: &Files) -> Origin {
 /// Limits and timeouts that all shards read. `now`: the shards' time.
 pub(super) fn set_limits(globals: &Globals, config: &Config, now: Duration) {
     globals.upload.change(config.limits.upload.bytes_per_second, now);
+    globals.download.change(config.limits.download.bytes_per_second, now);
     globals.connections_max.store(config.limits.connections, Ordering::Relaxed);
     for (timeout_ms, timeout) in [
         (&globals.handshake_timeout_ms, config.timeouts.handshake),
@@ -161,6 +163,9 @@ impl Engine {
         let (remove, change) = (plan.remove.len(), plan.change.len());
         self.config.limits = config.limits;
         self.config.timeouts = config.timeouts;
+        self.config.downloads = config.downloads;
+        self.config.pex = config.pex;
+        self.peers.set_connections_per_ip(self.config.limits.connections_per_ip.0);
         self.config.torrents = config.torrents;
         set_limits(&self.globals, &self.config, self.shards.now());
         self.share_slots();

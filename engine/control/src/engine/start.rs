@@ -25,7 +25,7 @@ use super::{
     Engine,
     commands::added_before,
     muffled::Muffled,
-    peers::{LEECHES_MAX, PeerBooks},
+    peers::{LEECHES_MAX, Peers},
     pending::Pending,
     prepare::Known,
     reload::{set_limits, wanted_of},
@@ -115,6 +115,7 @@ async fn start(
     let catalogue = Arc::new(Pages::default());
     let (told, leeches) = mpsc::channel(LEECHES_MAX);
     let own = OwnPeer { peer_id, listens: own_addresses(&config, &shards.listening) };
+    let peers = Peers::new(own.listens.clone(), config.limits.connections_per_ip.0);
     let embedded = embedded(&config, &catalogue, own, told).await?;
     catalogue
         .set_url(&config, embedded.as_ref().and_then(|tracker| tracker.listens().first().copied()));
@@ -140,7 +141,7 @@ async fn start(
         embedded,
         leeches,
         catalogue,
-        peers: PeerBooks::default(),
+        peers,
         pending: Pending::new(wanted),
         looking: HashMap::new(),
         rehash: HashMap::new(),
@@ -214,6 +215,7 @@ fn setup(config: &Config, descriptors: u64) -> anyhow::Result<Setup> {
         connections_max: config.limits.connections,
         open_files_max: for_files as usize,
         zero_copy: config.zero_copy != Switch::Off,
+        in_place: config.direct_io != Switch::On,
     })
 }
 

@@ -9,7 +9,7 @@ mod ready;
 
 use std::time::Duration;
 
-use seedring_proto::units::InfoHash;
+use seedring_proto::{swarm::roster::Source, units::InfoHash};
 use seedring_shard::{Command, PeerReport, torrent::TorrentId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -25,7 +25,7 @@ use super::{
     start::ANSWER_WITHIN,
     torrents::{State, Torrent},
 };
-use crate::plan::uses_embedded;
+use crate::{plan::uses_embedded, state::Moving};
 
 /// The whole engine, as `seedring list` shows it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -92,7 +92,8 @@ pub struct ShardReport {
 pub struct TorrentReport {
     pub info_hash: String,
     pub name: String,
-    /// `seeding`, `partial`, `verifying`, `waiting`, `downloading`, `halted`, `metadata`, `paused`.
+    /// `seeding`, `partial`, `verifying`, `waiting`, `downloading`, `halted`, `metadata`, `paused`,
+    /// `moving` (which is seeding too).
     pub state: String,
     /// What is wrong or under way, for people.
     pub detail: Option<String>,
@@ -160,6 +161,9 @@ pub struct PeerLine {
     pub upload_bytes_per_s: u64,
     pub progress_permille: u16,
     pub zero_copy: bool,
+    /// Who named it: tracker, magnet, pex; incoming: it came by itself.
+    #[serde(default)]
+    pub source: String,
 }
 
 /// Peer reports that wait for one `show`, a shard.
@@ -175,7 +179,7 @@ pub enum Request {
 
 /// A `show` that waits for the shards' peers.
 pub(crate) struct PeerRequest {
-    pub parts: mpsc::Sender<(usize, Vec<PeerReport>)>,
+    pub parts: mpsc::Sender<(usize, Vec<PeerLine>)>,
 }
 
 impl Engine {
@@ -279,7 +283,7 @@ impl Engine {
                 let next = tokio::time::timeout(ANSWER_WITHIN, reports.recv()).await;
                 let Ok(Some((shard, peers))) = next else { break };
                 if heard.insert(shard) {
-                    detail.peers.extend(peers.into_iter().map(|peer| peer_line(shard, peer)));
+                    detail.peers.extend(peers);
                 }
             }
             let report = serde_json::to_string(&detail).map_err(|error| error.to_string());
@@ -291,7 +295,12 @@ impl Engine {
     /// up) go.
     pub(super) fn peers_reported(&mut self, id: TorrentId, shard: usize, peers: &[PeerReport]) {
         let Some(waiting) = self.peer_requests.get_mut(&id) else { return };
-        waiting.retain(|request| request.parts.try_send((shard, peers.to_vec())).is_ok());
+        let lines = peers.iter().map(|peer| {
+            let source = peer.contact.and_then(|contact| self.peers.source_of(id, contact));
+            PeerLine { source: source_name(source, peer.dialed).into(), ..peer_line(shard, peer) }
+        });
+        let lines: Vec<PeerLine> = lines.collect();
+        waiting.retain(|request| request.parts.try_send((shard, lines.clone())).is_ok());
         if waiting.is_empty() {
             self.peer_requests.remove(&id);
         }
@@ -304,7 +313,10 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         State::Verifying { done, of, .. } => {
             ("verifying", Some(format!("{done} of {of} pieces hashed")))
         }
-        State::Seeding => ("seeding", torrent.note.clone()),
+        State::Seeding => match moving(torrent) {
+            Some(detail) => ("moving", Some(detail)),
+            None => ("seeding", problem(torrent)),
+        },
         State::Partial => ("partial", torrent.note.clone()),
         State::Waiting(why) => ("waiting", Some(why.clone())),
         State::Metadata => ("metadata", torrent.note.clone()),
@@ -338,6 +350,21 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         labels: torrent.download.as_ref().map(|it| it.row.labels.clone()).unwrap_or_default(),
         added: torrent.wanted.origin.is_added(),
     }
+}
+
+/// Where it is on its way to, and how far.
+fn moving(torrent: &Torrent) -> Option<String> {
+    let download = torrent.download.as_ref()?;
+    let (progress, goal) = (download.mover.progress()?, download.row.goal.as_ref()?);
+    Some(match download.row.moving {
+        Moving::Removing => format!("removing it from {}", goal.folder.display()),
+        _ => format!("to {}, {} %", goal.folder.display(), progress.percent()),
+    })
+}
+
+fn problem(torrent: &Torrent) -> Option<String> {
+    let moving = torrent.download.as_ref().and_then(|download| download.mover.problem.clone());
+    torrent.note.clone().or(moving)
 }
 
 fn shard_report(stats: &seedring_shard::stats::Stats) -> ShardReport {
@@ -386,11 +413,24 @@ fn tracker_report(status: crate::trackers::TrackerStatus) -> TrackerReport {
     }
 }
 
-fn peer_line(shard: usize, peer: PeerReport) -> PeerLine {
+fn source_name(source: Option<Source>, dialed: bool) -> &'static str {
+    match source {
+        Some(Source::Tracker) => "tracker",
+        Some(Source::Magnet) => "magnet",
+        Some(Source::Lsd) => "lsd",
+        Some(Source::Dht) => "dht",
+        Some(Source::Pex) => "pex",
+        Some(Source::Incoming) => "incoming",
+        None if dialed => "",
+        None => "incoming",
+    }
+}
+
+fn peer_line(shard: usize, peer: &PeerReport) -> PeerLine {
     PeerLine {
         shard,
         address: peer.address.to_string(),
-        client: peer.client,
+        client: peer.client.clone(),
         dialed: peer.dialed,
         interested: peer.interested,
         unchoked: peer.unchoked,
@@ -399,6 +439,7 @@ fn peer_line(shard: usize, peer: PeerReport) -> PeerLine {
         upload_bytes_per_s: peer.upload_bytes_per_s,
         progress_permille: peer.progress_permille,
         zero_copy: peer.zero_copy,
+        source: String::new(),
     }
 }
 

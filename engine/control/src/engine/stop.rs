@@ -20,6 +20,8 @@ impl Engine {
         tracing::info!("stopping: closing connections");
         // Hashing of folders ends at its next window; what is known now is safe, come what may.
         self.known.cancelled.store(true, Ordering::Relaxed);
+        let downloads = self.torrents.iter().filter_map(|torrent| torrent.download.as_ref());
+        downloads.for_each(|download| download.mover.cancel());
         self.save_changes();
         self.shards.send_all(|| Command::Stop);
         while !self.shards.all_ended() && Instant::now() < deadline {

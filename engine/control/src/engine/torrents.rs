@@ -16,7 +16,7 @@ use seedring_proto::{
     tracker::announce::Totals,
     units::{InfoHash, PieceIndex},
 };
-use seedring_shard::torrent::{Phase, Shared, Stamp, TorrentId};
+use seedring_shard::torrent::{KeptPiece, Phase, Shared, Stamp, TorrentId};
 
 use super::{
     download::Downloading,
@@ -88,6 +88,8 @@ pub struct Torrent {
     /// Pieces whose last read failed: to be hashed again when their files can be read, and until
     /// then stored as they were.
     pub doubted: Vec<PieceIndex>,
+    /// Blocks of pieces in part that are on disk.
+    kept: Vec<KeptPiece>,
     /// What was verified before it was trusted: trust is not remembered as verification.
     proven: Option<Box<[u8]>>,
     saved: Progress,
@@ -131,6 +133,7 @@ impl Torrent {
             troubles: 0,
             on_trackers: false,
             doubted: Vec::new(),
+            kept: prepared.kept,
             proven: trusted.then(|| prepared.verified.into()),
             saved,
             wanted: prepared.wanted,
@@ -208,7 +211,29 @@ impl Torrent {
             added_at: self.added_at,
             downloaded_bytes: self.downloaded_bytes(),
             paused: self.is_paused(),
+            kept: self.kept(),
         }
+    }
+
+    /// What is on disk of pieces that are not had.
+    pub fn kept(&self) -> Vec<KeptPiece> {
+        let missing = |kept: &&KeptPiece| !self.shared.pieces.is_verified(kept.piece);
+        self.kept.iter().filter(missing).cloned().collect()
+    }
+
+    /// Blocks of a piece in part were synced, or (`blocks` is empty) are worth nothing.
+    pub fn keep(&mut self, kept: KeptPiece) {
+        let of_other = |other: &KeptPiece| other.piece != kept.piece && other.slot != kept.slot;
+        self.kept.retain(of_other);
+        if !kept.blocks.is_empty() {
+            self.kept.push(kept);
+        }
+        self.touch();
+    }
+
+    /// All of it is there: nothing of it is in part.
+    pub fn keep_nothing(&mut self) {
+        self.kept = Vec::new();
     }
 
     /// What may be stored as had: hashed, and of a download synced besides (D2).

@@ -20,6 +20,8 @@ pub struct Wanted {
     pub trackers: Trackers,
     pub verify: Verify,
     pub limits: TorrentLimits,
+    /// Whether peers tell each other of peers; `None`: as the engine does.
+    pub pex: Option<bool>,
     /// Line of its entry in the configuration; 0: none.
     pub line: u32,
 }
@@ -67,7 +69,7 @@ impl Origin {
 pub struct Plan {
     pub add: Vec<Wanted>,
     pub remove: Vec<InfoHash>,
-    /// Limits or trackers differ; content does not.
+    /// Limits, trackers or peer exchange differ; content does not.
     pub change: Vec<(InfoHash, Wanted)>,
     /// Of `remove`, those whose path is not wanted any more in any form.
     pub lost: usize,
@@ -89,7 +91,9 @@ pub fn reconcile(wanted: &[Wanted], known: &HashMap<InfoHash, Wanted>) -> Plan {
         match by_origin.get(&item.origin) {
             Some((hash, known)) if known.verify == item.verify => {
                 let fresh = kept.insert(**hash);
-                let same = known.trackers == item.trackers && known.limits == item.limits;
+                let same = known.trackers == item.trackers
+                    && known.limits == item.limits
+                    && known.pex == item.pex;
                 // Listed twice: the first entry counts.
                 if fresh && !same {
                     plan.change.push((**hash, item.clone()));
@@ -133,6 +137,7 @@ mod tests {
             trackers: Trackers::Keep,
             verify: Verify::Quick,
             limits: TorrentLimits::default(),
+            pex: None,
             line: 1,
         }
     }

@@ -5,9 +5,10 @@
 use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use rusqlite::{Connection, Transaction, params, types::Type};
+use seedring_platform::op::Allocation;
 use seedring_proto::units::InfoHash;
 
-use super::{Download, FileRow};
+use super::{Download, FileRow, Goal, Moving};
 
 /// Of a file's byte: what of it is the priority, and what says that it was there before us.
 const PRIORITY: u8 = 0x07;
@@ -17,13 +18,14 @@ pub fn load(database: &Connection) -> rusqlite::Result<HashMap<InfoHash, Downloa
     let mut downloads = HashMap::new();
     let mut rows = database.prepare(
         "SELECT info_hash, folder, root, magnet, files, only, sequential, labels, by_command,
-         added_at, completed_at FROM downloads",
+         added_at, completed_at, allocation, suffix, chosen, goal, goal_root, moving
+         FROM downloads",
     )?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
         let (folder, files): (Vec<u8>, Vec<u8>) = (row.get(1)?, row.get(4)?);
         let download = Download {
-            folder: PathBuf::from(OsStr::from_bytes(&folder)),
+            folder: path(&folder),
             root: row.get(2)?,
             magnet: row.get(3)?,
             files: files.into_iter().map(file_of).collect(),
@@ -33,6 +35,14 @@ pub fn load(database: &Connection) -> rusqlite::Result<HashMap<InfoHash, Downloa
             by_command: row.get(8)?,
             added_at: row.get(9)?,
             completed_at: row.get(10)?,
+            allocation: if row.get(11)? { Allocation::Full } else { Allocation::Sparse },
+            suffix: row.get(12)?,
+            chosen: row.get::<_, Option<Vec<u8>>>(13)?.map(|bytes| path(&bytes)),
+            goal: match row.get::<_, Option<Vec<u8>>>(14)? {
+                Some(folder) => Some(Goal { folder: path(&folder), root: row.get(15)? }),
+                None => None,
+            },
+            moving: moving_of(row.get(16)?),
         };
         downloads.insert(InfoHash(row.get(0)?), download);
     }
@@ -47,8 +57,8 @@ pub fn write(
     let mut save = change.prepare_cached(
         "INSERT OR REPLACE INTO downloads
          (info_hash, folder, root, magnet, files, only, sequential, labels, by_command, added_at,
-          completed_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+          completed_at, allocation, suffix, chosen, goal, goal_root, moving)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
     )?;
     let mut forget = change.prepare_cached("DELETE FROM downloads WHERE info_hash = ?1")?;
     for (info_hash, download) in downloads {
@@ -69,9 +79,37 @@ pub fn write(
             download.by_command,
             download.added_at,
             download.completed_at,
+            download.allocation == Allocation::Full,
+            download.suffix,
+            download.chosen.as_ref().map(|folder| folder.as_os_str().as_bytes()),
+            download.goal.as_ref().map(|goal| goal.folder.as_os_str().as_bytes()),
+            download.goal.as_ref().map_or("", |goal| &*goal.root),
+            number_of(download.moving),
         ])?;
     }
     Ok(())
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+fn number_of(moving: Moving) -> i64 {
+    match moving {
+        Moving::No => 0,
+        Moving::Renaming => 1,
+        Moving::Placing => 2,
+        Moving::Removing => 3,
+    }
+}
+
+fn moving_of(number: i64) -> Moving {
+    match number {
+        1 => Moving::Renaming,
+        2 => Moving::Placing,
+        3 => Moving::Removing,
+        _ => Moving::No,
+    }
 }
 
 fn byte_of(file: &FileRow) -> u8 {

@@ -1,10 +1,11 @@
-//! File stamps as bytes.
+//! File stamps and kept blocks as bytes.
 //!
-//! Owns: 17 bytes a file: a flag, size (u64 LE), modification time in ns (i64 LE). Never: what they
-//! mean.
+//! Owns: 17 bytes a file: a flag, size (u64 LE), modification time in ns (i64 LE); of each piece in
+//! part its number, its slot, the length of its bits (u32 LE each), its bits. Never: what they mean.
 //! Flow: store thread writes, `load` reads.
 
-use seedring_shard::torrent::Stamp;
+use seedring_proto::units::PieceIndex;
+use seedring_shard::torrent::{KeptPiece, Stamp};
 
 const BYTES: usize = 17;
 
@@ -20,6 +21,36 @@ pub fn stamps(stamps: &[Option<Stamp>]) -> Vec<u8> {
         bytes.extend_from_slice(&time.to_le_bytes());
     }
     bytes
+}
+
+pub fn kept(pieces: &[KeptPiece]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for KeptPiece { piece, slot, blocks } in pieces {
+        for number in [piece.0, *slot, blocks.len() as u32] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(blocks);
+    }
+    bytes
+}
+
+/// What can be read of it: the rest is fetched again.
+pub fn parse_kept(mut bytes: &[u8]) -> Vec<KeptPiece> {
+    let mut pieces = Vec::new();
+    while let Some((head, rest)) = bytes.split_first_chunk::<12>() {
+        let number = |at: usize| {
+            let bytes = [head[at], head[at + 1], head[at + 2], head[at + 3]];
+            u32::from_le_bytes(bytes)
+        };
+        let Some((blocks, rest)) = rest.split_at_checked(number(8) as usize) else { break };
+        pieces.push(KeptPiece {
+            piece: PieceIndex(number(0)),
+            slot: number(4),
+            blocks: blocks.into(),
+        });
+        bytes = rest;
+    }
+    pieces
 }
 
 /// `None`: not something that `stamps` wrote.

@@ -16,8 +16,9 @@ mod thread;
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
+use seedring_platform::op::Allocation;
 use seedring_proto::units::InfoHash;
-use seedring_shard::torrent::Stamp;
+use seedring_shard::torrent::{KeptPiece, Stamp};
 
 pub use self::thread::{Flush, Store};
 
@@ -36,13 +37,15 @@ pub struct Record {
     pub downloaded_bytes: u64,
     /// By the user's word.
     pub paused: bool,
+    /// Blocks of pieces in part that are on disk.
+    pub kept: Vec<KeptPiece>,
 }
 
 /// A torrent that is, or was, downloaded. Its .torrent lies in `torrents/` once it is known, and
 /// is there (synced) before this says so.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Download {
-    /// The save folder, absolute.
+    /// The folder that it lies in now, absolute.
     pub folder: PathBuf,
     /// Identity of that folder (D5): what its marker file says; empty: it was not made yet.
     pub root: String,
@@ -59,6 +62,61 @@ pub struct Download {
     pub added_at: i64,
     /// Everything wanted was there and synced, seconds since 1970.
     pub completed_at: Option<i64>,
+    /// What of a file's space is taken when it is made.
+    pub allocation: Allocation,
+    /// What its files' names end with while it is incomplete; may be empty.
+    pub suffix: String,
+    /// The folder that was asked for, where that is another one than it lies in.
+    pub chosen: Option<PathBuf>,
+    /// Where it goes when it is complete; `None`: it stays.
+    pub goal: Option<Goal>,
+    pub moving: Moving,
+}
+
+/// A folder to be moved to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Goal {
+    pub folder: PathBuf,
+    /// As `Download::root`.
+    pub root: String,
+}
+
+/// How far a move is, so that it can be gone on with after a crash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Moving {
+    /// All is at its folder. What may lie in the goal's folder for parts is a copy that was not
+    /// finished.
+    #[default]
+    No,
+    /// Files are being renamed: each is at the one place or at the other.
+    Renaming,
+    /// A whole, synced, verified copy is in the goal's folder for parts, or beyond it: the rest is
+    /// put in its place.
+    Placing,
+    /// The goal has become its folder; what is left in this one is removed.
+    Removing,
+}
+
+impl Default for Download {
+    fn default() -> Self {
+        Download {
+            folder: PathBuf::new(),
+            root: String::new(),
+            magnet: None,
+            files: Vec::new(),
+            only: Vec::new(),
+            sequential: false,
+            labels: Vec::new(),
+            by_command: false,
+            added_at: 0,
+            completed_at: None,
+            allocation: Allocation::Sparse,
+            suffix: String::new(),
+            chosen: None,
+            goal: None,
+            moving: Moving::No,
+        }
+    }
 }
 
 /// What is kept of one file of a download.

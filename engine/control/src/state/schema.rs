@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::Error;
 
 /// `PRAGMA user_version` of a database that is up to date.
-pub const VERSION: i64 = 3;
+pub const VERSION: i64 = 4;
 
 const FIRST: &str = "
 CREATE TABLE torrents (
@@ -57,6 +57,17 @@ CREATE TABLE downloads (
 ) WITHOUT ROWID;
 ";
 
+/// Pieces in part, how files are made and named, where a download goes when it is complete.
+const FOURTH: &str = "
+ALTER TABLE torrents ADD COLUMN kept BLOB NOT NULL DEFAULT x'';
+ALTER TABLE downloads ADD COLUMN allocation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE downloads ADD COLUMN suffix TEXT NOT NULL DEFAULT '';
+ALTER TABLE downloads ADD COLUMN chosen BLOB;
+ALTER TABLE downloads ADD COLUMN goal BLOB;
+ALTER TABLE downloads ADD COLUMN goal_root TEXT NOT NULL DEFAULT '';
+ALTER TABLE downloads ADD COLUMN moving INTEGER NOT NULL DEFAULT 0;
+";
+
 /// Brings the schema up to date, or says why it can't be.
 pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
     let fail = |source| Error::Database { path: path.to_owned(), source };
@@ -66,7 +77,7 @@ pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
         return Err(Error::Newer { path: path.to_owned(), found, known: VERSION });
     }
     // Each step is a transaction of its own: an interrupted one leaves the version before it.
-    for (version, step) in [(1, FIRST), (2, SECOND), (3, THIRD)] {
+    for (version, step) in [(1, FIRST), (2, SECOND), (3, THIRD), (4, FOURTH)] {
         if found < version {
             let change = database.transaction().map_err(fail)?;
             change.execute_batch(step).map_err(fail)?;

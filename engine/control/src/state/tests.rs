@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use seedring_proto::units::PieceIndex;
+
 use super::*;
 
 fn record(uploaded_bytes: u64) -> Record {
@@ -15,6 +17,10 @@ fn record(uploaded_bytes: u64) -> Record {
         added_at: 1_700_000_000,
         downloaded_bytes: 3,
         paused: true,
+        kept: vec![
+            KeptPiece { piece: PieceIndex(7), slot: 3, blocks: Box::new([0xa0, 1]) },
+            KeptPiece { piece: PieceIndex(9), slot: 0, blocks: Box::new([]) },
+        ],
     }
 }
 
@@ -33,6 +39,11 @@ fn download(folder: &str) -> Download {
         by_command: true,
         added_at: 5,
         completed_at: Some(9),
+        allocation: Allocation::Full,
+        suffix: ".part".into(),
+        chosen: Some("/srv/chosen".into()),
+        goal: Some(Goal { folder: "/srv/done".into(), root: "4567".into() }),
+        moving: Moving::Placing,
     }
 }
 

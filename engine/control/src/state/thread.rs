@@ -222,8 +222,8 @@ fn open(path: &Path) -> Result<(Connection, Loaded), Error> {
 
 fn load(database: &Connection) -> rusqlite::Result<Loaded> {
     let mut loaded = Loaded::default();
-    let columns =
-        "info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused";
+    let columns = "info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused, \
+         kept";
     let mut rows = database.prepare(&format!("SELECT {columns} FROM torrents"))?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
@@ -237,6 +237,7 @@ fn load(database: &Connection) -> rusqlite::Result<Loaded> {
             added_at: row.get(5)?,
             downloaded_bytes: row.get::<_, i64>(6)? as u64,
             paused: row.get(7)?,
+            kept: encode::parse_kept(&row.get::<_, Vec<u8>>(8)?),
         };
         loaded.torrents.insert(InfoHash(row.get(0)?), record);
     }
@@ -388,8 +389,9 @@ fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
     {
         let mut save = change.prepare_cached(
             "INSERT OR REPLACE INTO torrents
-             (info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+             (info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused,
+              kept)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?;
         let mut forget = change.prepare_cached("DELETE FROM torrents WHERE info_hash = ?1")?;
         for (info_hash, record) in &batch.records {
@@ -406,6 +408,7 @@ fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
                 record.added_at,
                 record.downloaded_bytes as i64,
                 record.paused,
+                encode::kept(&record.kept),
             ])?;
         }
         downloads::write(&change, &batch.downloads)?;

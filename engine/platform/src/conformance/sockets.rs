@@ -97,7 +97,7 @@ fn receive_once_at_end<I: Io>(bench: &mut Bench<I>) {
 
 fn receive_until_end<I: Io>(bench: &mut Bench<I>) {
     let (near, far) = bench.pair();
-    bench.submit(Op::Receive { token: Token(1), socket: far });
+    bench.submit(Op::Receive { token: Token(1), socket: far, bulk: false });
     for n in 0..20u8 {
         say(bench, &near, &[n; 100]);
         if n % 7 == 0 {
@@ -115,7 +115,7 @@ fn receive_until_end<I: Io>(bench: &mut Bench<I>) {
 
 fn receive_reset<I: Io>(bench: &mut Bench<I>) {
     let (near, far) = bench.pair();
-    bench.submit(Op::Receive { token: Token(1), socket: far.clone() });
+    bench.submit(Op::Receive { token: Token(1), socket: far.clone(), bulk: false });
     bench.turn();
     // Unread bytes and no lingering: the close resets.
     say(bench, &far, b"never read");
@@ -146,7 +146,7 @@ fn receive_cancelled<I: Io>(bench: &mut Bench<I>) {
         bench.submit(if once {
             Op::ReceiveOnce { token, socket }
         } else {
-            Op::Receive { token, socket }
+            Op::Receive { token, socket, bulk: false }
         });
         if round == 2 {
             // Cancelled before it reached the kernel at all.
@@ -184,7 +184,7 @@ fn cancel_nothing<I: Io>(bench: &mut Bench<I>) {
 fn shutdown_in_flight<I: Io>(bench: &mut Bench<I>) {
     for how in [Shutdown::Orderly, Shutdown::Reset] {
         let (near, far) = bench.pair();
-        bench.submit(Op::Receive { token: Token(1), socket: near.clone() });
+        bench.submit(Op::Receive { token: Token(1), socket: near.clone(), bulk: false });
         bench.turn();
         bench.rig.io.shutdown(&near, how);
         let (bytes, _) = bench.received(1);
@@ -195,7 +195,7 @@ fn shutdown_in_flight<I: Io>(bench: &mut Bench<I>) {
 
 fn operations_hold_sockets<I: Io>(bench: &mut Bench<I>) {
     let (near, far) = bench.pair();
-    bench.submit(Op::Receive { token: Token(1), socket: far.clone() });
+    bench.submit(Op::Receive { token: Token(1), socket: far.clone(), bulk: false });
     bench.turn();
     let far = far.into_owned().expect_err("the receive holds it");
     drop(far);

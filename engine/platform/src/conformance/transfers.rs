@@ -19,7 +19,7 @@ pub(super) fn cases<I: Io>() -> Vec<Case<I>> {
 
 fn batch_in_order<I: Io>(bench: &mut Bench<I>) {
     let (near, far) = bench.pair();
-    bench.submit(Op::Receive { token: Token(1), socket: far });
+    bench.submit(Op::Receive { token: Token(1), socket: far, bulk: false });
     let share = bench.share(Class::K64, 0);
     let mut batch = bench.rig.io.batch();
     let mut expected = Vec::new();
@@ -59,7 +59,7 @@ fn large_batch<I: Io>(bench: &mut Bench<I>) {
     bench.submit(Op::SendBatch { token: Token(2), socket: near.clone(), batch, zero_copy: false });
     // The receiver comes late: the socket's buffer fills first.
     bench.turn();
-    bench.submit(Op::Receive { token: Token(1), socket: far });
+    bench.submit(Op::Receive { token: Token(1), socket: far, bulk: false });
     let mut received = 0;
     let mut check = |bytes: &[u8]| {
         let right = bytes.iter().enumerate().all(|(at, &byte)| byte == pattern(received + at));
@@ -103,7 +103,7 @@ fn large_batch<I: Io>(bench: &mut Bench<I>) {
 
 fn zero_copy_once<I: Io>(bench: &mut Bench<I>) {
     let (near, far) = bench.pair();
-    bench.submit(Op::Receive { token: Token(1), socket: far });
+    bench.submit(Op::Receive { token: Token(1), socket: far, bulk: false });
     let mut expected = 0;
     for round in 0..8usize {
         let share = bench.share(Class::K64, expected);
@@ -199,7 +199,7 @@ fn many_streams<I: Io>(bench: &mut Bench<I>) {
     let pairs: Vec<_> = (0..16).map(|_| bench.pair_through(&listener, address)).collect();
     let share = bench.share(Class::K256, 0);
     for (n, (near, far)) in pairs.iter().enumerate() {
-        bench.submit(Op::Receive { token: Token(n as u64), socket: far.clone() });
+        bench.submit(Op::Receive { token: Token(n as u64), socket: far.clone(), bulk: false });
         let mut batch = bench.rig.io.batch();
         batch.push_bytes(&[n as u8; 13]);
         batch.push_share(&share, n * 16_384..(n + 1) * 16_384);

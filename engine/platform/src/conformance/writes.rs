@@ -213,7 +213,7 @@ fn write_keeps_shares<I: Io>(bench: &mut Bench<I>) {
     let file = created(bench, "file");
     let share = bench.share(Class::K256, 0);
     let (near, far) = bench.pair();
-    bench.submit(Op::Receive { token: Token(7), socket: far });
+    bench.submit(Op::Receive { token: Token(7), socket: far, bulk: false });
     let batch = batch_of(&[(&share, 0..share.len())]);
     bench.submit(Op::Write { token: Token(5), file: file.clone(), offset: 0, batch });
     assert_eq!(share.holders(), 2, "in flight: held");

@@ -19,12 +19,14 @@ use io_uring::{Submitter, types::BufRingEntry};
 
 use crate::memory::mapping::Mapping;
 
-/// The group's number; a ring has one group.
+/// The groups' numbers: small buffers for requests and handshakes, which are many and short, and
+/// large ones for content, of which one completion should bring much.
 pub(super) const GROUP: u16 = 0;
+pub(super) const BULK: u16 = 1;
 /// The kernel's limit for one group.
 const BUFFERS_MAX: u32 = 1 << 15;
-/// Offered at first: 256 KiB of 4 KiB buffers.
-const OFFERED_FIRST: u16 = 64;
+/// Offered at first, in all.
+const OFFERED_FIRST_BYTES: u32 = 256 << 10;
 
 /// The memory and the shared ring. Counted: `Received` values may outlive the ring they came from.
 pub(crate) struct ReceiveBuffers {
@@ -32,6 +34,7 @@ pub(crate) struct ReceiveBuffers {
     memory: Mapping,
     count: u16,
     each_bytes: u32,
+    group: u16,
     tail: Cell<u16>,
     /// Buffers 0 to this one are in use; the others were never touched.
     offered: Cell<u16>,
@@ -41,7 +44,7 @@ pub(crate) struct ReceiveBuffers {
 
 impl ReceiveBuffers {
     /// `count` is rounded up to a power of two, at most 32,768.
-    pub(super) fn new(count: u32, each_bytes: u32) -> io::Result<Rc<ReceiveBuffers>> {
+    pub(super) fn new(group: u16, count: u32, each_bytes: u32) -> io::Result<Rc<ReceiveBuffers>> {
         let count = count.clamp(1, BUFFERS_MAX).next_power_of_two() as u16;
         let ring_bytes = usize::from(count) * size_of::<BufRingEntry>();
         let memory_bytes = usize::from(count) * each_bytes as usize;
@@ -50,11 +53,12 @@ impl ReceiveBuffers {
             memory: Mapping::new(memory_bytes.next_multiple_of(4096), false)?,
             count,
             each_bytes,
+            group,
             tail: Cell::new(0),
             offered: Cell::new(0),
             away: Cell::new(0),
         });
-        buffers.offer_up_to(count.min(OFFERED_FIRST));
+        buffers.offer_up_to(count.min((OFFERED_FIRST_BYTES / each_bytes).max(1) as u16));
         Ok(buffers)
     }
 
@@ -87,7 +91,7 @@ impl ReceiveBuffers {
         // SAFETY: `ring` is page-aligned, holds `count` entries (a power of two), and is unmapped
         // only with this value, which the Ring keeps until nothing is in flight (and leaks if that
         // does not come in time); the kernel pins the ring's own pages besides.
-        unsafe { submitter.register_buf_ring_with_flags(base, self.count, GROUP, 0) }
+        unsafe { submitter.register_buf_ring_with_flags(base, self.count, self.group, 0) }
     }
 
     /// Buffers that the kernel may have left: a starved receive is armed again when some are back.

@@ -126,13 +126,15 @@ impl Ring {
 
     fn received(&mut self, id: SlotId, entry: Entry) {
         let more = cqueue::more(entry.flags);
-        // Taken even where nothing was received: some kernels hand a buffer out with a failure.
-        let buffer = buffer_of(entry)
-            .map(|buffer| self.buffers.carried(buffer, entry.result.max(0) as usize));
-        let Some(Work::Receive(Receive { once, cancelled, armed, .. })) = self.slots.work_mut(id)
+        let Some(Work::Receive(Receive { once, bulk, cancelled, armed, .. })) =
+            self.slots.work_mut(id)
         else {
             unreachable!("invariant: the caller matched a receive")
         };
+        let buffers = if *bulk { &self.bulk } else { &self.buffers };
+        // Taken even where nothing was received: some kernels hand a buffer out with a failure.
+        let buffer =
+            buffer_of(entry).map(|buffer| buffers.carried(buffer, entry.result.max(0) as usize));
         let (once, cancelled) = (*once, *cancelled || self.draining);
         *armed = more;
         match result_of(entry) {
@@ -159,7 +161,7 @@ impl Ring {
                 }
             }
             Err(_) if entry.result == -libc::ENOBUFS && !cancelled => {
-                self.starved_total += u64::from(!self.buffers.grow());
+                self.starved_total += u64::from(!buffers.grow());
                 self.starved.push_back(id);
             }
             Err(error) => {

@@ -12,7 +12,7 @@ use io_uring::{
 
 use super::{
     Ring,
-    buffers::GROUP,
+    buffers::{BULK, GROUP},
     create::Creating,
     open,
     slots::{Accept, Receive, SlotId, Work},
@@ -41,8 +41,9 @@ pub(super) fn cancelled() -> io::Error {
 
 /// What the slot holds while the operation is in flight.
 pub(super) fn work_of(op: Op, zero_copy_allowed: bool) -> (Token, Work) {
-    let receive =
-        |socket, once| Work::Receive(Receive { socket, once, armed: false, cancelled: false });
+    let receive = |socket, once, bulk| {
+        Work::Receive(Receive { socket, once, bulk, armed: false, cancelled: false })
+    };
     match op {
         Op::Accept { token, listener } => {
             (token, Work::Accept(Accept { listener, cancelled: false }))
@@ -50,8 +51,8 @@ pub(super) fn work_of(op: Op, zero_copy_allowed: bool) -> (Token, Work) {
         Op::Connect { token, socket, address } => {
             (token, Work::Connect { socket, address: Box::new(address.into()) })
         }
-        Op::ReceiveOnce { token, socket } => (token, receive(socket, true)),
-        Op::Receive { token, socket } => (token, receive(socket, false)),
+        Op::ReceiveOnce { token, socket } => (token, receive(socket, true, false)),
+        Op::Receive { token, socket, bulk } => (token, receive(socket, false, bulk)),
         Op::SendBatch { token, socket, batch, zero_copy } => {
             assert!(!batch.is_empty(), "a batch to send has bytes");
             (token, Work::Send { socket, batch, zero_copy: zero_copy && zero_copy_allowed })
@@ -115,7 +116,7 @@ fn entry_of(work: &mut Work, arenas_registered: usize) -> squeue::Entry {
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
             } else {
-                opcode::RecvMulti::new(fd, GROUP).build()
+                opcode::RecvMulti::new(fd, if it.bulk { BULK } else { GROUP }).build()
             }
         }
         Work::Send { socket, batch, zero_copy: false } => {

@@ -100,6 +100,7 @@ pub(super) struct Accept {
 pub(super) struct Receive {
     pub socket: Socket,
     pub once: bool,
+    pub bulk: bool,
     /// In the kernel; otherwise it waits for buffers (`Ring::starved`).
     pub armed: bool,
     pub cancelled: bool,
@@ -258,7 +259,7 @@ mod tests {
 
     fn receive() -> Work {
         let socket = Socket::from_virtual(Box::new(Nothing));
-        Work::Receive(Receive { socket, once: false, armed: true, cancelled: false })
+        Work::Receive(Receive { socket, once: false, bulk: false, armed: true, cancelled: false })
     }
 
     #[test]

@@ -32,7 +32,7 @@ fn receive_buffers_are_offered_as_they_are_needed() {
     for n in 0..100 {
         let (near, other) = UnixStream::pair().expect("pair");
         let socket = Socket::from_os(near.into());
-        ring.submit(Op::Receive { token: Token(n), socket }).expect("room");
+        ring.submit(Op::Receive { token: Token(n), socket, bulk: false }).expect("room");
         far.push(other);
     }
     // One after the other, each gets a buffer that was used before.

@@ -2,11 +2,12 @@
 //! Never: chooses a block, or knows which piece it is good for. Flow: downloads ask, the session
 //! matches what comes; the clock says what is late.
 //!
-//! The pipeline holds what the peer sends in its round trip and [`AHEAD`] more, so that it never
-//! runs dry: bandwidth times delay (both measured), from [`DEPTH_MIN`] blocks to the peer's `reqq`.
-//! It begins small and grows by a block for each that comes while the rate still grows, as TCP's
-//! slow start does: a peer that is fast is found out in a few round trips, and one that is slow
-//! does not hold much that others could bring sooner.
+//! The pipeline holds what the peer sends in its round trip and [`AHEAD`] (or [`AHEAD_BYTES_MAX`])
+//! more, so that it never runs dry: bandwidth times delay (both measured), from [`DEPTH_MIN`] blocks
+//! to the peer's `reqq`. It begins small and grows by a block for each that comes while the rate
+//! still grows, as TCP's slow start does, at most to twice of what the rate so far calls for: a peer
+//! that is fast is found out in a few round trips, and one that is slow does not hold much that
+//! others could bring sooner.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,6 +21,12 @@ pub const DEPTH_MIN: u32 = 4;
 pub const DEPTH_MAX_DEFAULT: u32 = 250;
 /// Asked for beyond one round trip, so that a peer busy with others does not run dry.
 pub const AHEAD: Duration = Duration::from_millis(500);
+/// And at most so much: half a second of a fast peer is more memory than the processor's caches
+/// hold, and each of its bytes is then fetched from memory for each step on its way to the disk
+/// (four seeders with a GiB/s together held 128 MiB under way).
+pub const AHEAD_BYTES_MAX: u64 = 4 << 20;
+/// To where a pipeline grows before a rate is known.
+const DEPTH_FIRST: u32 = 64;
 /// A peer that sent nothing of what it was asked for in this time is snubbing us (libtorrent,
 /// Transmission: 60 s; what waits for it is then asked of others, and of it one block at a time).
 pub const SNUBBED_AFTER: Duration = Duration::from_secs(60);
@@ -28,6 +35,44 @@ const LATE_TIMES: u32 = 4;
 const LATE_MIN: Duration = Duration::from_secs(2);
 /// Rates are taken over spans of this length.
 const SPAN: Duration = Duration::from_millis(250);
+
+/// What a peer gives is compared over one to two of these: the choker's interval.
+const GIVEN_SPAN: Duration = Duration::from_secs(10);
+
+/// Bytes over the last [`GIVEN_SPAN`] to two of them.
+#[derive(Clone, Copy, Debug)]
+struct Given {
+    began: Duration,
+    bytes: u64,
+    /// Of the span before, if there was one.
+    before: Option<u64>,
+}
+
+impl Given {
+    fn at(mut self, now: Duration) -> Self {
+        let passed = now.saturating_sub(self.began);
+        if passed >= 2 * GIVEN_SPAN {
+            self = Self { began: now - GIVEN_SPAN, bytes: 0, before: Some(0) };
+        } else if passed >= GIVEN_SPAN {
+            let began = self.began + GIVEN_SPAN;
+            self = Self { began, bytes: 0, before: Some(self.bytes) };
+        }
+        self
+    }
+
+    fn add(&mut self, bytes: u64, now: Duration) {
+        *self = self.at(now);
+        self.bytes += bytes;
+    }
+
+    fn per_s(self, now: Duration) -> u64 {
+        let given = self.at(now);
+        let before = given.before.map_or(Duration::ZERO, |_| GIVEN_SPAN);
+        let span = (now.saturating_sub(given.began) + before).max(Duration::from_secs(1));
+        let bytes = given.bytes + given.before.unwrap_or(0);
+        bytes.saturating_mul(1_000) / span.as_millis() as u64
+    }
+}
 
 /// A block that was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +94,7 @@ pub struct Requests {
     span_bytes: u64,
     /// Bytes a second over the last whole span; smoothed.
     rate_bytes_per_s: u64,
+    given: Given,
     heard_at: Duration,
     snubbed: bool,
 }
@@ -64,6 +110,7 @@ impl Requests {
             span_began: now,
             span_bytes: 0,
             rate_bytes_per_s: 0,
+            given: Given { began: now, bytes: 0, before: None },
             heard_at: now,
             snubbed: false,
         }
@@ -115,6 +162,11 @@ impl Requests {
         self.span_bytes * 1_000 / (silent.as_millis() as u64).max(1)
     }
 
+    /// What it gave over the last 10 to 20 s: steady enough to trade by.
+    pub fn given_bytes_per_s(&self, now: Duration) -> u64 {
+        self.given.per_s(now)
+    }
+
     pub fn contains(&self, block: Block) -> bool {
         self.outstanding.iter().any(|asked| asked.block == block)
     }
@@ -135,6 +187,7 @@ impl Requests {
         self.round_trip = Some(self.round_trip.map_or(took, |before| before.min(took)));
         self.heard_at = now;
         self.snubbed = false;
+        self.given.add(u64::from(block.length), now);
         self.count(u64::from(block.length), now);
         true
     }
@@ -200,8 +253,9 @@ impl Requests {
 
     fn count(&mut self, bytes: u64, now: Duration) {
         self.span_bytes += bytes;
-        if self.growing && self.depth < self.depth_max {
-            self.depth += 1;
+        if self.growing {
+            let most = DEPTH_FIRST.max(2 * self.wanted_depth()).min(self.depth_max);
+            self.depth = most.min(self.depth + 1).max(self.depth);
         }
         let span = now.saturating_sub(self.span_began);
         if span < SPAN {
@@ -221,10 +275,14 @@ impl Requests {
 
     /// Bandwidth times delay, in blocks.
     fn wanted_depth(&self) -> u32 {
-        let delay = self.round_trip.unwrap_or_default() + AHEAD;
-        let bytes = u128::from(self.rate_bytes_per_s) * delay.as_millis() / 1_000;
-        let blocks = u32::try_from(bytes / u128::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
-        blocks.max(DEPTH_MIN).min(self.depth_max)
+        let sent_in = |time: Duration| {
+            let bytes = u128::from(self.rate_bytes_per_s) * time.as_micros() / 1_000_000;
+            u64::try_from(bytes).unwrap_or(u64::MAX)
+        };
+        let round_trip = sent_in(self.round_trip.unwrap_or_default());
+        let bytes = round_trip.saturating_add(sent_in(AHEAD).min(AHEAD_BYTES_MAX));
+        let blocks = u32::try_from(bytes / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
+        blocks.clamp(DEPTH_MIN, u32::MAX / 2).min(self.depth_max)
     }
 }
 

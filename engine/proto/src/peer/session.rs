@@ -15,6 +15,7 @@
 
 mod deadlines;
 mod download;
+mod exchange;
 mod opening;
 mod receive;
 mod upload;
@@ -85,8 +86,13 @@ pub struct Options {
     /// Sent as `upload_only` (BEP 21); such a session asks for nothing, and skips `piece`. Others
     /// may download; they fetch metadata where the torrent has none, which has no pieces then.
     pub upload_only: bool,
+    /// Peer exchange (BEP 11) is offered, unless the torrent is private.
+    pub exchange: bool,
     /// Pieces of an allowed fast set. 0 where unchoke slots are unlimited, since nobody waits.
     pub allowed_fast: usize,
+    /// A seed that gives out its pieces one by one (BEP 16), and so does not say that it is one.
+    /// Its torrent offers nothing yet, and its caller hears what the peer has.
+    pub hides: bool,
 }
 
 impl Options {
@@ -99,7 +105,9 @@ impl Options {
             your_ip: None,
             listen_port: None,
             upload_only: true,
+            exchange: false,
             allowed_fast: 5,
+            hides: false,
         }
     }
 }
@@ -113,7 +121,8 @@ pub enum Event {
     Requested,
     /// At least one block left the queue because the peer does not want it any more.
     Cancelled,
-    /// The peer has a piece that it did not have; sessions that also download only.
+    /// The peer has a piece that it did not have; of sessions that also download, or hide
+    /// ([`Options::hides`]).
     Have(PieceIndex),
     /// The peer has every piece: two seeds have nothing to say to each other.
     PeerComplete,
@@ -121,9 +130,13 @@ pub enum Event {
     PeerUploadOnly,
     /// The peer said what it calls itself.
     ClientNamed,
+    /// The peer's extension handshake came, or another one: where it listens is known, and whether
+    /// it exchanges peers ([`Session::next_exchange`]).
+    Introduced,
     /// Our address as the peer sees it.
     OurAddress(IpAddr),
-    // What follows only sessions that also download say.
+    // What follows only sessions that also download say; `Pieces` and `DontHave` also those that
+    // hide.
     /// The peer chokes us from now on. What waits is returned one by one.
     Choked,
     /// The peer serves us from now on.
@@ -186,8 +199,13 @@ struct State {
     unheard: bool,
     /// The number under which the peer wants ut_metadata; 0: it does not.
     peer_metadata_id: u8,
+    /// The same for lt_donthave.
+    peer_dont_have_id: u8,
+    /// What the peer has is told to the caller though we ask it for nothing.
+    watched: bool,
     request_queue_max: u16,
     peer_listen_port: Option<NonZeroU16>,
+    exchange: exchange::Exchange,
     peer_client: Option<Box<str>>,
     pieces: RemotePieces,
     queue: UploadQueue,
@@ -298,7 +316,10 @@ impl Session {
 impl State {
     /// Keeps what the peer's extension handshake says; a later one adds to it (BEP 10).
     fn learn(&mut self, said: &ExtensionHandshake<'_>, turn: &mut receive::Turn) {
+        turn.introduced = true;
+        self.exchange.said(said.ut_pex, turn.now);
         self.peer_metadata_id = said.ut_metadata.unwrap_or(self.peer_metadata_id);
+        self.peer_dont_have_id = said.lt_donthave.unwrap_or(self.peer_dont_have_id);
         self.peer_listen_port =
             said.listen_port.and_then(NonZeroU16::new).or(self.peer_listen_port);
         self.peer_upload_only = said.upload_only.unwrap_or(self.peer_upload_only);

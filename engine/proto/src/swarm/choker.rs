@@ -1,28 +1,27 @@
-//! Owns: which interested peers are unchoked while we seed.
+//! Owns: which interested peers are unchoked, over all torrents of a shard.
 //! Never: holds a peer, or changes more than it must: decisions name the changes alone.
 //! Flow: every [`INTERVAL`], and when interest changes, candidates in, decisions out.
 //!
-//! Slots go, in this order, to
-//! 1. peers unchoked less than [`TENURE`] ago, so that each turn is long enough to be of use and
-//!    its rate means something;
-//! 2. who has waited longest, until a fifth of the slots (at least one) are such turns;
-//! 3. the peers that took most bytes from us, who keep their place while they are fast;
-//! 4. who has waited longest, while slots are free.
+//! A torrent that downloads trades ([`trading`]): its slots are for those who give. All torrents
+//! that seed compete with each other ([`seeding`]): their slots are for those who take most, and
+//! for turns. The slots of the shard are divided among these groups ([`shares`]): a few for each,
+//! then by how many peers want something, so that neither kind starves the other.
 //!
-//! So a fast newcomer, once tried, displaces the slowest; and with `s` = a fifth of the smaller
-//! bound (at least 1), a peer with `a` peers waiting as long or longer is unchoked within
-//! `(a / s + 1) * (TENURE + INTERVAL) + INTERVAL`.
+//! Unlimited slots mean what they say: whoever is interested is unchoked. That is what a seed with
+//! bandwidth to spare wants; a trader is given a bound by its caller where upload is scarce.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
+mod seeding;
+mod shares;
+mod trading;
+
 use std::time::Duration;
+
+use self::shares::Group;
 
 /// Between two rotations; libtorrent's and the original client's figure.
 pub const INTERVAL: Duration = Duration::from_secs(10);
-/// A turn that is given to one who waited, at least.
+/// A turn that is given to one who waited, at least; BEP 3's 30 s of an optimistic unchoke.
 pub const TENURE: Duration = Duration::from_secs(30);
-/// One slot in so many rotates among those who wait.
-const ROTATING_ONE_IN: usize = 5;
 
 /// How many peers may be unchoked at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +39,15 @@ impl Slots {
     }
 }
 
+/// What a peer of a torrent that downloads does for us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Trade {
+    /// Over the last 10 to 20 s.
+    pub gives_bytes_per_s: u64,
+    /// It has given nothing for a minute in which we wanted something of it.
+    pub snubs: bool,
+}
+
 /// A peer as the choker sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate<K, T> {
@@ -52,9 +60,27 @@ pub struct Candidate<K, T> {
     pub unchoked: bool,
     /// What we send it.
     pub rate_bytes_per_s: u64,
+    /// There for all candidates of a torrent that downloads, for none of one that seeds.
+    pub trade: Option<Trade>,
     pub last_unchoked: Option<Duration>,
     /// Since when it is interested and choked.
     pub waiting_since: Option<Duration>,
+}
+
+impl<K, T> Candidate<K, T> {
+    /// Was unchoked so lately that its turn is not over.
+    fn in_tenure(&self, now: Duration) -> bool {
+        self.last_unchoked.is_some_and(|since| now.saturating_sub(since) < TENURE)
+    }
+}
+
+/// Slots under an upload limit for a torrent that downloads, where the user sets no number: with
+/// more, each peer gets too little to be worth an answer. The original client's formula: the root
+/// of 0.6 times the KiB a second, and 4 at least.
+pub fn trading_slots(upload_bytes_per_s: u64) -> u32 {
+    const LEAST: u64 = 4;
+    let wide = (upload_bytes_per_s / 1024).saturating_mul(3) / 5;
+    wide.isqrt().max(LEAST).try_into().unwrap_or(u32::MAX)
 }
 
 /// See the module.
@@ -115,35 +141,18 @@ impl Choker {
         candidates: &[Candidate<K, T>],
     ) -> Vec<bool> {
         let lots: Vec<u64> = candidates.iter().map(|_| self.draw()).collect();
-        let mut holding: Vec<usize> = Vec::new();
-        let mut waiting: Vec<usize> = Vec::new();
-        for (at, peer) in candidates.iter().enumerate().filter(|(_, peer)| peer.interested) {
-            if peer.unchoked { holding.push(at) } else { waiting.push(at) }
-        }
-        let in_tenure = |at: &usize| {
-            let since = candidates[*at].last_unchoked;
-            since.is_some_and(|since| now.saturating_sub(since) < TENURE)
-        };
-        waiting
-            .sort_unstable_by_key(|at| (candidates[*at].waiting_since.unwrap_or(now), lots[*at]));
-        // Those in tenure first, the longest there first; then the others by rate.
-        holding.sort_unstable_by_key(|at| {
-            let peer = &candidates[*at];
-            match in_tenure(at) {
-                true => (false, Reverse(0), peer.last_unchoked, lots[*at]),
-                false => (true, Reverse(peer.rate_bytes_per_s), None, lots[*at]),
+        let view = View { now, rotates, candidates, lots: &lots };
+        let groups = Group::of(candidates);
+        let turn = now.as_secs() / TENURE.as_secs();
+        let shares = shares::divide(self.slots_global.count(), &groups, rotates, turn);
+        let mut chosen = vec![false; candidates.len()];
+        for (group, share) in groups.iter().zip(shares) {
+            match group.trades {
+                true => trading::choose(&view, &group.members, share, &mut chosen),
+                false => seeding::choose(&view, &group.members, share, &mut chosen),
             }
-        });
-        let turns = holding.iter().take_while(|at| in_tenure(at)).count();
-        let (in_turn, fast) = holding.split_at(turns);
-
-        let mut room = Room::new(self.slots_global, candidates);
-        in_turn.iter().for_each(|at| room.give(*at, true));
-        if rotates {
-            waiting.iter().for_each(|at| room.give_turn(*at));
         }
-        fast.iter().chain(&waiting).for_each(|at| room.give(*at, false));
-        room.chosen
+        chosen
     }
 
     /// splitmix64.
@@ -156,79 +165,14 @@ impl Choker {
     }
 }
 
-/// Slots given so far in one torrent.
-#[derive(Clone, Copy, Default)]
-struct Given {
-    slots: usize,
-    turns: usize,
-    /// Interested peers that are unchoked as it stands.
-    holders: usize,
-}
-
-/// What is left of both bounds while slots are given.
-///
-/// A torrent whose holders fill its own bound rotates by itself: a turn there displaces one of
-/// its own, so it neither needs nor uses up the turns of the global bound. Counted together, the
-/// one kind could starve the other.
-struct Room<'a, K, T> {
+/// One call's input, as the parts see it.
+struct View<'a, K, T> {
+    now: Duration,
+    /// Slots may change hands; else only free ones are filled.
+    rotates: bool,
     candidates: &'a [Candidate<K, T>],
-    chosen: Vec<bool>,
-    slots_global: usize,
-    slots: usize,
-    /// Turns in torrents that are not full by themselves.
-    turns: usize,
-    given: BTreeMap<T, Given>,
-}
-
-impl<'a, K, T: Copy + Ord> Room<'a, K, T> {
-    fn new(global: Slots, candidates: &'a [Candidate<K, T>]) -> Self {
-        let mut given: BTreeMap<T, Given> = BTreeMap::new();
-        for peer in candidates.iter().filter(|peer| peer.interested && peer.unchoked) {
-            given.entry(peer.torrent).or_default().holders += 1;
-        }
-        Self {
-            candidates,
-            chosen: vec![false; candidates.len()],
-            slots_global: global.count(),
-            slots: 0,
-            turns: 0,
-            given,
-        }
-    }
-
-    /// Gives a slot, if both bounds leave one.
-    fn give(&mut self, at: usize, turn: bool) {
-        if self.chosen[at] || self.slots >= self.slots_global {
-            return;
-        }
-        let peer = &self.candidates[at];
-        let bound = peer.torrent_slots.count();
-        let torrent = self.given.entry(peer.torrent).or_default();
-        if torrent.slots >= bound {
-            return;
-        }
-        self.chosen[at] = true;
-        self.slots += 1;
-        torrent.slots += 1;
-        torrent.turns += usize::from(turn);
-        self.turns += usize::from(turn && torrent.holders < bound);
-    }
-
-    /// Gives a slot to one who waited, while fewer than the rotating ones are such turns.
-    fn give_turn(&mut self, at: usize) {
-        let peer = &self.candidates[at];
-        let bound = peer.torrent_slots.count();
-        let torrent = self.given.get(&peer.torrent).copied().unwrap_or_default();
-        let full = torrent.holders >= bound;
-        let some_left = full || self.turns < rotating(self.slots_global);
-        if some_left && torrent.turns < rotating(bound) {
-            self.give(at, true);
-        }
-    }
-}
-
-fn rotating(slots: usize) -> usize {
-    slots.div_ceil(ROTATING_ONE_IN)
+    /// Decide among equals.
+    lots: &'a [u64],
 }
 
 #[cfg(test)]

@@ -3,17 +3,18 @@
 //! Flow: trackers, peer exchange, magnet links, incoming peers, LSD and DHT -> `learn`; `next` ->
 //! addresses to dial; what became of each -> `dialled`.
 //!
-//! Made to take the place of control's books of addresses (`engine/peers.rs`), which hold what
-//! trackers name for seeding: `learn`, `next` for `due`, `dialled` for `dialed` (its `Refused` is
-//! `Failed`, `Seed` is `NothingToSay`, `Later` is `NoRoom`), `restart` for `renumber`. What is new:
-//! - order: fewest failures first, then canonical peer priority (BEP 40);
-//! - connections to one IP address are bounded, with incoming ones counted
-//!   ([`Roster::accept`]), and so is what one address or network may have in here;
-//! - a connection ends a row of failures only if it lasted; retries are spread by a seed;
-//! - in a full roster who failed most goes first, then who was named by the least trusted source,
+//! - Order: fewest failures first, then canonical peer priority (BEP 40).
+//! - Connections to one IP address are bounded, with incoming ones counted ([`Roster::accept`]), and
+//!   so is what one address or network may have in here. Addresses of local networks are not: many
+//!   may be behind one.
+//! - A connection ends a row of failures only if it lasted; retries are spread by a seed.
+//! - In a full roster who failed most goes first, then who was named by the least trusted source,
 //!   so that what peers tell cannot displace what the tracker said.
+//! - Who has everything keeps few, and none of whom it is told that they have everything too.
 
+mod bans;
 mod entry;
+mod live;
 mod priority;
 
 use std::collections::BTreeMap;
@@ -21,14 +22,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::address::dialable;
+use crate::address::{dialable, is_global};
 use crate::tracker::jitter::Jitter;
 
+pub use bans::Bans;
 use entry::{Entry, State};
+use live::Live;
 pub use priority::priority;
 
 /// Trackers name 50 to 200 at a time. It is 100 KB a torrent where it is full.
 pub const ADDRESSES_MAX_DEFAULT: usize = 1_000;
+/// The same for who has everything: leeches come to it by themselves, and it may have thousands of
+/// torrents.
+const ADDRESSES_COMPLETE_MAX: usize = 200;
 /// The first rest after a failure; each further one doubles it.
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(60);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
@@ -36,8 +42,6 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(3_600);
 pub const LATER: Duration = Duration::from_secs(10);
 /// A connection that lasted so long was no failure.
 pub const LASTED: Duration = Duration::from_secs(60);
-/// Addresses that are banned; the oldest are let off first.
-const BANNED_MAX: usize = 1_000;
 /// Ports of one IP address that are kept for each connection that may go there: a client that is
 /// started anew listens on another.
 const PORTS_A_CONNECTION: usize = 4;
@@ -62,8 +66,7 @@ pub enum Source {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
     pub addresses_max: usize,
-    /// Connections to one IP address, those included that it opened. `None`: no bound, as where
-    /// many peers are behind one router, or on one machine.
+    /// Connections to one global IP address, those included that it opened. `None`: no bound.
     pub connections_per_ip_max: Option<u32>,
     /// BEP 27: peers come from the tracker alone.
     pub private: bool,
@@ -85,7 +88,7 @@ pub enum Outcome {
     Failed,
     /// It was connected, and is not any more.
     Closed,
-    /// Both have everything: not again for long.
+    /// It has everything: not again for long if we have that too.
     NothingToSay,
     /// It was ourselves: never again.
     Oneself,
@@ -102,10 +105,9 @@ pub struct Roster {
     complete: bool,
     entries: BTreeMap<SocketAddr, Entry>,
     /// Connections and dials under way to an IP address, and connections from it; none of 0.
-    live: BTreeMap<IpAddr, u32>,
-    /// With the number of the ban.
-    banned: BTreeMap<IpAddr, u64>,
-    bans: u64,
+    live: Live,
+    /// Dials under way.
+    dialling: u32,
     jitter: Jitter,
     /// Nothing can be dialled before; `None`: nothing at all, as it stands.
     due: Option<Duration>,
@@ -119,9 +121,8 @@ impl Roster {
             own: Vec::new(),
             complete: false,
             entries: BTreeMap::new(),
-            live: BTreeMap::new(),
-            banned: BTreeMap::new(),
-            bans: 0,
+            live: Live::default(),
+            dialling: 0,
             jitter: Jitter::new(seed),
             due: None,
         }
@@ -133,6 +134,21 @@ impl Roster {
 
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Whether nothing is lost with it.
+    pub fn is_unused(&self) -> bool {
+        self.entries.is_empty() && self.live.is_empty()
+    }
+
+    /// Dials under way.
+    pub fn dialling(&self) -> u32 {
+        self.dialling
+    }
+
+    /// The most trusted that named an address.
+    pub fn source_of(&self, address: SocketAddr) -> Option<Source> {
+        self.entries.get(&dialable(address)?).map(|entry| entry.source)
     }
 
     /// Where others reach us: not dialled, and what priorities are reckoned from, the first of
@@ -149,19 +165,67 @@ impl Roster {
         self.look_again();
     }
 
-    /// Whether we have all we want: then peers that have everything are not dialled.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Whether we have all we want: then peers that have everything are not dialled, and few are
+    /// kept.
     pub fn set_complete(&mut self, complete: bool) {
+        if self.complete == complete {
+            return;
+        }
         self.complete = complete;
+        if complete {
+            self.entries.retain(|_, entry| !entry.is_idle() || !entry.seed);
+            let excess = self.entries.len().saturating_sub(self.places());
+            let idle = self.entries.iter().filter(|(_, entry)| entry.is_idle());
+            let mut idle: Vec<_> = idle.map(|(at, entry)| (entry.worth_less(), *at)).collect();
+            idle.sort_unstable_by(|one, other| other.cmp(one));
+            for (_, address) in idle.into_iter().take(excess) {
+                self.entries.remove(&address);
+            }
+        }
         self.look_again();
     }
 
-    /// Notes an address. `seed`: whoever named it says that it has everything. False: it cannot
-    /// be dialled, is ourselves, banned, from a source that this torrent may not use, or there is
-    /// no place for it.
+    /// Now also, or only from now on: metadata says so late. Whom the tracker did not name goes.
+    pub fn set_private(&mut self) {
+        self.options.private = true;
+        self.entries.retain(|_, entry| !entry.is_idle() || entry.source == Source::Tracker);
+    }
+
+    /// For connections from now on.
+    pub fn set_connections_per_ip(&mut self, max: Option<u32>) {
+        if self.options.connections_per_ip_max != max {
+            self.options.connections_per_ip_max = max;
+            self.look_again();
+        }
+    }
+
+    fn places(&self) -> usize {
+        let max = self.options.addresses_max;
+        if self.complete { max.min(ADDRESSES_COMPLETE_MAX) } else { max }
+    }
+
+    /// Notes an address that may be dialled at once. `seed`: whoever named it says that it has
+    /// everything. False: it cannot be dialled, is ourselves, from a source that this torrent may
+    /// not use, or there is no place for it. Who is banned is the caller's to leave out.
     pub fn learn(&mut self, address: SocketAddr, source: Source, seed: bool) -> bool {
+        self.learn_for(address, source, seed, Duration::ZERO)
+    }
+
+    /// The same, not to be dialled before `from`.
+    pub fn learn_for(
+        &mut self,
+        address: SocketAddr,
+        source: Source,
+        seed: bool,
+        from: Duration,
+    ) -> bool {
         let allowed = !self.options.private || source == Source::Tracker;
         let Some(address) = dialable(address).filter(|_| allowed) else { return false };
-        if self.own.contains(&address) || self.is_banned(address.ip()) {
+        if self.own.contains(&address) {
             return false;
         }
         if let Some(known) = self.entries.get_mut(&address) {
@@ -172,9 +236,12 @@ impl Roster {
             }
             return true;
         }
+        if self.complete && seed {
+            return false;
+        }
         let reckoned = self.own.iter().find_map(|own| priority(*own, address));
         let lot = (self.jitter.next_u64() >> 32) as u32;
-        let entry = Entry::new(source, seed, reckoned.unwrap_or(lot));
+        let entry = Entry::new(source, seed, reckoned.unwrap_or(lot), from);
         if !self.make_room(address, &entry) {
             return false;
         }
@@ -208,7 +275,8 @@ impl Roster {
             }
             if let Some(entry) = self.entries.get_mut(&address) {
                 entry.state = State::Dialling;
-                *self.live.entry(address.ip()).or_default() += 1;
+                self.dialling += 1;
+                self.live.add(address.ip());
                 dial.push(address);
                 given += 1;
             }
@@ -229,35 +297,46 @@ impl Roster {
     /// What became of an address that `next` gave, and then of its connection.
     pub fn dialled(&mut self, address: SocketAddr, outcome: Outcome, now: Duration) {
         let Some(address) = dialable(address) else { return };
+        let complete = self.complete;
         let Some(entry) = self.entries.get_mut(&address).filter(|entry| entry.is_dialled()) else {
             return;
         };
+        if entry.state == State::Dialling {
+            self.dialling -= 1;
+        }
         match outcome {
             Outcome::Connected => return entry.state = State::Connected { since: now },
             Outcome::Failed => entry.failed(now, &mut self.jitter),
             Outcome::Closed => entry.closed(now, &mut self.jitter),
-            Outcome::NothingToSay => entry.state = State::Idle { again: now + BACKOFF_MAX },
+            Outcome::NothingToSay if complete => {
+                entry.state = State::Idle { again: now + BACKOFF_MAX };
+            }
+            // It may be a torrent that was complete just now, and wants more.
+            Outcome::NothingToSay => entry.state = State::Idle { again: now + BACKOFF_FIRST },
             Outcome::Oneself => entry.state = State::Oneself,
             Outcome::NoRoom => entry.state = State::Idle { again: now + LATER },
         }
         self.ended(address);
     }
 
-    /// Whether a connection that comes from this address may stay: it is not banned and has not
-    /// as many as it may. If so it is counted until [`Roster::accepted_closed`].
+    /// Whether a connection that comes from this address may stay: it has not as many as it may.
+    /// If so it is counted until [`Roster::accepted_closed`].
     pub fn accept(&mut self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        let may = !self.is_banned(ip) && !self.ip_is_full(ip);
+        let may = !self.ip_is_full(ip);
         if may {
-            *self.live.entry(ip).or_default() += 1;
+            self.live.add(ip);
         }
         may
     }
 
     /// A peer that came to us said where it listens: it is kept, and not dialled while it is here.
-    pub fn accepted_listens(&mut self, ip: IpAddr, port: u16, now: Duration) {
+    /// Who has everything keeps none of them: whoever found it finds it again.
+    pub fn accepted_listens(&mut self, ip: IpAddr, port: u16, seed: bool, now: Duration) {
         let Some(address) = dialable(SocketAddr::new(ip, port)) else { return };
-        self.learn(address, Source::Incoming, false);
+        if !self.complete {
+            self.learn(address, Source::Incoming, seed);
+        }
         if let Some(entry) = self.entries.get_mut(&address).filter(|entry| entry.is_idle()) {
             entry.state = State::Accepted { since: now };
         }
@@ -276,47 +355,33 @@ impl Roster {
         self.ended(SocketAddr::new(ip, port.unwrap_or(0)));
     }
 
-    /// It lied or sent what is wrong: not dialled and not accepted any more. Connections to it
-    /// are the caller's to close.
+    /// It lied or sent what is wrong: its addresses are forgotten, those in use when they end.
+    /// Connections to it are the caller's to close, as is whether it is learnt again.
     pub fn ban(&mut self, ip: IpAddr) {
         let ip = ip.to_canonical();
-        self.bans += 1;
-        self.banned.insert(ip, self.bans);
-        if self.banned.len() > BANNED_MAX {
-            let oldest = self.banned.iter().min_by_key(|(_, number)| **number);
-            if let Some(oldest) = oldest.map(|(ip, _)| *ip) {
-                self.banned.remove(&oldest);
-            }
+        for (_, entry) in self.entries.range_mut(ports_of(ip)) {
+            entry.banned = true;
         }
-        self.entries.retain(|address, entry| address.ip() != ip || !entry.is_idle());
+        self.entries.retain(|_, entry| !entry.banned || !entry.is_idle());
     }
 
-    pub fn is_banned(&self, ip: IpAddr) -> bool {
-        self.banned.contains_key(&ip.to_canonical())
-    }
-
-    /// All connections of the torrent are gone, as when it is admitted anew.
-    pub fn restart(&mut self, now: Duration) {
-        self.live.clear();
+    /// All connections of the torrent are gone, as when it is admitted anew; whoever was connected
+    /// is dialled `after` so long.
+    pub fn restart(&mut self, now: Duration, after: Duration) {
+        self.live = Live::default();
+        self.dialling = 0;
         for entry in self.entries.values_mut().filter(|entry| entry.is_live()) {
-            let spread = self.jitter.up_to(BACKOFF_FIRST / 4);
-            entry.state = State::Idle { again: now + BACKOFF_FIRST + spread };
+            let spread = self.jitter.up_to(after / 4);
+            entry.state = State::Idle { again: now + after + spread };
         }
-        let banned = &self.banned;
-        self.entries.retain(|address, _| !banned.contains_key(&address.ip()));
+        self.entries.retain(|_, entry| !entry.banned);
         self.look_again();
     }
 
     /// A connection or dial counts no more.
     fn ended(&mut self, address: SocketAddr) {
-        let ip = address.ip();
-        if let Some(live) = self.live.get_mut(&ip) {
-            *live -= 1;
-            if *live == 0 {
-                self.live.remove(&ip);
-            }
-        }
-        if self.is_banned(ip) && self.entries.get(&address).is_some_and(Entry::is_idle) {
+        self.live.remove(address.ip());
+        if self.entries.get(&address).is_some_and(|entry| entry.banned && entry.is_idle()) {
             self.entries.remove(&address);
         }
         self.look_again();
@@ -327,16 +392,17 @@ impl Roster {
     }
 
     fn ip_is_full(&self, ip: IpAddr) -> bool {
-        let live = self.live.get(&ip).copied().unwrap_or(0);
-        self.options.connections_per_ip_max.is_some_and(|max| live >= max)
+        self.options.connections_per_ip_max.is_some_and(|max| self.live.of(ip) >= max)
     }
 
     /// Whether there is a place for a new entry, which may be that of a worse one: of its IP
     /// address, its network, or anybody, whichever is full.
     fn make_room(&mut self, address: SocketAddr, entry: &Entry) -> bool {
-        let places = self.options.addresses_max;
+        let places = self.places();
         let mut bounds = vec![(network(address.ip(), true), places)];
-        if let Some(max) = self.options.connections_per_ip_max {
+        if let Some(max) = self.options.connections_per_ip_max
+            && is_global(address.ip())
+        {
             let network_places = (places / NETWORK_ONE_IN).max(1);
             bounds.push((network(address.ip(), false), network_places));
             let ports = PORTS_A_CONNECTION.saturating_mul(max as usize);

@@ -19,7 +19,7 @@ pub const UT_PEX: u8 = 2;
 /// The number under which peers will send us lt_donthave (BEP 54).
 pub const LT_DONTHAVE: u8 = 3;
 /// The highest number that our handshake gives: that of a session which also downloads, or only
-/// uploads. Sessions do not give that of ut_pex yet.
+/// uploads, without peer exchange.
 pub const LOCAL_ID_MAX: u8 = LT_DONTHAVE;
 pub const LOCAL_ID_MAX_UPLOADING: u8 = UT_METADATA;
 

@@ -76,6 +76,11 @@ impl FrameReader {
         self.stream_pieces = on;
     }
 
+    /// Other limits, from the next frame on.
+    pub fn set_limits(&mut self, limits: FrameLimits) {
+        self.limits = limits;
+    }
+
     /// Reads the next message from `input`, which continues where the last call stopped. Gives
     /// the count of bytes used; without a message, all are used.
     ///

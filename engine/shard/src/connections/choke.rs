@@ -7,15 +7,13 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use seedring_platform::op::Io;
-use seedring_proto::swarm::{Candidate, Choker, Slots};
+use seedring_proto::swarm::{Candidate, Choker, Slots, Trade, choker::trading_slots};
 
 use super::{Key, Stage, send::Routes};
 use crate::{
     shard::Shard,
     torrent::{Local, TorrentId},
 };
-
-const RECHOKE_EVERY: Duration = Duration::from_secs(10);
 
 pub struct Choking {
     choker: Choker,
@@ -57,9 +55,34 @@ impl<I: Io> Shard<I> {
             self.count_interest(torrent, true);
         }
         let Some(local) = self.torrents.get(&torrent) else { return };
-        if self.choking.unchoked < self.choking.slots && local.unchoked < local.quota() {
+        let free = self.choking.unchoked < self.choking.slots
+            && local.unchoked < local.quota(self.slots_of(local));
+        if free && !self.is_owed_nothing(key) {
             self.set_unchoked(key, true);
         }
+    }
+
+    /// Where slots are bounded, who snubs us waits for its turn even while one is free.
+    fn is_owed_nothing(&mut self, key: Key) -> bool {
+        let now = self.io.now();
+        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return true };
+        open.session.gives_nothing(now) && {
+            let torrent = open.torrent;
+            self.is_bounded(torrent)
+        }
+    }
+
+    /// A torrent's unchoke slots on all shards. Where the user sets no number anywhere and limits
+    /// the rate, one that downloads has as many as are worth something to those who trade with it.
+    fn slots_of(&self, local: &Local) -> u32 {
+        let own = local.shared.slots.load(Ordering::Relaxed);
+        let set = own != u32::MAX || self.choking.slots != u32::MAX;
+        if set || !self.downloads.is_trading(local.shared.id) {
+            return own;
+        }
+        let meters = [&self.options.globals.upload, &local.shared.upload];
+        let rate = meters.into_iter().filter_map(|meter| meter.rate()).min();
+        rate.map_or(own, trading_slots)
     }
 
     /// Where slots are bounded, one that nobody uses goes to somebody else.
@@ -75,9 +98,14 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn is_bounded(&self, torrent: TorrentId) -> bool {
-        let bounded = |local: &Local| local.shared.slots.load(Ordering::Relaxed) != u32::MAX;
+    pub(crate) fn is_bounded(&self, torrent: TorrentId) -> bool {
+        let bounded = |local: &Local| self.slots_of(local) != u32::MAX;
         self.choking.slots != u32::MAX || self.torrents.get(&torrent).is_some_and(bounded)
+    }
+
+    /// What bounds a torrent's slots has changed: it has begun or ceased to trade.
+    pub(crate) fn rechoke_soon(&mut self) {
+        self.choking.next = self.choking.next.min(self.io.now());
     }
 
     /// Counts a peer that began or ceased to want something.
@@ -143,32 +171,35 @@ impl<I: Io> Shard<I> {
         if now < self.choking.next {
             return;
         }
-        self.choking.next = now + RECHOKE_EVERY;
         let (mut candidates, mut unheard) = (Vec::new(), Vec::new());
         for key in self.connections.keys() {
             let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { continue };
-            let Some(local) = self.torrents.get(&open.torrent) else { continue };
+            let id = open.torrent;
             if open.session.unheard() {
                 unheard.push(key);
             }
-            candidates.push(Candidate {
+            let session = &open.session;
+            let given = session.requests().map_or(0, |requests| requests.given_bytes_per_s(now));
+            let trade = Trade { gives_bytes_per_s: given, snubs: session.gives_nothing(now) };
+            let candidate = Candidate {
                 key,
-                torrent: open.torrent.0,
-                torrent_slots: slots(local.quota()),
-                interested: open.session.peer_interested(),
-                unchoked: !open.session.am_choking(),
-                // Tit for tat while we want something; else who takes most is served best.
-                rate_bytes_per_s: match open.session.requests() {
-                    Some(requests) => requests.rate_bytes_per_s(now),
-                    None => open.rate.per_s(now),
-                },
+                torrent: id.0,
+                torrent_slots: Slots::Unlimited,
+                interested: session.peer_interested(),
+                unchoked: !session.am_choking(),
+                rate_bytes_per_s: open.rate.per_s(now),
+                trade: self.downloads.is_trading(id).then_some(trade),
                 last_unchoked: open.session.last_unchoked(),
                 waiting_since: open.session.waiting_since(),
-            });
+            };
+            let Some(local) = self.torrents.get(&id) else { continue };
+            let torrent_slots = slots(local.quota(self.slots_of(local)));
+            candidates.push(Candidate { torrent_slots, ..candidate });
         }
         let mut decisions = Vec::new();
         self.choking.choker.set_slots(slots(self.choking.slots));
         self.choking.choker.rechoke(now, &candidates, &mut decisions);
+        self.choking.next = self.choking.choker.rotates_at();
         for (key, unchoke) in decisions {
             self.set_unchoked(key, unchoke);
         }

@@ -90,7 +90,9 @@ impl<I: Io> Shard<I> {
                 }
             }
         };
-        let ready = !connection.out.is_empty();
+        let exchange = self.exchange(key, now);
+        let next = exchange.map_or(next, |at| next.min(at));
+        let ready = self.connections.get(key).is_some_and(|c| !c.out.is_empty());
         self.remind(key, next.max(now + Duration::from_millis(1)));
         if ready {
             self.enqueue(key);

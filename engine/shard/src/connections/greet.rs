@@ -16,15 +16,16 @@ use seedring_platform::{
 };
 use seedring_proto::{
     peer::session::{self, Session},
+    swarm::SuperSeed,
     wire::{Handshake, Reserved},
 };
 
-use super::{BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy};
+use super::{BATCH_BLOCKS_MAX, Connection, Key, Open, Rate, Stage, ZeroCopy, exchange::Known};
 use crate::{
     contract::{DialOutcome, Event, Handover},
     shard::Shard,
     token::Target,
-    torrent::{Phase, Shared, TorrentId, View},
+    torrent::{Phase, Shared, TorrentId},
 };
 
 /// Bytes that may come with a handshake before the torrent is known.
@@ -160,7 +161,11 @@ impl<I: Io> Shard<I> {
         let connection = self.connections.get(key).expect("invariant: looked up above");
         if connection.admitted.is_none() {
             let here = self.options.shard;
-            let Some(shard) = shared.admit(here) else {
+            let mut admitted = shared.admit(here);
+            if admitted.is_none() && dialed.is_none() && self.make_room(id, handshake.peer_id) {
+                admitted = shared.admit(here);
+            }
+            let Some(shard) = admitted else {
                 self.stats.refused += 1;
                 return self.close(key, Shutdown::Orderly);
             };
@@ -244,25 +249,36 @@ impl<I: Io> Shard<I> {
         local.idle_since = None;
         self.follow_download(id);
         let wants_more = self.downloads.wants_more(id);
+        let bounded = self.is_bounded(id);
         let local = self.torrents.get_mut(&id).expect("invariant: looked up above");
         let downloading = wants_more || local.shared.pieces.piece_count() == 0;
         let contents = local.contents.clone().expect("invariant: place checked");
-        let view = View { shared: &local.shared, contents: &contents };
         let now = self.io.now();
+        let hides = !downloading && local.hides();
+        if hides {
+            let pieces = local.shared.pieces.piece_count();
+            let seed = self.options.seed ^ u64::from(id.0);
+            let machine =
+                local.super_seed.get_or_insert_with(|| SuperSeed::new(pieces, seed).into());
+            machine.joined(key, now);
+            self.showing = true;
+        }
+        let view = local.view(&contents, key);
         let connection = self.connections.get(key).expect("invariant: the caller has it");
         let globals = &self.options.globals;
         let port = globals.listen_port.load(Ordering::Relaxed);
-        let own_slots = local.shared.slots.load(Ordering::Relaxed);
-        let bounded = self.choking.slots != u32::MAX || own_slots != u32::MAX;
         let options = session::Options {
             client: globals.client,
             your_ip: Some(connection.address.ip()),
             listen_port: (port != 0).then_some(port),
             upload_only: !downloading,
             allowed_fast: if bounded { ALLOWED_FAST } else { 0 },
+            hides,
+            exchange: local.shared.exchange.load(Ordering::Relaxed),
             ..session::Options::new(handshake.reserved)
         };
-        if connection.dialed.is_none() {
+        let accepted = connection.dialed.is_none();
+        if accepted {
             let reserved = Reserved::OURS;
             let info_hash = handshake.info_hash;
             let answer = Handshake { reserved, info_hash, peer_id: ours };
@@ -277,6 +293,7 @@ impl<I: Io> Shard<I> {
             session,
             torrent: id,
             peer_id: handshake.peer_id,
+            known: Known::new(accepted, now),
             flow: None,
             source: None,
             counted: false,
@@ -293,8 +310,14 @@ impl<I: Io> Shard<I> {
         self.stats.half_open -= 1;
         self.stats.connections += 1;
         self.dial_ended(key, DialOutcome::Connected);
-        self.submit_now(Op::Receive { token: Target::Receive(key).token(), socket });
+        self.tell_accepted(key);
+        // Content comes only to who wants some; the others hear requests.
+        let bulk = self.downloads.wants_more(id);
+        self.submit_now(Op::Receive { token: Target::Receive(key).token(), socket, bulk });
         self.open_received(key, &bytes[Handshake::LEN..]);
+        if hides {
+            self.show_pieces(id);
+        }
         // The reminder of the greeting serves from here on.
         self.enqueue(key);
     }

@@ -10,9 +10,13 @@
 pub mod choke;
 pub mod deadlines;
 pub mod dial;
+pub mod exchange;
 pub mod greet;
 pub mod receive;
 pub mod send;
+pub mod showing;
+pub mod throttled;
+pub mod turnover;
 pub mod turns;
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
@@ -110,6 +114,8 @@ pub struct Open {
     /// Pumps for which misses are looked for ahead of the send.
     pub cold: u8,
     pub zero_copy: ZeroCopy,
+    /// What control knows of it.
+    pub known: exchange::Known,
     /// Its part in our download, while there is one.
     pub source: Option<Box<Source>>,
     pub uploaded_bytes: u64,
@@ -136,6 +142,8 @@ pub struct Flow {
     /// Zero-copy sends that the kernel still reads from: how many, and their bytes.
     pub pinned_sends: u32,
     pub pinned_bytes: usize,
+    /// Sent since its turn among those that a rate limit holds back began.
+    pub turn_bytes: u64,
 }
 
 impl Open {

@@ -6,13 +6,16 @@
 use std::{io, sync::atomic::Ordering};
 
 use seedring_platform::op::{Io, Received, Shutdown};
-use seedring_proto::{peer::session::Event as Said, wire::Violation};
+use seedring_proto::{
+    peer::session::Event as Said,
+    wire::{Violation, pex::PexMessage},
+};
 
-use super::{Key, Stage};
+use super::{Key, Stage, exchange::Heard};
 use crate::{
     contract::{DialOutcome, Event},
     shard::Shard,
-    torrent::{TorrentId, View},
+    torrent::TorrentId,
 };
 
 /// Messages that wait for a peer to read; an honest one has at most a bitfield, metadata in flight
@@ -42,13 +45,19 @@ impl<I: Io> Shard<I> {
         let Stage::Open(open) = &mut connection.stage else { return };
         let Some(local) = self.torrents.get(&open.torrent) else { return };
         let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
-        let view = View { shared: &local.shared, contents };
+        let view = local.view(contents, key);
         let now = self.io.now();
         let mut events = Vec::new();
         let before = connection.out.len();
-        let mut blocks = self.downloads.sink(open.torrent, key);
+        let torrent = open.torrent;
+        let mut heard = Heard {
+            sink: self.downloads.sink(torrent, key),
+            teller: connection.address.ip(),
+            contacts: PexMessage::default(),
+        };
         let out = &mut connection.out;
-        let result = open.session.receive(bytes, &view, now, out, &mut events, &mut blocks);
+        let result = open.session.receive(bytes, &view, now, out, &mut events, &mut heard);
+        let contacts = heard.contacts;
         if connection.out.len() > OUT_BYTES_MAX {
             let address = connection.address;
             let why = format!("over {OUT_BYTES_MAX} bytes of answers wait, and it does not read");
@@ -58,15 +67,21 @@ impl<I: Io> Shard<I> {
         }
         let mut ready = connection.out.len() > before;
         self.tell_metadata();
+        self.take_contacts(torrent, contacts);
         let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
         open.queue_has(open.session.queue().len(), now);
         for event in events {
+            self.leech_said(key, event);
             match event {
                 Said::Requested => ready = true,
                 Said::Interested => self.became_interested(key),
                 Said::NotInterested => self.lost_interest(key),
-                Said::PeerComplete if self.is_source(key) => self.peer_pieces(key),
-                Said::PeerUploadOnly if self.is_source(key) => {}
+                Said::Introduced => self.introduced(key),
+                Said::PeerComplete if self.is_source(key) => {
+                    self.tell_met(key);
+                    self.peer_pieces(key);
+                }
+                Said::PeerUploadOnly if self.is_source(key) => self.tell_met(key),
                 Said::PeerComplete | Said::PeerUploadOnly => {
                     self.dial_ended(key, DialOutcome::Seed);
                     return self.close(key, Shutdown::Orderly);
@@ -100,6 +115,7 @@ impl<I: Io> Shard<I> {
         if matches!(connection.stage, Stage::Closing(_)) {
             return;
         }
+        self.tell_left(key);
         self.dial_ended(key, DialOutcome::Closed);
         self.source_left(key);
         let Some(connection) = self.connections.get(key) else { return };

@@ -14,16 +14,18 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use seedring_platform::{
     memory::{Class, Lease},
-    op::{Io, Shutdown},
+    op::Io,
 };
 use seedring_proto::{
     peer::session::{Event as Said, Session},
+    swarm::picker::Pieces as _,
     units::{Block, PieceIndex},
 };
 
 use super::{
-    Downloads, Fetch, POOL_PART,
+    Downloads, Fetch, POOL_PART, WRITE_BACK_MAX,
     partial::{NoMemory, Partial},
+    throttle::{BLOCKS_HELD_MAX, Limits},
 };
 use crate::{
     connections::{Key, Stage},
@@ -50,7 +52,7 @@ const STALLED_REST: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Source {
     /// In the queue of those with room.
-    queued: bool,
+    pub(super) queued: bool,
     /// The pieces that it is counted for among a torrent's availability; empty: as a seed, or not.
     counted: Vec<u64>,
     counted_as_seed: bool,
@@ -86,7 +88,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn ask(&mut self, key: Key, now: Duration) {
-        let budget = self.io.pool().cap_bytes() / POOL_PART;
+        let behind = self.downloads.write_back_bytes >= WRITE_BACK_MAX;
+        let budget = if behind { 0 } else { self.io.pool().cap_bytes() / POOL_PART };
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let source = open.source.get_or_insert_default();
@@ -95,15 +98,19 @@ impl<I: Io> Shard<I> {
             return;
         }
         let id = open.torrent;
-        let Downloads { torrents, held_bytes, .. } = &mut self.downloads;
+        let Downloads { torrents, held_bytes, starved, .. } = &mut self.downloads;
         let Some(fetch) = torrents.get_mut(&id) else { return };
         if fetch.download.is_halted() {
             return;
         }
-        let (mut asked, mut again) = (0, false);
+        let (mut asked, mut again, mut held) = (0, false, None);
+        let shared = fetch.shared.clone();
+        let limits = Limits::of(&self.options.globals, &shared);
+        let most = if limits.hold() { BLOCKS_HELD_MAX } else { BLOCKS_MAX };
         while open.session.room() > 0 {
-            if asked == BLOCKS_MAX {
-                again = true;
+            held = limits.held_until(now);
+            if asked == most || held.is_some() {
+                again = held.is_none();
                 break;
             }
             let asking =
@@ -112,17 +119,24 @@ impl<I: Io> Shard<I> {
             match asking.next(fetch, held_bytes, |class| self.storage.lease(pool, class)) {
                 Next::Ask(block) => {
                     open.session.request(block, now, &mut connection.out);
+                    limits.take(block.length, now);
                     asked += 1;
                 }
                 Next::Nothing => break,
                 Next::NoMemory => {
-                    self.downloads.starved = true;
+                    *starved = true;
                     break;
                 }
             }
         }
+        for kept in std::mem::take(&mut fetch.to_restore) {
+            self.restore(id, kept);
+        }
         if asked > 0 {
             self.enqueue(key);
+        }
+        if let Some(until) = held {
+            self.hold_back(key, until, now);
         }
         if again {
             self.ask_later(key);
@@ -134,14 +148,19 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let Some(fetch) = self.downloads.torrents.get_mut(&open.torrent) else { return };
-        if !open.session.downloads() {
-            // It was told that nothing is wanted, and now it has what is: it may come anew.
-            if fetch.wants_of(&open.session) {
-                self.close(key, Shutdown::Orderly);
-            }
-            return;
-        }
         let before = connection.out.len();
+        if !open.session.downloads() {
+            if !fetch.wants_of(&open.session) {
+                return;
+            }
+            // It was told that nothing is wanted, and now it has what is.
+            let Some(local) = self.torrents.get(&open.torrent) else { return };
+            let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
+            let view = local.view(contents, key);
+            open.session.wants_again(now, &view, &mut connection.out);
+            self.count_pieces(key);
+            return self.look_at_peer(key, now);
+        }
         let wants = !fetch.download.is_halted() && fetch.wants_of(&open.session);
         open.session.set_interested(wants, &mut connection.out);
         let snubs = open.session.check_requests(now);
@@ -203,6 +222,8 @@ impl<I: Io> Shard<I> {
             fetch.download.peer_has(piece);
         }
         let missing = fetch.download.missing_word(&fetch.shared.pieces, word) & bit != 0;
+        let id = open.torrent;
+        let spreads = missing && fetch.spreads(piece);
         if missing && !fetch.download.is_halted() {
             let was = open.session.am_interested();
             open.session.set_interested(true, &mut connection.out);
@@ -211,6 +232,21 @@ impl<I: Io> Shard<I> {
             }
             self.ask_later(key);
         }
+        if spreads {
+            self.choose_again(id, piece);
+        }
+    }
+
+    /// A piece that one peer had when it was asked for has got to another one, and nothing of it
+    /// has come: where many ask one seed for the same few pieces, theirs go to one of them, and the
+    /// others had better ask for what nobody has.
+    fn choose_again(&mut self, id: TorrentId, piece: PieceIndex) {
+        for key in self.keys_here(id) {
+            if self.take_back(key, piece) {
+                self.ask_later(key);
+            }
+        }
+        self.drop_partial(id, piece);
     }
 
     /// A block will not come from this peer.
@@ -227,6 +263,7 @@ impl<I: Io> Shard<I> {
 
     fn give_back(&mut self, id: TorrentId, key: Key, block: Block) {
         let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        Limits::of(&self.options.globals, &fetch.shared).give_back(block.length);
         let Some(partial) = fetch.partials.get_mut(&block.piece) else { return };
         partial.returned(key, block);
         if !partial.is_begun() && !partial.is_asked_for() {
@@ -266,17 +303,31 @@ impl<I: Io> Shard<I> {
 
     fn give_up(&mut self, id: TorrentId, piece: PieceIndex, keys: &[Key], now: Duration) {
         for key in keys {
-            let Some(connection) = self.connections.get(*key) else { continue };
-            let Stage::Open(open) = &mut connection.stage else { continue };
-            let asked = open.session.requests().into_iter().flat_map(|requests| requests.iter());
-            let asked: Vec<Block> = asked.filter(|block| block.piece == piece).collect();
-            if asked.is_empty() {
-                continue;
+            if self.take_back(*key, piece)
+                && let Some(open) = self.connections.get(*key).and_then(|c| c.open())
+            {
+                open.source.get_or_insert_default().rest_until = now + STALLED_REST;
             }
-            asked.into_iter().for_each(|block| open.session.cancel(block, &mut connection.out));
-            open.source.get_or_insert_default().rest_until = now + STALLED_REST;
-            self.enqueue(*key);
         }
+        self.drop_partial(id, piece);
+    }
+
+    /// Takes back what a peer was asked for of a piece. Whether that was something.
+    fn take_back(&mut self, key: Key, piece: PieceIndex) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let Stage::Open(open) = &mut connection.stage else { return false };
+        let asked = open.session.requests().into_iter().flat_map(|requests| requests.iter());
+        let asked: Vec<Block> = asked.filter(|block| block.piece == piece).collect();
+        if asked.is_empty() {
+            return false;
+        }
+        asked.into_iter().for_each(|block| open.session.cancel(block, &mut connection.out));
+        self.enqueue(key);
+        true
+    }
+
+    /// A piece is under way here no more.
+    fn drop_partial(&mut self, id: TorrentId, piece: PieceIndex) {
         let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
         let Some(partial) = fetch.partials.remove(&piece) else { return };
         self.downloads.held_bytes -= Partial::buffer_bytes(partial.length());
@@ -376,7 +427,7 @@ impl<I: Io> Shard<I> {
         let Some(other) = partial.arrived(key, block) else { return };
         if partial.is_whole() {
             let partial = fetch.partials.remove(&block.piece).expect("invariant: looked up above");
-            self.downloads.verifying.push(id, partial.into_whole(), now);
+            self.downloads.gathered(id, partial, now);
         }
         if let Some(other) = other
             && let Some(connection) = self.connections.get(other)
@@ -397,6 +448,13 @@ fn each_bit(word: usize, mut bits: u64, mut what: impl FnMut(PieceIndex)) {
 }
 
 impl Fetch {
+    /// Whether a second peer has just got a piece of which nothing has come here.
+    fn spreads(&self, piece: PieceIndex) -> bool {
+        let choice = Choice { download: &self.download, had: &self.shared.pieces };
+        let second = choice.availability(piece) == 2;
+        second && self.partials.get(&piece).is_some_and(Partial::is_untouched)
+    }
+
     /// Whether a peer has a piece that is wanted and missing.
     fn wants_of(&self, session: &Session) -> bool {
         let pieces = session.pieces();
@@ -432,16 +490,15 @@ impl Asking<'_> {
                 Err(NoMemory) => Next::NoMemory,
             };
         }
-        match self.take_up(fetch, held_bytes) {
-            Some(Ok(piece)) => {
-                let partial = fetch.partials.get_mut(&piece).expect("invariant: just made");
-                return match partial.ask(self.key, &mut lease) {
-                    Ok(Some(block)) => Next::Ask(block),
-                    _ => Next::NoMemory,
-                };
+        while let Some(taken) = self.take_up(fetch, held_bytes) {
+            let Ok(piece) = taken else { return Next::NoMemory };
+            fetch.take_left(piece, &mut lease);
+            let partial = fetch.partials.get_mut(&piece).expect("invariant: just made");
+            match partial.ask(self.key, &mut lease) {
+                Ok(Some(block)) => return Next::Ask(block),
+                Ok(None) => {} // all of it is on disk
+                Err(NoMemory) => return Next::NoMemory,
             }
-            Some(Err(NoMemory)) => return Next::NoMemory,
-            None => {}
         }
         // Nothing is free: late blocks, and with nothing of its own to do, any block.
         let own = self.session.requests().map_or(0, |requests| requests.len());
@@ -470,7 +527,8 @@ impl Asking<'_> {
         let order = fetch.download.order(had);
         let has = |piece| self.session.may_request(piece);
         let claim = |piece| fetch.download.claim(had, piece, self.shard);
-        let piece = fetch.picker.pick(&choice, order, self.now, has, claim)?;
+        let left = fetch.left_behind(has, claim);
+        let piece = left.or_else(|| fetch.picker.pick(&choice, order, self.now, has, claim))?;
         let length = layout.piece_length(piece);
         *held_bytes += Partial::buffer_bytes(length);
         fetch.partials.insert(piece, Partial::new(piece, length));

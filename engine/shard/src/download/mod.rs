@@ -5,12 +5,15 @@
 //! (control). Flow: a session has room -> `ask` -> blocks arrive in a piece's buffer (`partial`) ->
 //! whole: hashed beside others (`whole`) -> written (`writer`) -> bits, `have` -> synced.
 //!
-//! Memory: what is being gathered, hashed and written holds at most half of the pool; where that is
-//! used up nothing more is asked for, so a slow disk holds receiving back.
+//! Memory: what is being gathered, hashed and written holds at most half of the pool, and what is
+//! whole and not written is bounded by itself ([`WRITE_BACK_MAX`]); where either is used up no
+//! further piece is taken up, so a slow disk holds receiving back.
 
 mod ask;
+mod keep;
 mod metadata;
 mod partial;
+mod throttle;
 mod whole;
 mod writer;
 
@@ -29,7 +32,9 @@ use seedring_proto::{
 
 pub use self::ask::Source;
 use self::{
-    partial::Partial,
+    keep::Keeper,
+    partial::{Gathered, Partial},
+    throttle::HeldBack,
     whole::{Suspect, Verifying},
     writer::Writer,
 };
@@ -38,11 +43,15 @@ use crate::{
     contract::{Event, MetadataSaid},
     mix::Hashed,
     shard::Shard,
-    torrent::{Contents, Download, Shared, TorrentId},
+    torrent::{Contents, Download, KeptPiece, Shared, TorrentId},
 };
 
 /// Part of the pool that downloads may hold (a half).
 const POOL_PART: usize = 2;
+/// Bytes of whole pieces that are not written yet: the lanes of one round of hashing with pieces of
+/// a MiB, and as many on their way to the disk. More would only be memory that the caches of the
+/// processor do not hold. (One piece may always be on its way, however large.)
+const WRITE_BACK_MAX: usize = 32 << 20;
 /// Writes in the kernel at once.
 const WRITES_MAX: usize = 64;
 /// Connections that found no memory, or nothing to ask for, are looked at again.
@@ -54,10 +63,16 @@ pub struct Downloads {
     /// Whole pieces on their way through hashing.
     verifying: Verifying,
     pub writer: Writer,
+    /// Pieces in part, to disk and from there.
+    keeper: Keeper,
     /// Bytes of the chunks that pieces under way hold or may come to hold.
     held_bytes: usize,
+    /// Those of them that are whole: to be hashed and written.
+    write_back_bytes: usize,
     /// Connections whose pipeline has room.
     asking: VecDeque<Key>,
+    /// Those that a rate limit holds back.
+    held_back: HeldBack,
     /// Found no memory to ask for more.
     starved: bool,
     /// Came in the receive that is being handled.
@@ -77,6 +92,8 @@ struct Fetch {
     complete: bool,
     /// Pieces that failed: whose blocks they were.
     suspects: HashMap<PieceIndex, Suspect, Hashed>,
+    /// Left on disk by an earlier run, and just taken up.
+    to_restore: Vec<KeptPiece>,
 }
 
 impl Default for Downloads {
@@ -85,8 +102,11 @@ impl Default for Downloads {
             torrents: HashMap::default(),
             verifying: Verifying::new(),
             writer: Writer::new(WRITES_MAX),
+            keeper: Keeper::default(),
             held_bytes: 0,
+            write_back_bytes: 0,
             asking: VecDeque::new(),
+            held_back: HeldBack::default(),
             starved: false,
             metadata: Vec::new(),
             look_at: Duration::ZERO,
@@ -96,7 +116,21 @@ impl Default for Downloads {
 
 impl Downloads {
     pub fn is_idle(&self) -> bool {
-        self.torrents.is_empty() && self.verifying.is_empty() && self.writer.is_idle()
+        self.torrents.is_empty()
+            && self.verifying.is_empty()
+            && self.writer.is_idle()
+            && self.keeper.is_settled()
+    }
+
+    /// All that is on its way to the disk is there.
+    pub fn is_settled(&self) -> bool {
+        self.writer.is_settled() && self.keeper.is_settled()
+    }
+
+    /// Closes everything (the end).
+    pub fn clear(&mut self) {
+        self.writer.clear();
+        self.keeper.clear();
     }
 
     /// Whether something that is wanted of a torrent is missing.
@@ -105,16 +139,40 @@ impl Downloads {
         fetch.is_some_and(|fetch| !fetch.download.is_complete(&fetch.shared.pieces))
     }
 
+    /// The same as of the last look, a second ago at most.
+    pub fn is_trading(&self, id: TorrentId) -> bool {
+        self.torrents.get(&id).is_some_and(|fetch| !fetch.complete)
+    }
+
     pub fn is_known(&self, id: TorrentId) -> bool {
         self.torrents.contains_key(&id)
     }
 
+    /// A piece is whole.
+    fn gathered(&mut self, id: TorrentId, partial: Partial, now: Duration) {
+        self.write_back_bytes += Partial::buffer_bytes(partial.length());
+        self.verifying.push(id, partial.into_whole(), now);
+    }
+
+    /// A whole piece has left: written, or thrown away.
+    fn settled(&mut self, length: u32) {
+        let bytes = Partial::buffer_bytes(length);
+        self.held_bytes -= bytes;
+        self.write_back_bytes -= bytes;
+    }
+
     /// When the tick should come back, if something waits for time alone.
     pub fn next_deadline(&self) -> Option<Duration> {
-        if self.torrents.is_empty() && self.writer.is_idle() {
+        if self.is_idle() {
             return None;
         }
-        let deadlines = [Some(self.look_at), self.verifying.due_at(), self.writer.due_at()];
+        let deadlines = [
+            Some(self.look_at),
+            self.verifying.due_at(),
+            self.writer.due_at(),
+            self.keeper.due_at(),
+            self.held_back.due_at(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 }
@@ -173,6 +231,7 @@ impl<I: Io> Shard<I> {
                     partials: BTreeMap::new(),
                     complete: false,
                     suspects: HashMap::default(),
+                    to_restore: Vec::new(),
                 };
                 self.downloads.torrents.insert(id, fetch);
                 self.keys_here(id).into_iter().for_each(|key| self.peer_pieces(key));
@@ -189,15 +248,21 @@ impl<I: Io> Shard<I> {
         if self.downloads.is_known(id) {
             self.keys_here(id).into_iter().for_each(|key| self.source_ended(key));
         }
-        let Some(fetch) = self.downloads.torrents.remove(&id) else { return };
-        for piece in fetch.partials.values() {
+        let Some(mut fetch) = self.downloads.torrents.remove(&id) else { return };
+        let mut gathered = Vec::new();
+        for (_, piece) in std::mem::take(&mut fetch.partials) {
             self.downloads.held_bytes -= Partial::buffer_bytes(piece.length());
             fetch.download.release(piece.piece(), self.options.shard);
+            gathered.extend(keep::gathered(piece));
         }
-        self.downloads.verifying.drop_torrent(id, |whole| {
-            self.downloads.held_bytes -= Partial::buffer_bytes(whole.length);
+        for whole in self.downloads.verifying.drop_torrent(id) {
+            self.downloads.settled(whole.length);
             fetch.download.release(whole.piece, self.options.shard);
-        });
+            gathered.push(Gathered::whole(&whole));
+        }
+        // Nothing of it is fetched twice.
+        gathered.iter().for_each(|piece| self.keep_gathered(&fetch.part(), piece));
+        self.downloads.keeper.ended(id);
     }
 
     /// One tick's part of all downloads. `true`: there is more to do at once.
@@ -212,6 +277,8 @@ impl<I: Io> Shard<I> {
         }
         let hashing = self.hash_whole(now);
         self.write_step(now);
+        self.keep_step(now);
+        self.ask_held(now);
         self.ask_all(now) || hashing
     }
 
@@ -224,10 +291,13 @@ impl<I: Io> Shard<I> {
             fetch.picker.refresh();
             let (download, shared) = (fetch.download.clone(), fetch.shared.clone());
             let complete = download.is_complete(&shared.pieces);
-            fetch.complete = complete;
+            if std::mem::replace(&mut fetch.complete, complete) != complete {
+                self.rechoke_soon();
+            }
             if !complete {
                 self.give_up_stalled(id, now);
             }
+            self.keep_slow(id, now);
             for key in self.keys_here(id) {
                 if complete {
                     self.enough(key);
@@ -242,6 +312,20 @@ impl<I: Io> Shard<I> {
         self.downloads.starved = false;
     }
 
+    /// Something was written or synced: whether that was the last of it, so that nobody waits for
+    /// the next look.
+    fn look_whether_complete(&mut self, id: TorrentId) {
+        let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        if !fetch.partials.is_empty() || !fetch.download.is_complete(&fetch.shared.pieces) {
+            return;
+        }
+        fetch.complete = true;
+        self.downloads.writer.look_soon();
+        if self.downloads.writer.is_synced(id) {
+            self.tell(Event::Complete(id));
+        }
+    }
+
     /// Nothing that is wanted is missing: this peer is not asked any more.
     fn enough(&mut self, key: Key) {
         let Some(connection) = self.connections.get(key) else { return };
@@ -251,7 +335,7 @@ impl<I: Io> Shard<I> {
         }
         let Some(local) = self.torrents.get(&open.torrent) else { return };
         let contents = local.contents.as_ref().expect("invariant: kept while a peer is here");
-        let view = crate::torrent::View { shared: &local.shared, contents };
+        let view = local.view(contents, key);
         let id = open.torrent;
         open.session.completed(&mut connection.out, &view);
         let useless = open.session.peer_wants_nothing();

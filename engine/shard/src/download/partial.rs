@@ -2,11 +2,15 @@
 //!
 //! Owns: the leases that blocks are received into, who was asked for a block, who sent it.
 //! Never: which piece to take up or whom to ask (`ask`). Flow: `ask` claims it -> blocks arrive ->
-//! whole: its chunks are frozen, hashed and written.
+//! whole: its chunks are frozen, hashed and written; or it ends before, and `kept` takes its blocks
+//! to disk.
+
+mod kept;
 
 use seedring_platform::memory::{Class, Lease, Share};
 use seedring_proto::units::{BLOCK_BYTES, Block, PieceIndex};
 
+pub use self::kept::Gathered;
 use crate::connections::Key;
 
 /// Nobody.
@@ -118,6 +122,11 @@ impl Partial {
 
     pub fn is_begun(&self) -> bool {
         (self.missing as usize) < self.slots.len()
+    }
+
+    /// Whether nothing of it has come.
+    pub fn is_untouched(&self) -> bool {
+        self.slots.iter().all(|slot| slot.state == State::Missing)
     }
 
     fn block(&self, at: usize) -> Block {

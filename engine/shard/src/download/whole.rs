@@ -19,7 +19,7 @@ use seedring_platform::{
 };
 use seedring_proto::units::PieceIndex;
 
-use super::partial::{Partial, Whole};
+use super::partial::Whole;
 use crate::{
     connections::Key,
     contract::Event,
@@ -73,15 +73,13 @@ impl Verifying {
         self.lanes.front().map(|lane| if self.running { Duration::ZERO } else { lane.since + WAIT })
     }
 
-    pub fn drop_torrent(&mut self, torrent: TorrentId, mut dropped: impl FnMut(&Whole)) {
-        self.lanes.retain(|lane| {
-            let keep = lane.torrent != torrent;
-            if !keep {
-                dropped(&lane.whole);
-            }
-            keep
-        });
+    /// A torrent's pieces go, which are these.
+    pub fn drop_torrent(&mut self, torrent: TorrentId) -> Vec<Whole> {
+        let (gone, stay): (VecDeque<Lane>, _) =
+            self.lanes.drain(..).partition(|lane| lane.torrent == torrent);
+        self.lanes = stay;
         self.running &= !self.lanes.is_empty();
+        gone.into_iter().map(|lane| lane.whole).collect()
     }
 }
 
@@ -141,7 +139,6 @@ impl<I: Io> Shard<I> {
             return self.write_piece(id, whole);
         }
         self.stats.hash_failures += 1;
-        self.downloads.held_bytes -= Partial::buffer_bytes(whole.length);
         fetch.download.release(piece, self.options.shard);
         fetch.picker.refresh();
         if let [only] = whole.senders[..] {
@@ -153,6 +150,8 @@ impl<I: Io> Shard<I> {
                 .suspects
                 .insert(piece, Suspect { blocks: digests.into_iter().zip(senders).collect() });
         }
+        self.downloads.settled(whole.length);
+        self.forget_kept(id, piece);
         self.tell(Event::PieceFailed { torrent: id, piece });
     }
 
@@ -195,6 +194,10 @@ impl<I: Io> Shard<I> {
         shared.pieces.set_verified(piece, true);
         let news = shared.pieces.set_offered(piece, true);
         download.release(piece, self.options.shard);
+        let fetch = self.downloads.torrents.get(&shared.id);
+        if fetch.is_some_and(|fetch| fetch.partials.is_empty()) {
+            self.downloads.look_at = Duration::ZERO; // it may be the last one
+        }
         if news && shared.connections.load(Ordering::Relaxed) > 0 {
             self.tell(Event::Offered { torrent: shared.id, piece });
         }

@@ -4,10 +4,11 @@
 //! Never: hashing, claims, what is done about a failure (control halts and resumes). Flow:
 //! `write_piece` -> its files open (and are made) -> writes -> had -> each file synced -> synced.
 //!
-//! Files are written through the page cache: direct and buffered transfers of one file must not
-//! meet (the kernel then fails the next sync), and while a torrent downloads its files are read
-//! buffered too. A file is synced 4 s or 48 MiB after its first write that is not, which bounds
-//! what a crash may cost (D3: 5 s, 64 MiB).
+//! A file goes past the page cache where its pieces start at pages ([`Contents::is_direct`]); what
+//! is left of its last page goes through a descriptor of its own, which is buffered, so that direct
+//! and buffered transfers do not meet in a page (the kernel then fails the next sync). Others go
+//! through the page cache (decision 0011). A file is synced 4 s or 48 MiB after its first write
+//! that is not, which bounds what a crash may cost (D3: 5 s, 64 MiB).
 //!
 //! A failed sync is final: all that was written since the last good one is not had any more.
 
@@ -30,13 +31,13 @@ use seedring_platform::{
 };
 use seedring_proto::units::{FileIndex, PieceIndex};
 
-use super::partial::{Partial, Whole};
+use super::{Downloads, Fetch, partial::Whole};
 use crate::{
     contract::Event,
     mix::Hashed,
     shard::Shard,
     token::Target,
-    torrent::{Contents, Download, Shared, TorrentId},
+    torrent::{Contents, Download, PAGE_BYTES, Shared, TorrentId},
 };
 
 /// Opens and syncs in the kernel at once: each may take one of the ring's worker threads.
@@ -58,10 +59,24 @@ enum State {
     Open(File),
 }
 
+/// What of a file goes through one descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum FilePart {
+    /// All of it, or its whole pages where it is direct.
+    Body,
+    /// The rest of the last page of a direct file.
+    Tail,
+}
+
 /// A file of a downloading torrent.
 struct Entry {
     torrent: TorrentId,
     index: FileIndex,
+    part: FilePart,
+    /// A direct descriptor is asked for.
+    direct: bool,
+    /// What offsets and lengths of writes are multiples of: 1 where it is buffered.
+    align_bytes: usize,
     download: Arc<Download>,
     contents: Arc<Contents>,
     state: State,
@@ -100,7 +115,7 @@ struct Job {
 /// See the module.
 pub struct Writer {
     files: BTreeMap<u32, Entry>,
-    ids: HashMap<(TorrentId, FileIndex), u32>,
+    ids: HashMap<(TorrentId, FileIndex, FilePart), u32>,
     folders: HashMap<TorrentId, File, Hashed>,
     next_file: u32,
     jobs: HashMap<u32, Job, Hashed>,
@@ -164,6 +179,11 @@ impl Writer {
         self.folders.clear();
     }
 
+    /// Looks in this tick for what is to be synced.
+    pub fn look_soon(&mut self) {
+        self.look_at = Duration::ZERO;
+    }
+
     /// Syncs everything as soon as it is written (the orderly end).
     pub fn sync_all(&mut self) {
         self.sync_all = true;
@@ -175,14 +195,33 @@ impl Writer {
         look.into_iter().chain(refused.then_some(self.rest_until)).min()
     }
 
-    fn file(&mut self, id: TorrentId, index: FileIndex, new: impl FnOnce() -> Entry) -> u32 {
-        if let Some(file) = self.ids.get(&(id, index)) {
+    /// The number of what is open, or will be, for this part of a file.
+    fn file(&mut self, fetch: &Fetch, index: FileIndex, part: FilePart, now: Duration) -> u32 {
+        let (id, contents) = (fetch.shared.id, &fetch.contents);
+        if let Some(file) = self.ids.get(&(id, index, part)) {
             return *file;
         }
         let file = self.next_file;
         self.next_file = self.next_file.wrapping_add(1);
-        self.ids.insert((id, index), file);
-        self.files.insert(file, new());
+        self.ids.insert((id, index, part), file);
+        let entry = Entry {
+            torrent: id,
+            index,
+            part,
+            direct: part == FilePart::Body && contents.is_direct(index),
+            align_bytes: 1,
+            download: fetch.download.clone(),
+            contents: contents.clone(),
+            state: State::Closed,
+            waiting: VecDeque::new(),
+            writes: 0,
+            dirty: Vec::new(),
+            dirty_bytes: 0,
+            dirty_since: now,
+            syncing: None,
+            used_at: now,
+        };
+        self.files.insert(file, entry);
         file
     }
 }
@@ -199,6 +238,10 @@ impl Entry {
             && matches!(self.state, State::Closed | State::Open(_))
     }
 
+    fn id(&self) -> (TorrentId, FileIndex, FilePart) {
+        (self.torrent, self.index, self.part)
+    }
+
     fn path(&self) -> PathBuf {
         self.contents.path(self.index)
     }
@@ -212,40 +255,39 @@ impl<I: Io> Shard<I> {
     /// Takes a good piece on its way to its files.
     pub(super) fn write_piece(&mut self, id: TorrentId, whole: Whole) {
         let now = self.io.now();
-        let Some(fetch) = self.downloads.torrents.get(&id) else { return };
-        let (contents, download) = (fetch.contents.clone(), fetch.download.clone());
-        let shared = fetch.shared.clone();
-        let writer = &mut self.downloads.writer;
+        let Downloads { torrents, writer, .. } = &mut self.downloads;
+        let Some(fetch) = torrents.get(&id) else { return };
+        let (shared, download) = (fetch.shared.clone(), fetch.download.clone());
+        let layout = &fetch.contents.layout;
         let job = writer.next_job;
         writer.next_job = writer.next_job.wrapping_add(1);
-        let start = contents.layout.piece_offset(whole.piece);
-        let mut segments = Vec::new();
-        let mut files = Vec::new();
-        let mut at = 0;
-        for segment in contents.layout.segments(start, u64::from(whole.length)) {
-            let range = at..at + segment.length as usize;
-            at = range.end;
+        let start = layout.piece_offset(whole.piece);
+        let (mut segments, mut files, mut at) = (Vec::new(), Vec::new(), 0);
+        for segment in layout.segments(start, u64::from(whole.length)) {
+            let from = at;
+            at += segment.length as usize;
             if segment.padding {
                 continue;
             }
-            let file = writer.file(id, segment.file, || Entry {
-                torrent: id,
-                index: segment.file,
-                download: download.clone(),
-                contents: contents.clone(),
-                state: State::Closed,
-                waiting: VecDeque::new(),
-                writes: 0,
-                dirty: Vec::new(),
-                dirty_bytes: 0,
-                dirty_since: now,
-                syncing: None,
-                used_at: now,
-            });
-            files.push(file);
-            cut(&whole.chunks, range, segment.offset, |offset, batch| {
-                segments.push(Segment { job, file, offset, batch });
-            });
+            let (index, offset, end) =
+                (segment.file, segment.offset, segment.offset + segment.length);
+            let body_end = match fetch.contents.is_direct(index) {
+                true => layout.files[index.0 as usize].length / PAGE_BYTES * PAGE_BYTES,
+                false => u64::MAX,
+            };
+            let middle = body_end.clamp(offset, end);
+            for (part, begin, end) in
+                [(FilePart::Body, offset, middle), (FilePart::Tail, middle, end)]
+            {
+                if begin < end {
+                    let file = writer.file(fetch, index, part, now);
+                    files.push(file);
+                    let range = from + (begin - offset) as usize..from + (end - offset) as usize;
+                    cut(&whole.chunks, range, begin, |offset, batch| {
+                        segments.push(Segment { job, file, offset, batch });
+                    });
+                }
+            }
         }
         let left = segments.len() as u32;
         let (piece, length) = (whole.piece, whole.length);
@@ -317,7 +359,11 @@ impl<I: Io> Shard<I> {
         let segment = writer.under_way[slot as usize].take();
         let segment = segment.expect("invariant: one completion a write");
         writer.free.push(slot);
-        let failed = match result {
+        // A direct write goes on where it may begin; what lies between is written again.
+        let align = writer.files.get(&segment.file).map_or(1, |entry| entry.align_bytes);
+        let whole = batch.len_bytes();
+        let taken = |bytes: usize| if bytes < whole { bytes / align * align } else { bytes };
+        let failed = match result.map(taken) {
             Ok(0) => Some(io::Error::from(io::ErrorKind::WriteZero)),
             Ok(bytes) => {
                 self.stats.written_bytes += bytes as u64;
@@ -357,10 +403,10 @@ impl<I: Io> Shard<I> {
 
     /// All of a piece was written, or some of it can't be.
     fn job_over(&mut self, job: u32, now: Duration) {
-        let writer = &mut self.downloads.writer;
-        let job = writer.jobs.remove(&job).expect("invariant: it ends once");
+        let job = self.downloads.writer.jobs.remove(&job).expect("invariant: it ends once");
         let (torrent, piece) = (job.shared.id, job.piece);
-        self.downloads.held_bytes -= Partial::buffer_bytes(job.length);
+        self.downloads.settled(job.length);
+        let writer = &mut self.downloads.writer;
         if let Some((path, error)) = job.failed {
             job.download.release(piece, self.options.shard);
             if let Some(fetch) = self.downloads.torrents.get_mut(&torrent) {
@@ -386,6 +432,7 @@ impl<I: Io> Shard<I> {
             let ids: Vec<TorrentId> = self.downloads.torrents.keys().copied().collect();
             ids.into_iter().for_each(|id| self.ask_others(id));
         }
+        self.look_whether_complete(torrent);
     }
 
     /// A download can't be written on: nothing more is asked for until control says so.
@@ -430,7 +477,7 @@ impl Writer {
             self.files.iter().filter(|(_, e)| unused(e)).map(|(file, _)| *file).collect();
         for file in gone {
             if let Some(entry) = self.files.remove(&file) {
-                self.ids.remove(&(entry.torrent, entry.index));
+                self.ids.remove(&entry.id());
             }
         }
         if self.files.is_empty() {
@@ -443,7 +490,7 @@ impl Writer {
         self.files.retain(|_, entry| {
             let keep = entry.torrent != id || !entry.is_unused();
             if !keep {
-                self.ids.remove(&(entry.torrent, entry.index));
+                self.ids.remove(&entry.id());
             }
             keep
         });

@@ -1,7 +1,8 @@
 //! What shards share of a torrent while it is downloaded: who works on a piece, how many peers have
 //! it, whether it is wanted, whether it is safe on disk. Bits and numbers, no lock.
 //!
-//! Owns: claims, availability, priorities, synced bits.
+//! Owns: claims, availability, priorities, synced bits, and through `kept` what is on disk of
+//! pieces in part.
 //! Never: buffers, blocks, peers. Flow: control sets priorities; shards claim, count and release;
 //! the state store keeps what is synced.
 
@@ -10,7 +11,10 @@ use seedring_proto::{
     units::PieceIndex,
 };
 
-use super::PieceMap;
+use super::{
+    PieceMap,
+    kept::{Kept, KeptPiece},
+};
 use crate::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// Pieces taken up in random order before rarity counts (BEP 3's advice; libtorrent: 4).
@@ -28,6 +32,8 @@ pub struct Download {
     sequential: AtomicU8,
     /// Not to be written on for now (disk full, read-only): nothing is asked for.
     halted: AtomicU8,
+    /// Blocks of pieces that are not whole, on disk.
+    pub kept: Kept,
 }
 
 #[derive(Default)]
@@ -55,9 +61,17 @@ impl Download {
             seeds: AtomicU32::new(0),
             sequential: AtomicU8::new(0),
             halted: AtomicU8::new(0),
+            kept: Kept::new(Vec::new()),
         };
         (0..piece_count).for_each(|at| download.set_priority(PieceIndex(at), PRIORITY_NORMAL));
         download
+    }
+
+    /// With blocks that an earlier run left on disk.
+    #[must_use]
+    pub fn with_kept(mut self, left: Vec<KeptPiece>) -> Self {
+        self.kept = Kept::new(left);
+        self
     }
 
     fn piece(&self, piece: PieceIndex) -> &Piece {
@@ -93,6 +107,10 @@ impl Download {
 
     pub fn is_claimed(&self, piece: PieceIndex) -> bool {
         self.piece(piece).claim.load(Ordering::Acquire) != NOBODY
+    }
+
+    pub fn is_claimed_by(&self, piece: PieceIndex, shard: usize) -> bool {
+        usize::from(self.piece(piece).claim.load(Ordering::Acquire)) == shard + 1
     }
 
     /// 0: not wanted. Relaxed: a piece more or less that is taken up under the old one is harmless.

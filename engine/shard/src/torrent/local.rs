@@ -11,6 +11,7 @@ use std::{
 
 use seedring_proto::{
     peer::session,
+    swarm::SuperSeed,
     units::{PeerId, PieceIndex},
 };
 
@@ -34,6 +35,13 @@ pub struct Local {
     pub unchoked: u32,
     pub interested: u32,
     pub idle_since: Option<Duration>,
+    /// To how many peers each piece was begun to be given, while a rate limit holds uploads back;
+    /// empty before.
+    given: Vec<u16>,
+    /// What was shown to whom, while this seed shows its pieces one by one.
+    pub super_seed: Option<Box<SuperSeed<Key>>>,
+    /// That is over: somebody else seeds too.
+    pub shown_all: bool,
 }
 
 impl Local {
@@ -48,6 +56,9 @@ impl Local {
             unchoked: 0,
             interested: 0,
             idle_since: None,
+            given: Vec::new(),
+            super_seed: None,
+            shown_all: false,
         }
     }
 
@@ -64,15 +75,35 @@ impl Local {
         self.contents.as_ref()
     }
 
-    /// This shard's part of the torrent's unchoke slots: as many as it has of the peers that want
+    /// This shard's part of a torrent's unchoke slots: as many as it has of the peers that want
     /// something, rounded up, so that every shard with such a peer has one.
-    pub fn quota(&self) -> u32 {
-        let slots = self.shared.slots.load(Ordering::Relaxed);
+    pub fn quota(&self, slots: u32) -> u32 {
         let all = u64::from(self.shared.interested.load(Ordering::Relaxed));
         if slots == u32::MAX || all <= u64::from(self.interested) {
             return slots;
         }
         (u64::from(slots) * u64::from(self.interested)).div_ceil(all) as u32
+    }
+
+    /// A peer gets the first of a piece.
+    pub fn gives(&mut self, piece: PieceIndex) {
+        if self.given.is_empty() {
+            self.given = vec![0; self.shared.pieces.piece_count() as usize];
+        }
+        let times = &mut self.given[piece.0 as usize];
+        *times = times.saturating_add(1);
+    }
+
+    /// To how many peers a piece was given.
+    pub fn given(&self, piece: PieceIndex) -> u16 {
+        self.given.get(piece.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// Nobody is here any more: what was kept for peers goes.
+    pub fn cool(&mut self) {
+        self.contents = None;
+        self.given = Vec::new();
+        self.shown_all |= self.super_seed.take().is_some_and(|seed| seed.is_over());
     }
 
     pub fn is_unused(&self) -> bool {
@@ -85,7 +116,23 @@ impl Local {
     }
 
     pub fn left(&mut self, peer: &PeerId) {
-        self.peers.remove(peer);
+        let key = self.peers.remove(peer);
+        if let (Some(key), Some(seed)) = (key, &mut self.super_seed) {
+            seed.left(key);
+        }
+    }
+
+    /// Whether who comes now is shown pieces one by one.
+    pub fn hides(&self) -> bool {
+        let wanted = self.shared.super_seeding.load(Ordering::Relaxed);
+        let over = self.shown_all || self.super_seed.as_ref().is_some_and(|seed| seed.is_over());
+        wanted && !over && self.shared.pieces.offers_all()
+    }
+
+    /// The torrent as the session of this connection sees it.
+    pub fn view<'a>(&'a self, contents: &'a Contents, key: Key) -> View<'a> {
+        let seed = self.super_seed.as_deref().filter(|seed| seed.is_known(key));
+        View { shared: &self.shared, contents, shown: seed.map(|seed| (seed, key)) }
     }
 }
 
@@ -93,6 +140,8 @@ impl Local {
 pub struct View<'a> {
     pub shared: &'a Shared,
     pub contents: &'a Contents,
+    /// Where pieces are shown one by one: to whom which.
+    shown: Option<(&'a SuperSeed<Key>, Key)>,
 }
 
 impl session::Torrent for View<'_> {
@@ -107,13 +156,15 @@ impl session::Torrent for View<'_> {
         self.contents.layout.piece_length(piece)
     }
     fn offered(&self, piece: PieceIndex) -> bool {
-        self.shared.pieces.is_offered(piece)
+        let shown = self.shown.is_none_or(|(seed, key)| seed.is_shown(key, piece));
+        shown && self.shared.pieces.is_offered(piece)
     }
     fn offers_all(&self) -> bool {
-        self.shared.pieces.offers_all()
+        self.shown.is_none() && self.shared.pieces.offers_all()
     }
     fn write_offered(&self, field: &mut [u8]) -> bool {
-        self.shared.pieces.write_offered(field)
+        // At its begin a session is shown nothing.
+        self.shown.is_none() && self.shared.pieces.write_offered(field)
     }
     fn metadata(&self) -> Option<&[u8]> {
         (self.shared.pieces.piece_count() > 0).then_some(&*self.contents.raw_info)

@@ -6,14 +6,16 @@
 //! it.
 
 mod download;
+mod kept;
 mod local;
 mod piece_map;
+mod places;
 
 use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -22,13 +24,16 @@ use seedring_platform::{descriptors::OwnedFile, op::Allocation};
 use seedring_proto::{
     layout::{Layout, NewFile},
     metainfo::PieceHashes,
+    peer::pex,
     units::{FileIndex, InfoHash, PieceIndex},
 };
 
 pub use self::{
     download::{Choice, Download, PRIORITY_NORMAL},
+    kept::{BLOCKS, KeptPiece, kept_offset},
     local::{Local, View},
     piece_map::PieceMap,
+    places::{FilePlace, Places},
 };
 use crate::limits::Meter;
 
@@ -76,14 +81,24 @@ pub struct Shared {
     /// While something that is wanted is missing: what shards share about getting it. Put here by
     /// control before `Phase::Active`, taken away by control when all is there and synced.
     pub download: ArcSwapOption<Download>,
+    /// Peers may be told of each other (BEP 11): not where the user or the torrent says otherwise.
+    /// Control sets it; a connection is opened with it as it is then.
+    pub exchange: AtomicBool,
+    /// Whom peers may be told of: put here by control, which hears from all shards who comes and
+    /// goes. `None`: nobody is told anything.
+    pub contacts: ArcSwapOption<pex::Book>,
     /// Payload bytes sent, all time (from the store, then counted up).
     pub uploaded_bytes: AtomicU64,
     /// Payload bytes received, all time, as trackers count them: what was thrown away as well.
     pub downloaded_bytes: AtomicU64,
     pub upload: Meter,
+    /// Payload asked of its peers.
+    pub receive: Meter,
     pub connections_max: AtomicU32,
     /// Unchoke slots; `u32::MAX` is unlimited.
     pub slots: AtomicU32,
+    /// A seed shows its pieces one by one (BEP 16), on its home shard alone.
+    pub super_seeding: AtomicBool,
 }
 
 impl Shared {
@@ -101,11 +116,15 @@ impl Shared {
             change: AtomicU64::new(0),
             interested: AtomicU32::new(0),
             download: ArcSwapOption::empty(),
+            exchange: AtomicBool::new(false),
+            contacts: ArcSwapOption::empty(),
             uploaded_bytes: AtomicU64::new(0),
             downloaded_bytes: AtomicU64::new(0),
             upload: Meter::new(None),
+            receive: Meter::new(None),
             connections_max: AtomicU32::new(u32::MAX),
             slots: AtomicU32::new(u32::MAX),
+            super_seeding: AtomicBool::new(false),
         }
     }
 
@@ -130,7 +149,8 @@ impl Shared {
     }
 
     /// Counts a connection that came to shard `here`, and says which shard it belongs to: the home
-    /// shard for the first few, so that content is cached once; then the one with the fewest.
+    /// shard for the first few, so that content is cached once, and for all where one shard has to
+    /// see all peers; then the one with the fewest.
     /// Counted before it moves, so that a burst spreads too. `None`: the torrent has all it may.
     ///
     /// Relaxed: counts, nothing is published with them; two that race differ by one.
@@ -140,7 +160,8 @@ impl Shared {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        let shard = if open < SPREAD_ABOVE {
+        let gathers = self.super_seeding.load(Ordering::Relaxed);
+        let shard = if open < SPREAD_ABOVE || gathers {
             Self::home(&self.info_hash, self.by_shard.len())
         } else {
             let counts = self.by_shard.iter().map(|count| count.load(Ordering::Relaxed));
@@ -163,6 +184,11 @@ impl Shared {
         self.by_shard[shard].fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Connections that belong to a shard. Relaxed: a count.
+    pub fn connections_on(&self, shard: usize) -> u32 {
+        self.by_shard[shard].load(Ordering::Relaxed)
+    }
+
     /// The shard that a torrent's first connections gather on, so that its content is cached once.
     pub fn home(info_hash: &InfoHash, shards: usize) -> usize {
         let bytes = &info_hash.0;
@@ -177,6 +203,11 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// Smaller files go through the page cache: direct I/O would not pay.
+const DIRECT_FILE_BYTES_MIN: u64 = 65_536;
+/// The page cache's, and the most that direct I/O is aligned to here.
+pub const PAGE_BYTES: u64 = 4_096;
+
 /// What serving needs and a cold torrent does not keep in memory.
 pub struct Contents {
     pub layout: Layout,
@@ -188,6 +219,8 @@ pub struct Contents {
     /// files, or, for a single file, the file itself.
     pub base: PathBuf,
     pub base_is_file: bool,
+    /// Files that lie elsewhere than under their own names.
+    pub places: Places,
     /// Size and time of each file when its pieces were verified; `None`: not known, take it as it
     /// is at the first open. May be empty.
     pub stamps: Box<[Option<Stamp>]>,
@@ -200,10 +233,11 @@ pub struct Contents {
 #[derive(Debug)]
 pub struct Writing {
     /// The folder that control opened when it had made sure that it is the right one, and not what
-    /// lies under a disk that is not mounted. Files are opened and made beneath it, by the layout's
-    /// paths (a single file: by the last component of `base`). Whatever happens to the path
-    /// afterwards, nothing is made elsewhere.
+    /// lies under a disk that is not mounted. Files are opened and made beneath it. Whatever
+    /// happens to its path afterwards, nothing is made elsewhere.
     pub folder: OwnedFile,
+    /// Where it was when it was opened: what paths of files begin with.
+    pub folder_path: PathBuf,
     pub allocation: Allocation,
     pub growth: Growth,
 }
@@ -261,6 +295,7 @@ impl Contents {
             private: false,
             base: PathBuf::new(),
             base_is_file: false,
+            places: Places::default(),
             stamps: Box::default(),
             direct_io: false,
             writing: None,
@@ -271,18 +306,37 @@ impl Contents {
         *self.piece_hashes.get(piece).expect("invariant: as many hashes as pieces in the layout")
     }
 
+    /// Whether a file is read and written past the page cache. One that is being written: only
+    /// where every piece's part of it starts at a page, so that a direct write and a buffered one
+    /// never share a page. (The kernel fails a file's next sync where they do.)
+    pub fn is_direct(&self, file: FileIndex) -> bool {
+        let (layout, page) = (&self.layout, PAGE_BYTES);
+        let file = &layout.files[file.0 as usize];
+        let aligned = file.offset % page == 0 && u64::from(layout.piece_bytes) % page == 0;
+        self.direct_io
+            && file.length >= DIRECT_FILE_BYTES_MIN
+            && (self.writing.is_none() || aligned)
+    }
+
     /// The number of a read that begins now, and the least that a read of this byte must have.
     pub fn growth_at(&self, offset: u64) -> (u32, u32) {
         let piece = PieceIndex((offset / u64::from(self.layout.piece_bytes)) as u32);
         self.writing.as_ref().map_or((0, 0), |w| (w.growth.now(), w.growth.of(piece)))
     }
 
+    /// The piece of the byte before this place in the torrent, if that is a place.
+    pub fn piece_before(&self, end: u64) -> Option<PieceIndex> {
+        let inside = 1..=self.layout.total_bytes;
+        let index = |end: u64| (end - 1) / u64::from(self.layout.piece_bytes);
+        inside.contains(&end).then(|| PieceIndex(index(end) as u32))
+    }
+
     /// The absolute path of a file of this torrent.
     pub fn path(&self, file: FileIndex) -> PathBuf {
-        if self.base_is_file {
-            return self.base.clone();
-        }
-        self.base.join(&*self.layout.files[file.0 as usize].path)
+        self.places.path(file, || match self.base_is_file {
+            true => self.base.clone(),
+            false => self.base.join(&*self.layout.files[file.0 as usize].path),
+        })
     }
 }
 

@@ -9,14 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use seedring_proto::peer::pex::{Book, INTERVAL, Receiver, Sender};
+use seedring_proto::peer::pex::{Book, INTERVAL, Sender};
 use seedring_proto::wire::pex::{CONTACTS_MAX, Flags, PexMessage};
 
 const TELLER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
+/// In the network of those that join.
+const LISTENER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 9, 9));
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut receiver = Receiver::new(false, TELLER);
-    if let Ok(Some(message)) = receiver.receive(bytes, Duration::from_secs(1)) {
+    if let Ok(message) = PexMessage::parse(bytes, TELLER) {
         assert!(message.added.len() <= CONTACTS_MAX && message.dropped.len() <= CONTACTS_MAX);
         let added = message.added.iter().map(|contact| contact.address);
         for address in added.chain(message.dropped.iter().copied()) {
@@ -32,10 +33,10 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(PexMessage::parse(&out[6..], TELLER), Ok(expected));
     }
 
-    let mut book = Book::new(false);
+    let mut book = Book::default();
     let mut here = BTreeSet::new();
     let mut told = BTreeSet::new();
-    let mut sender = Sender::new(&book, TELLER, Duration::ZERO);
+    let mut sender = Sender::new(Duration::ZERO);
     let mut now = Duration::ZERO;
     for step in bytes.chunks_exact(2) {
         let address = SocketAddr::from(([10, 0, 0, step[1]], 6881));
@@ -62,7 +63,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn hear(sender: &mut Sender, book: &Book, now: Duration, told: &mut BTreeSet<SocketAddr>) {
-    let Some(message) = sender.message(book, None, now) else { return };
+    let Some(message) = sender.message(book, LISTENER, None, now) else { return };
     assert!(message.added.len() <= CONTACTS_MAX && message.dropped.len() <= CONTACTS_MAX);
     message.dropped.iter().for_each(|address| _ = told.remove(address));
     told.extend(message.added.iter().map(|contact| contact.address));

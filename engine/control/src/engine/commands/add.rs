@@ -10,11 +10,13 @@ use seedring_proto::{metainfo::Metainfo, units::InfoHash};
 
 use super::{AddFrom, AddTorrent, Answer, Done, Reply, reply, wanted};
 use crate::{
+    config::model::{Storage, check_suffix},
     engine::{
         Engine, Note,
         download::{
+            moving,
             prepare::{now_s, parse_magnet, torrent_file},
-            root, select,
+            select,
         },
         prepare::write_whole,
     },
@@ -34,9 +36,10 @@ pub(crate) struct Parsed {
 
 impl Engine {
     pub(super) fn add(&mut self, add: AddTorrent, answer: Answer) {
-        let notes = self.notes.0.clone();
+        let (notes, all) = (self.notes.0.clone(), self.config.downloads.clone());
         tokio::task::spawn_blocking(move || {
-            let _ = notes.send(Note::Command(Box::new(Done::Parsed(parse(add), answer))));
+            let parsed = parse(add, &all);
+            let _ = notes.send(Note::Command(Box::new(Done::Parsed(parsed, answer))));
         });
     }
 
@@ -108,10 +111,14 @@ impl Engine {
     }
 }
 
-fn parse(add: AddTorrent) -> Result<Box<Parsed>, String> {
-    let AddTorrent { from, folder, paused, sequential, only, labels } = add;
-    if !folder.is_absolute() {
-        return Err(format!("{}: the folder must be absolute", folder.display()));
+fn parse(add: AddTorrent, all: &Storage) -> Result<Box<Parsed>, String> {
+    let AddTorrent { from, folder, paused, sequential, only, labels, storage } = add;
+    let storage = storage.over(all);
+    check_suffix(&storage.incomplete_suffix)?;
+    let others = [&storage.incomplete_folder, &storage.move_completed_to];
+    let relative = others.into_iter().flatten().chain([&folder]).find(|path| !path.is_absolute());
+    if let Some(path) = relative {
+        return Err(format!("{}: the folder must be absolute", path.display()));
     }
     only.iter().try_for_each(|text| select::pattern(text).map(drop))?;
     let (hash, name, torrent, raw_info, magnet) = match from {
@@ -128,10 +135,7 @@ fn parse(add: AddTorrent) -> Result<Box<Parsed>, String> {
             (hash, name, None, None, Some(link))
         }
     };
-    let root = root::establish(&folder)?.id;
-    let row = Download {
-        folder,
-        root,
+    let mut row = Download {
         magnet,
         files: Vec::new(),
         only,
@@ -139,7 +143,9 @@ fn parse(add: AddTorrent) -> Result<Box<Parsed>, String> {
         labels,
         by_command: true,
         added_at: now_s(),
-        completed_at: None,
+        ..Download::default()
     };
+    moving::choose(&mut row, &folder, &storage);
+    moving::establish(&mut row)?;
     Ok(Box::new(Parsed { hash, name, torrent, raw_info, row, paused }))
 }

@@ -4,8 +4,14 @@
 //! Flow: .torrent read (blocking) -> bits and rows of the registry -> reply; a change reaches the
 //! running download at once, and the store before the reply.
 
-use seedring_proto::{metainfo::Metainfo, units::PieceIndex};
-use seedring_shard::{Command, torrent::TorrentId};
+use seedring_proto::{
+    metainfo::Metainfo,
+    units::{FileIndex, PieceIndex},
+};
+use seedring_shard::{
+    Command,
+    torrent::{Contents, FilePlace, TorrentId},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Done, reply};
@@ -29,6 +35,9 @@ pub struct FileReport {
     pub path: String,
     pub length: u64,
     pub had_bytes: u64,
+    /// Where it lies, if that is not under its own name: `aside`, or that name.
+    #[serde(default)]
+    pub lies: Option<String>,
     /// 0: not wanted. `None`: the torrent is not downloaded.
     pub priority: Option<u8>,
 }
@@ -90,6 +99,7 @@ impl Engine {
             pieces.write_offered(&mut had);
         }
         let rows = torrent.download.as_ref().map(|download| &download.row.files);
+        let contents = torrent.shared.contents.load();
         let layout = &metainfo.info.layout;
         let shown = layout.files.iter().enumerate().filter(|(_, file)| !file.padding);
         let file = |(index, file): (usize, &seedring_proto::layout::File)| FileReport {
@@ -97,6 +107,7 @@ impl Engine {
             path: select::path_of(metainfo, index).to_owned(),
             length: file.length,
             had_bytes: had_bytes(metainfo, index, &had),
+            lies: contents.as_ref().and_then(|contents| lies(contents, index)),
             priority: rows.and_then(|rows| rows.get(index)).map(|row| row.priority),
         };
         Some(FilesReport {
@@ -118,9 +129,12 @@ impl Engine {
         let Some(download) = &mut torrent.download else {
             return Err(format!("{name} is not downloaded: all of its files are seeded"));
         };
+        // Which files are made and which lie aside is decided by a look at them.
+        let mut other_files = false;
         for file in files {
             for at in named(metainfo, file)? {
                 if let Some(row) = download.row.files.get_mut(at) {
+                    other_files |= (row.priority > 0) != (priority > 0);
                     row.priority = priority;
                 }
             }
@@ -130,6 +144,7 @@ impl Engine {
         let missing = (0..pieces.piece_count())
             .any(|at| priorities[at as usize] > 0 && !pieces.is_verified(PieceIndex(at)));
         let transfer = torrent.shared.download.load_full();
+        let torrent_downloads = transfer.is_some();
         let begins_again = transfer.is_none() && missing;
         if begins_again {
             download.row.completed_at = None;
@@ -140,10 +155,23 @@ impl Engine {
             self.shards.send_all(|| Command::Look(id));
         }
         self.save_download(hash, &row);
-        if begins_again && !paused {
-            self.look_anew(id, "more of it is wanted");
+        let look = begins_again || (other_files && torrent_downloads);
+        if look && !paused {
+            self.look_anew(id, "other files of it are wanted");
         }
         Ok(())
+    }
+}
+
+fn lies(contents: &Contents, index: usize) -> Option<String> {
+    let file = FileIndex(index as u32);
+    match contents.places.place(file) {
+        FilePlace::Own => None,
+        FilePlace::Aside => Some(String::from("aside")),
+        FilePlace::Suffixed => {
+            let path = contents.path(file);
+            path.file_name().map(|name| name.to_string_lossy().into_owned())
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 pub use self::files::{FileReport, FilesReport};
 use super::{Engine, look::NO_STAMP, torrents::State};
 use crate::{
-    config::model::{TorrentLimits, Trackers, Verify},
+    config::model::{Preallocate, Storage, TorrentLimits, Trackers, Verify},
     plan::{Origin, Wanted},
     state::{Download, Loaded},
 };
@@ -63,6 +63,32 @@ pub struct AddTorrent {
     pub sequential: bool,
     pub only: Vec<String>,
     pub labels: Vec<String>,
+    #[serde(default)]
+    pub storage: StorageChoice,
+}
+
+/// How it is kept on disk; what is left out is as the configuration has it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StorageChoice {
+    pub preallocate: Option<Preallocate>,
+    /// Absolute, as all paths here.
+    pub incomplete_folder: Option<PathBuf>,
+    pub incomplete_suffix: Option<String>,
+    pub move_completed_to: Option<PathBuf>,
+}
+
+impl StorageChoice {
+    pub fn over(self, all: &Storage) -> Storage {
+        Storage {
+            preallocate: self.preallocate.unwrap_or(all.preallocate),
+            incomplete_folder: self.incomplete_folder.or_else(|| all.incomplete_folder.clone()),
+            incomplete_suffix: self
+                .incomplete_suffix
+                .unwrap_or_else(|| all.incomplete_suffix.clone()),
+            move_completed_to: self.move_completed_to.or_else(|| all.move_completed_to.clone()),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -109,6 +135,7 @@ fn wanted(info_hash: InfoHash, name: String) -> Wanted {
         trackers: Trackers::Keep,
         verify: Verify::Full,
         limits: TorrentLimits::default(),
+        pex: None,
         line: 0,
     }
 }

@@ -10,10 +10,11 @@ use super::{Answer, Done, Reply, by_prefix, reply};
 use crate::{
     engine::{
         Engine, Note,
-        download::{delete, prepare::torrent_file},
+        download::{delete, places, prepare::torrent_file, root},
         prepare::{Place, read_torrent},
     },
     plan::Origin,
+    state::Moving,
 };
 
 impl Engine {
@@ -25,6 +26,10 @@ impl Engine {
         let Some(row) = self.known.download_of(&hash) else {
             return reply::<()>(answer, Err(format!("{name} is being removed already")));
         };
+        if matches!(row.moving, Moving::Renaming | Moving::Placing) {
+            let why = format!("{name} is being moved just now; try again when it is there");
+            return reply::<()>(answer, Err(why));
+        }
         if let Some(id) = self.id_of(&hash) {
             self.remove(id).await;
         }
@@ -46,6 +51,9 @@ impl Engine {
                      state can be saved before; its content was left as it is"
                 );
                 return reply::<()>(answer, Err(why));
+            }
+            if let Ok(root) = root::check(&row.folder, &row.root) {
+                let _ = places::drop_blocks(&root, &hash);
             }
             if delete_content {
                 match read_torrent(&path) {

@@ -16,6 +16,7 @@ use seedring_proto::metainfo::Metainfo;
 use super::{
     super::prepare::{Place, read_torrent},
     look::{full_path, open},
+    places,
     root::{self, Root},
 };
 use crate::state::Download;
@@ -47,12 +48,19 @@ pub fn content(row: &Download, metainfo: &Metainfo, others: &[Place]) -> Result<
         } else if shared.contains(&whole) {
             deleted.kept.push(format!("{}: another torrent has it", whole.display()));
         } else {
-            match unlink(&root, &path) {
-                Ok(true) => deleted.files += 1,
-                Ok(false) => {}
-                Err(error) => deleted.kept.push(format!("{}: {error}", whole.display())),
+            let suffixed = format!("{path}{}", row.suffix);
+            for path in [&path, &suffixed] {
+                match unlink(&root, path) {
+                    Ok(true) => deleted.files += 1,
+                    Ok(false) => {}
+                    Err(error) => deleted.kept.push(format!("{}: {error}", whole.display())),
+                }
             }
         }
+    }
+    if let Err(error) = places::drop_parts(&root, metainfo) {
+        let parts = root.path.join(places::parts_of(&metainfo.info_hash));
+        deleted.kept.push(format!("{}: {error}", parts.display()));
     }
     // The deepest first; the save folder itself (an empty path) stays.
     for folder in folders.iter().rev().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -62,7 +70,7 @@ pub fn content(row: &Download, metainfo: &Metainfo, others: &[Place]) -> Result<
 }
 
 /// Files of other torrents that lie where ours do.
-fn files_of_others(base: &Path, others: &[Place]) -> Result<HashSet<PathBuf>, String> {
+pub(super) fn files_of_others(base: &Path, others: &[Place]) -> Result<HashSet<PathBuf>, String> {
     let mut files = HashSet::new();
     for place in others {
         let content = std::fs::canonicalize(&place.content).unwrap_or(place.content.clone());
@@ -101,7 +109,7 @@ fn unlink(root: &Root, path: &str) -> std::io::Result<bool> {
     Ok(true)
 }
 
-fn remove_folder(root: &Root, path: &Path) -> std::io::Result<()> {
+pub(super) fn remove_folder(root: &Root, path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.and_then(Path::to_str).unwrap_or(".");
     let Some(name) = path.file_name() else { return Ok(()) };

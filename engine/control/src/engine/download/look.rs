@@ -15,15 +15,18 @@ use std::{
 };
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
-use seedring_platform::{descriptors::OwnedFile, op::Allocation};
+use seedring_platform::descriptors::OwnedFile;
 use seedring_proto::{
     metainfo::Metainfo,
     units::{FileIndex, PieceIndex},
 };
-use seedring_shard::torrent::{Contents, Download as Transfer, Growth, Stamp, Writing};
+use seedring_shard::torrent::{
+    Contents, Download as Transfer, FilePlace, Growth, KeptPiece, Places, Stamp, Writing,
+};
 
 use super::{
     super::look::{Condition, has_bit, still_verified},
+    places::{Finder, PARTS, make_folders, parts_of},
     root::{self, MARKER, Root},
     select,
 };
@@ -94,8 +97,7 @@ pub fn look(
         Trust::Again => false,
         Trust::Finished => true,
     };
-    let make = |at: usize| !complete && row.files.get(at).is_none_or(|file| file.priority > 0);
-    let on_disk = match files(&root, metainfo, !complete, &make) {
+    let on_disk = match files(&root, metainfo, row, !complete) {
         Ok(files) => files,
         Err(condition) => return away(condition),
     };
@@ -109,6 +111,22 @@ pub fn look(
     }
 }
 
+/// What shards need to serve a complete download; `stamps`: what its files were when they were
+/// verified.
+pub fn contents_of(
+    row: &Download,
+    metainfo: &Metainfo,
+    stamps: Box<[Option<Stamp>]>,
+    direct_io: bool,
+) -> Result<Contents, String> {
+    let found = look(row, metainfo, None, direct_io, Trust::Finished);
+    match (found.contents.and_then(Arc::into_inner), found.condition) {
+        (Some(contents), _) => Ok(Contents { stamps, ..contents }),
+        (None, Condition::Missing(why) | Condition::Differs(why)) => Err(why),
+        (None, _) => Err(String::from("no content")),
+    }
+}
+
 struct Look<'a> {
     row: &'a Download,
     metainfo: &'a Metainfo,
@@ -117,10 +135,11 @@ struct Look<'a> {
     trust: Trust,
 }
 
-/// The folder that the layout's paths start from, and what there is of each file.
+/// The save folder, what there is of each file, and where.
 struct Files {
-    base: OwnedFd,
+    folder: OwnedFd,
     files: Vec<Option<OnDisk>>,
+    places: Box<[FilePlace]>,
 }
 
 impl Look<'_> {
@@ -245,15 +264,15 @@ impl Look<'_> {
     fn settle_files(&self, sync: bool) -> Result<(), String> {
         let there = self.on_disk.files.iter().enumerate();
         for (at, found) in there.filter_map(|(at, found)| Some((at, found.as_ref()?))) {
-            let path = below_base(self.metainfo, at);
+            let path = self.path(at);
             let length = self.metainfo.info.layout.files[at].length;
             let settle = || {
                 if found.stamp.size_bytes < length {
-                    let file = open(&self.on_disk.base, path, OFlags::WRONLY)?;
+                    let file = open(&self.on_disk.folder, &path, OFlags::WRONLY)?;
                     rustix::fs::ftruncate(&file, length)?;
                 }
                 if sync {
-                    rustix::fs::fsync(open(&self.on_disk.base, path, OFlags::RDONLY)?)?;
+                    rustix::fs::fsync(open(&self.on_disk.folder, &path, OFlags::RDONLY)?)?;
                 }
                 io::Result::Ok(())
             };
@@ -262,9 +281,40 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// A file's path beneath the save folder, as it lies there.
+    fn path(&self, at: usize) -> String {
+        let own = full_path(self.metainfo, at);
+        match self.on_disk.places[at] {
+            FilePlace::Own => own,
+            FilePlace::Suffixed => format!("{own}{}", self.row.suffix),
+            FilePlace::Aside => format!("{}/{at}", parts_of(&self.metainfo.info_hash)),
+        }
+    }
+
+    fn places(&self, root: &Root) -> Places {
+        let all_own = self.on_disk.places.iter().all(|place| *place == FilePlace::Own);
+        Places {
+            of: if all_own { Box::default() } else { self.on_disk.places.clone() },
+            suffix: self.row.suffix.clone(),
+            parts: root.path.join(parts_of(&self.metainfo.info_hash)),
+        }
+    }
+
+    /// Of what was left of pieces in part, that which can still be of use.
+    fn kept(&self, verified: &[u8]) -> Vec<KeptPiece> {
+        let layout = &self.metainfo.info.layout;
+        let use_of = |kept: &&KeptPiece| {
+            kept.piece.0 < layout.piece_count()
+                && !has_bit(verified, kept.piece)
+                && kept.fits(layout.piece_length(kept.piece))
+        };
+        let all = self.record.filter(|_| !self.again()).map_or(&[][..], |record| &record.kept);
+        all.iter().filter(use_of).cloned().collect()
+    }
+
     fn transfer(&self, verified: &[u8], priorities: &[u8]) -> Transfer {
         let count = self.metainfo.info.layout.piece_count();
-        let transfer = Transfer::new(count);
+        let transfer = Transfer::new(count).with_kept(self.kept(verified));
         transfer.set_sequential(self.row.sequential);
         select::set_priorities(&transfer, priorities);
         for piece in (0..count).map(PieceIndex).filter(|piece| has_bit(verified, *piece)) {
@@ -285,11 +335,13 @@ impl Look<'_> {
         let writing = match complete {
             true => None,
             false => {
-                let folder = self.on_disk.base.try_clone();
+                let folder = self.on_disk.folder.try_clone();
                 let folder = folder.map_err(|e| format!("{}: {e}", root.path.display()))?;
                 let folder = OwnedFile::from_os(folder);
+                let folder_path = root.path.clone();
                 let growth = Growth::new(info.layout.piece_count());
-                Some(Writing { folder, allocation: Allocation::Sparse, growth })
+                let allocation = self.row.allocation;
+                Some(Writing { folder, folder_path, allocation, growth })
             }
         };
         Ok(Contents {
@@ -299,6 +351,7 @@ impl Look<'_> {
             private: info.private,
             base: base.to_owned(),
             base_is_file: info.single_file,
+            places: self.places(&root),
             stamps,
             direct_io,
             writing,
@@ -307,49 +360,48 @@ impl Look<'_> {
 }
 
 /// Opens the folder that the files lie in (made, where it may be) and looks at each of them.
-/// `make`: which files without bytes are made where they are missing; no shard writes to those.
+/// `may_make`: wanted files without bytes are made where they are missing, since no shard writes to
+/// those, and wanted files that were kept aside come out.
 fn files(
     root: &Root,
     metainfo: &Metainfo,
+    row: &Download,
     may_make: bool,
-    make: &dyn Fn(usize) -> bool,
 ) -> Result<Files, Condition> {
     let name = &metainfo.info.name;
     let path = root.path.join(name);
-    if name == MARKER {
-        let why = format!("{}: the torrent has the name of the folder's marker", path.display());
+    if name == MARKER || name == PARTS {
+        let why = format!("{}: the torrent has the name of what is hidden here", path.display());
         return Err(Condition::Differs(why));
     }
     let fail = |error: &io::Error| Condition::Missing(format!("{}: {error}", path.display()));
-    let base = match metainfo.info.single_file {
-        true => root.as_fd().try_clone_to_owned(),
-        false => open_folder(root, name, may_make),
-    };
-    let base = base.map_err(|error| fail(&error))?;
+    let folder = root.as_fd().try_clone_to_owned().map_err(|error| fail(&error))?;
+    if !metainfo.info.single_file {
+        open_folder(root, name, may_make).map_err(|error| fail(&error))?;
+    }
+    let finder = Finder::new(root, metainfo, row).map_err(|error| fail(&error))?;
     let layout = &metainfo.info.layout;
     let mut files = Vec::with_capacity(layout.files.len());
+    let mut places = vec![FilePlace::Own; layout.files.len()].into_boxed_slice();
     for (at, file) in layout.files.iter().enumerate() {
         if file.padding || file.attributes.symlink {
             files.push(None);
             continue;
         }
-        let below = below_base(metainfo, at);
-        let path = root.path.join(full_path(metainfo, at));
-        if file.length == 0 && make(at) {
-            make_empty(&base, below).map_err(|error| {
+        let own = full_path(metainfo, at);
+        let path = root.path.join(&own);
+        if file.length == 0 && may_make && finder.is_wanted(at) {
+            make_empty(root, &own).map_err(|error| {
                 Condition::Missing(format!("{} can't be made: {error}", path.display()))
             })?;
         }
-        let found = match open(&base, below, OFlags::PATH).and_then(|f| Ok(rustix::fs::fstat(&f)?))
-        {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                files.push(None);
-                continue;
-            }
-            Err(error) => {
-                return Err(Condition::Missing(format!("{}: {error}", path.display())));
-            }
+        let found = finder.find(at, may_make);
+        let (place, found) =
+            found.map_err(|error| Condition::Missing(format!("{}: {error}", path.display())))?;
+        places[at] = place;
+        let Some(found) = found else {
+            files.push(None);
+            continue;
         };
         if !FileType::from_raw_mode(found.st_mode).is_file() {
             let why = format!("{} is not a regular file", path.display());
@@ -366,7 +418,7 @@ fn files(
         }
         files.push(Some(on_disk(&found)));
     }
-    Ok(Files { base, files })
+    Ok(Files { folder, files, places })
 }
 
 fn on_disk(found: &Stat) -> OnDisk {
@@ -379,7 +431,7 @@ fn on_disk(found: &Stat) -> OnDisk {
 }
 
 /// Which files are there already, before the first look with a chosen list.
-pub fn there_before(root: &Root, metainfo: &Metainfo) -> Vec<bool> {
+pub fn there_before(root: &Root, metainfo: &Metainfo, row: &Download) -> Vec<bool> {
     let count = metainfo.info.layout.files.len();
     let folder = match metainfo.info.single_file {
         true => Ok(()),
@@ -387,7 +439,7 @@ pub fn there_before(root: &Root, metainfo: &Metainfo) -> Vec<bool> {
     };
     match folder {
         Err(error) if error.kind() == io::ErrorKind::NotFound => vec![false; count],
-        _ => match files(root, metainfo, false, &|_| false) {
+        _ => match files(root, metainfo, row, false) {
             Ok(found) => found.files.iter().map(Option::is_some).collect(),
             // Something is in the way, or can't be looked at: none of it is ours.
             Err(_) => vec![true; count],
@@ -410,21 +462,11 @@ fn open_folder(root: &Root, name: &str, may_make: bool) -> io::Result<OwnedFd> {
 /// Makes a file without bytes and the folders above it, beneath `base` and through no link; one
 /// that is there stays.
 fn make_empty(base: impl AsFd, path: &str) -> io::Result<()> {
-    let there = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
-    let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
-    let mut folder = base.as_fd().try_clone_to_owned()?;
-    for part in folders.split('/').filter(|part| !part.is_empty()) {
-        match rustix::fs::mkdirat(&folder, part, Mode::from(0o777)).map_err(io::Error::from) {
-            Ok(()) => rustix::fs::fsync(&folder)?,
-            Err(error) if there(&error) => {}
-            Err(error) => return Err(error),
-        }
-        folder = open(&folder, part, OFlags::RDONLY | OFlags::DIRECTORY)?;
-    }
+    let (folder, name) = make_folders(base, path)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     match rustix::fs::openat(&folder, name, flags, Mode::from(0o666)).map_err(io::Error::from) {
         Ok(_) => Ok(rustix::fs::fsync(&folder)?),
-        Err(error) if there(&error) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -434,11 +476,6 @@ pub fn open(folder: impl AsFd, path: &str, flags: OFlags) -> io::Result<OwnedFd>
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(rustix::fs::openat2(folder, path, flags, Mode::empty(), resolve)?)
-}
-
-/// A file's path beneath what `Files::base` opened.
-fn below_base(metainfo: &Metainfo, at: usize) -> &str {
-    select::path_of(metainfo, at)
 }
 
 /// A file's path beneath the save folder.

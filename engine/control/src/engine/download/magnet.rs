@@ -15,7 +15,10 @@ use std::{
 use seedring_proto::{
     magnet::Magnet,
     metainfo::Metainfo,
-    swarm::metadata::{Action, MetadataFetch},
+    swarm::{
+        metadata::{Action, MetadataFetch},
+        roster::Source,
+    },
     units::InfoHash,
 };
 use seedring_shard::{
@@ -151,7 +154,7 @@ impl Engine {
         }
         self.shards.send_all(|| Command::Add(vec![shared.clone()]));
         self.learn_named(id);
-        self.dial_due(id);
+        self.dial();
     }
 
     /// Peers that the link itself names.
@@ -160,7 +163,8 @@ impl Engine {
         let Some(link) = download.and_then(|download| download.row.magnet.as_deref()) else {
             return;
         };
-        self.peers.learn(id, &named_peers(link), &self.shards.listening, Instant::now());
+        let named = named_peers(link);
+        self.learn(id, &named, Source::Magnet);
     }
 
     pub(in crate::engine) fn waits_for_metadata(&self, hash: &InfoHash) -> bool {
@@ -228,7 +232,8 @@ impl Engine {
         new.private |= waiting.private;
         waiting.shared.set_phase(Phase::Removed);
         self.shards.send_all(|| Command::Remove(old));
-        self.peers.renumber(old, new.shared.id, DIAL_AFTER);
+        let again = (self.shards.now(), DIAL_AFTER);
+        self.peers.renumber(old, new.shared.id, new.private, again);
     }
 }
 

@@ -6,9 +6,13 @@
 //! Flow: prepared -> what is there is hashed -> `Shared::download` is set, peers and trackers
 //! -> every second: is all of it there and synced? -> taken away, `completed`, seeding.
 
+mod copy;
 pub mod delete;
 pub mod look;
 pub mod magnet;
+pub mod mover;
+pub mod moving;
+pub mod places;
 pub mod prepare;
 pub mod root;
 pub mod select;
@@ -27,6 +31,7 @@ use seedring_shard::{
 
 use self::{
     look::{Found, Trust},
+    mover::Mover,
     prepare::{PreparedDownload, now_s},
 };
 use super::{
@@ -58,11 +63,14 @@ pub struct Downloading {
     said: Option<String>,
     /// Something was missing when it began: its end is told to trackers.
     pub fetches: bool,
+    /// `completed` is on its way to a tracker.
+    pub telling: bool,
     finishing: bool,
     more_peers_at: Option<Instant>,
     pub rates: Rates,
     /// Of a magnet, until its metadata is known.
     pub metadata: Option<Box<magnet::Fetch>>,
+    pub mover: Mover,
     warning: Option<String>,
 }
 
@@ -103,10 +111,12 @@ impl Downloading {
             halted: None,
             said: None,
             fetches: false,
+            telling: false,
             finishing: false,
             more_peers_at: None,
             rates: Rates::default(),
             metadata: None,
+            mover: Mover::default(),
             warning,
         }
     }
@@ -115,6 +125,7 @@ impl Downloading {
     pub fn taken_up(&mut self, to_verify: Vec<(u32, u32)>) {
         self.to_verify = to_verify;
         (self.halted, self.finishing) = (None, false);
+        self.mover.settled = false;
     }
 }
 
@@ -217,6 +228,7 @@ impl Engine {
             self.finish(id);
         }
         self.metadata_second();
+        self.moves_second();
         for (id, folder, root) in halted {
             let notes = self.notes.0.clone();
             tokio::task::spawn_blocking(move || {
@@ -254,6 +266,9 @@ impl Engine {
         tokio::task::spawn_blocking(move || {
             let found = read_torrent(&path).map_err(|error| error.to_string());
             let found = found.map(|metainfo| {
+                if let Ok(root) = root::check(&row.folder, &row.root) {
+                    let _ = places::drop_blocks(&root, &metainfo.info_hash);
+                }
                 look::look(&row, &metainfo, Some(&record), direct_io, Trust::Finished)
             });
             let _ = notes.send(Note::Finished(id, found.map(Box::new)));
@@ -282,11 +297,15 @@ impl Engine {
         let (row, fetches) = (download.row.clone(), download.fetches);
         torrent.stamps = found.stamps;
         torrent.note = None;
+        torrent.keep_nothing();
         torrent.shared.download.store(None);
         torrent.shared.contents.store(found.contents);
         torrent.touch();
         let pieces = &torrent.shared.pieces;
         let whole = pieces.verified_count() == pieces.piece_count();
+        if let Some(download) = &mut torrent.download {
+            download.telling = fetches && whole;
+        }
         self.save_download(hash, &row);
         self.seed(id).await;
         if fetches {

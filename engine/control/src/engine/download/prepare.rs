@@ -17,7 +17,7 @@ use super::{
         prepare::{Error, Known, Place, Prepared, read_torrent, write_whole},
     },
     look::{self, Found, Trust},
-    root, select,
+    moving, root, select,
 };
 use crate::{
     config::model::DownloadOptions,
@@ -70,13 +70,10 @@ pub fn configured(
         }
     };
     let before = known.download_of(&hash);
-    let same = before.filter(|row| row.by_command || row.folder == folder);
+    let chosen = |row: &Download| row.chosen.as_ref().unwrap_or(&row.folder) == folder;
+    let same = before.filter(|row| row.by_command || chosen(row));
     let mut fresh = same.is_none();
-    let mut row = same.unwrap_or_else(|| Download {
-        folder: folder.to_owned(),
-        added_at: now_s(),
-        ..Download::default()
-    });
+    let mut row = same.unwrap_or_else(|| Download { added_at: now_s(), ..Download::default() });
     if !row.by_command && (row.only != options.only || row.sequential != options.sequential) {
         let other_files = row.only != options.only;
         (row.only, row.sequential) = (options.only.clone(), options.sequential);
@@ -91,6 +88,11 @@ pub fn configured(
             row.completed_at = None;
         }
         fresh = true;
+    }
+    if !row.by_command {
+        let known = row.clone();
+        moving::choose(&mut row, folder, &options.storage);
+        fresh |= row != known;
     }
     row.magnet = magnet.or(row.magnet);
     finish(wanted, known, hash, row, metainfo, fresh)
@@ -119,19 +121,18 @@ fn finish(
     metainfo: Option<Metainfo>,
     mut fresh: bool,
 ) -> Result<Prepared, Error> {
-    let folder = |why| Error::Download { folder: row.folder.clone(), why };
-    if row.root.is_empty() {
-        row.root = root::establish(&row.folder).map_err(folder)?.id;
-        fresh = true;
-    }
+    let folder = row.folder.clone();
+    let fail = |why| Error::Download { folder: folder.clone(), why };
+    fresh |= moving::establish(&mut row).map_err(fail)?;
     let record = known.record_of(&hash);
     let Some(metainfo) = metainfo else {
         return without_metadata(wanted, known, hash, row, record, fresh);
     };
+    fresh |= moving::go_on(&mut row, &metainfo).map_err(fail)?;
     if row.files.is_empty() {
         row.files = choose(&row, &metainfo)?;
         if let Ok(root) = root::check(&row.folder, &row.root) {
-            let before = look::there_before(&root, &metainfo);
+            let before = look::there_before(&root, &metainfo, &row);
             row.files.iter_mut().zip(before).for_each(|(file, before)| file.foreign = before);
         }
         fresh = true;
@@ -162,6 +163,7 @@ fn finish(
         stored,
         uploaded_bytes: record.as_ref().map_or(0, |r| r.uploaded_bytes),
         downloaded_bytes: record.as_ref().map_or(0, |r| r.downloaded_bytes),
+        kept: record.as_ref().map_or_else(Vec::new, |r| r.kept.clone()),
         paused: record.as_ref().is_some_and(|r| r.paused),
         added_at: Some(row.added_at),
         made: None,
@@ -200,6 +202,7 @@ fn without_metadata(
         stored: record.is_some(),
         uploaded_bytes: 0,
         downloaded_bytes: 0,
+        kept: Vec::new(),
         paused: record.is_some_and(|r| r.paused),
         added_at: Some(row.added_at),
         made: None,

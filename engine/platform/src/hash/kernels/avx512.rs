@@ -1,6 +1,6 @@
 //! Owns: sixteen streams side by side with AVX-512. Never: called where the CPU lacks it.
-//! Flow: the blocks of all streams are loaded and transposed, so that vector t holds word t of
-//! each; then `vector::compress`.
+//! Flow: the blocks of all streams are loaded by quarters and transposed, so that vector t holds
+//! word t of each; then `vector::compress`.
 
 use std::arch::x86_64::*;
 
@@ -19,14 +19,12 @@ pub(super) fn advance(states: &mut [State; N], blocks: &[&[Block]; N]) {
         *vector = from_words(std::array::from_fn(|lane| states[lane][word]));
     }
     for block in 0..blocks[0].len() {
-        let mut rows = [splat(0); N];
-        for (row, stream) in rows.iter_mut().zip(blocks) {
-            *row = load(&stream[block]);
+        for stream in blocks {
             if let Some(soon) = stream.get(block + AHEAD_BLOCKS) {
                 prefetch(soon);
             }
         }
-        let words = transpose(rows);
+        let words = words_of(blocks, block);
         compress!(state, words);
     }
     for (word, vector) in state.into_iter().enumerate() {
@@ -46,51 +44,61 @@ fn prefetch(block: &Block) {
     }
 }
 
-/// The sixteen words of a block, which are big-endian there.
+/// Vector t of the result holds word t of each block, in the order of the blocks.
+///
+/// Quarters of four blocks are loaded into one vector, which any of the CPU's units can merge, and
+/// not whole blocks that are shuffled into place: two units alone shuffle and rotate, and those
+/// have the most to do (6.3 GiB/s and not 5.5 on Zen 4).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn load(block: &Block) -> __m512i {
-    // SAFETY: reads 64 bytes, unaligned, from a reference to 64 bytes.
-    let bytes = unsafe { _mm512_loadu_si512(block.as_ptr().cast()) };
+fn words_of(blocks: &[&[Block]; N], block: usize) -> [__m512i; N] {
+    let [a, b, c, d] = four_words::<0>(blocks, block);
+    let [e, f, g, h] = four_words::<1>(blocks, block);
+    let [i, j, k, l] = four_words::<2>(blocks, block);
+    let [m, n, o, p] = four_words::<3>(blocks, block);
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// The words of one quarter.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn four_words<const QUARTER: usize>(blocks: &[&[Block]; N], block: usize) -> [__m512i; 4] {
+    let of = |stream: usize| &blocks[stream][block];
+    // Row j holds in its quarter i that of block 4i + j.
+    let rows = [
+        load::<QUARTER>(of(0), of(4), of(8), of(12)),
+        load::<QUARTER>(of(1), of(5), of(9), of(13)),
+        load::<QUARTER>(of(2), of(6), of(10), of(14)),
+        load::<QUARTER>(of(3), of(7), of(11), of(15)),
+    ];
+    let low = [_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpacklo_epi32(rows[2], rows[3])];
+    let high = [_mm512_unpackhi_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[2], rows[3])];
+    [
+        _mm512_unpacklo_epi64(low[0], low[1]),
+        _mm512_unpackhi_epi64(low[0], low[1]),
+        _mm512_unpacklo_epi64(high[0], high[1]),
+        _mm512_unpackhi_epi64(high[0], high[1]),
+    ]
+}
+
+/// One quarter, four words, of each of four blocks. The words are big-endian there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load<const QUARTER: usize>(a: &Block, b: &Block, c: &Block, d: &Block) -> __m512i {
+    let bytes = _mm512_castsi128_si512(quad::<QUARTER>(a));
+    let bytes = _mm512_mask_broadcast_i32x4(bytes, 0x00f0, quad::<QUARTER>(b));
+    let bytes = _mm512_mask_broadcast_i32x4(bytes, 0x0f00, quad::<QUARTER>(c));
+    let bytes = _mm512_mask_broadcast_i32x4(bytes, 0xf000, quad::<QUARTER>(d));
     let swap = _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
     _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(swap))
 }
 
-/// Vector t of the result holds word t of each row, in the order of the rows.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn transpose(rows: [__m512i; N]) -> [__m512i; N] {
-    // Of four rows: vector j holds in its quarter q the column 4q + j.
-    let mut quads = [[rows[0]; 4]; 4];
-    for (four, quad) in rows.as_chunks::<4>().0.iter().zip(&mut quads) {
-        let low =
-            [_mm512_unpacklo_epi32(four[0], four[1]), _mm512_unpacklo_epi32(four[2], four[3])];
-        let high =
-            [_mm512_unpackhi_epi32(four[0], four[1]), _mm512_unpackhi_epi32(four[2], four[3])];
-        *quad = [
-            _mm512_unpacklo_epi64(low[0], low[1]),
-            _mm512_unpackhi_epi64(low[0], low[1]),
-            _mm512_unpacklo_epi64(high[0], high[1]),
-            _mm512_unpackhi_epi64(high[0], high[1]),
-        ];
-    }
-    let mut words = rows;
-    for j in 0..4 {
-        // Quarters 0 and 2 of two vectors, and 1 and 3; then the same again of those.
-        let even = [
-            _mm512_shuffle_i32x4::<0x88>(quads[0][j], quads[1][j]),
-            _mm512_shuffle_i32x4::<0x88>(quads[2][j], quads[3][j]),
-        ];
-        let odd = [
-            _mm512_shuffle_i32x4::<0xdd>(quads[0][j], quads[1][j]),
-            _mm512_shuffle_i32x4::<0xdd>(quads[2][j], quads[3][j]),
-        ];
-        words[j] = _mm512_shuffle_i32x4::<0x88>(even[0], even[1]);
-        words[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd[0], odd[1]);
-        words[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even[0], even[1]);
-        words[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd[0], odd[1]);
-    }
-    words
+#[target_feature(enable = "sse2")]
+fn quad<const QUARTER: usize>(block: &Block) -> __m128i {
+    let bytes: &[u8; 16] = &block.as_chunks().0[QUARTER];
+    // SAFETY: reads 16 bytes, unaligned, from a reference to 16 bytes.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
 #[inline]

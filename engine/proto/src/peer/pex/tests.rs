@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -10,8 +12,10 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn sender(book: &Book) -> Sender {
-    Sender::new(book, [10, 9, 9, 9].into(), Duration::ZERO)
+const REMOTE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 9, 9));
+
+fn sender() -> Sender {
+    Sender::new(Duration::ZERO)
 }
 
 fn added(message: &PexMessage) -> Vec<SocketAddr> {
@@ -33,12 +37,12 @@ fn only_a_port_that_is_listened_on_is_told() {
 
 #[test]
 fn deltas_once_a_minute() {
-    let mut book = Book::new(false);
-    let mut sender = sender(&book);
-    book.joined(address(1), Flags::OUTGOING);
+    let mut book = Book::default();
+    let mut sender = sender();
+    assert!(book.joined(address(1), Flags::OUTGOING));
     book.joined(address(2), Flags::default());
-    assert_eq!(sender.message(&book, None, secs(4)), None, "before the first is due");
-    let first = sender.message(&book, None, secs(5)).expect("due");
+    assert_eq!(sender.message(&book, REMOTE, None, secs(4)), None, "before the first is due");
+    let first = sender.message(&book, REMOTE, None, secs(5)).expect("due");
     assert_eq!(added(&first), [address(1), address(2)]);
     assert_eq!(first.added[0].flags, Flags::OUTGOING);
     assert!(first.dropped.is_empty());
@@ -48,24 +52,25 @@ fn deltas_once_a_minute() {
     book.joined(address(4), Flags::SEED);
     book.left(address(4));
     assert_eq!(sender.due(), secs(65));
-    assert_eq!(sender.message(&book, None, secs(64)), None);
-    let second = sender.message(&book, None, secs(65)).expect("due");
+    assert_eq!(sender.message(&book, REMOTE, None, secs(64)), None);
+    let second = sender.message(&book, REMOTE, None, secs(65)).expect("due");
     assert_eq!(added(&second), [address(3)]);
     assert_eq!(second.dropped, [address(1)], "of 4 it never heard");
 
-    assert_eq!(sender.message(&book, None, secs(500)), None, "nothing happened");
+    assert_eq!(sender.message(&book, REMOTE, None, secs(500)), None, "nothing happened");
     book.left(address(3));
-    assert!(sender.message(&book, None, secs(501)).is_some(), "and then something did");
+    assert_eq!(sender.message(&book, REMOTE, None, secs(559)), None, "once a minute");
+    assert!(sender.message(&book, REMOTE, None, secs(560)).is_some(), "and then something did");
 }
 
 #[test]
 fn a_new_connection_hears_of_all_who_are_here() {
-    let mut book = Book::new(false);
-    (0..120).for_each(|at| book.joined(address(at), Flags::default()));
-    (0..10).for_each(|at| book.left(address(at)));
-    let mut sender = sender(&book);
+    let mut book = Book::default();
+    (0..120).for_each(|at| assert!(book.joined(address(at), Flags::default())));
+    (0..10).for_each(|at| assert!(book.left(address(at))));
+    let mut sender = sender();
     let counts: Vec<usize> = (1..5)
-        .filter_map(|minute| sender.message(&book, None, secs(minute * 60)))
+        .filter_map(|minute| sender.message(&book, REMOTE, None, secs(minute * 60)))
         .inspect(|message| assert!(message.dropped.is_empty(), "{message:?}"))
         .map(|message| message.added.len())
         .collect();
@@ -74,72 +79,91 @@ fn a_new_connection_hears_of_all_who_are_here() {
 
 #[test]
 fn nobody_is_told_of_itself_or_of_a_loopback_that_is_not_its_own() {
-    let mut book = Book::new(false);
+    let mut book = Book::default();
     let ours = "127.0.0.1:5".parse().expect("valid");
     book.joined(address(1), Flags::default());
     book.joined(ours, Flags::default());
-    assert_eq!(sender(&book).message(&book, Some(address(1)), secs(9)), None);
-    let mut neighbour = Sender::new(&book, [127, 0, 0, 1].into(), Duration::ZERO);
-    let told = neighbour.message(&book, None, secs(9)).expect("due");
+    assert_eq!(sender().message(&book, REMOTE, Some(address(1)), secs(9)), None);
+    let told = sender().message(&book, [127, 0, 0, 1].into(), None, secs(9)).expect("due");
     assert_eq!(added(&told), [address(1), ours]);
 }
 
 #[test]
-fn private_torrents_exchange_nothing() {
-    let mut book = Book::new(true);
-    book.joined(address(1), Flags::default());
-    assert_eq!(sender(&book).message(&book, None, secs(99)), None);
-    let mut receiver = Receiver::new(true, [10, 9, 9, 9].into());
-    assert_eq!(receiver.receive(b"d5:added6:\x01\x01\x01\x01\0\x01e", secs(1)), Ok(None));
-}
-
-#[test]
 fn flags_change_without_news() {
-    let mut book = Book::new(false);
-    let mut early = sender(&book);
+    let mut book = Book::default();
+    let mut early = sender();
     book.joined(address(1), Flags::default());
-    assert!(early.message(&book, None, secs(5)).is_some());
+    assert!(early.message(&book, REMOTE, None, secs(5)).is_some());
     book.joined(address(1), Flags::SEED);
-    assert_eq!(early.message(&book, None, secs(99)), None);
-    let late = sender(&book).message(&book, None, secs(99)).expect("due");
+    assert!(!book.joined(address(1), Flags::SEED));
+    assert_eq!(early.message(&book, REMOTE, None, secs(99)), None);
+    let late = sender().message(&book, REMOTE, None, secs(99)).expect("due");
     assert_eq!(late.added[0].flags, Flags::SEED);
 }
 
 #[test]
 fn those_who_left_are_bounded() {
-    let mut book = Book::new(false);
+    let mut book = Book::default();
     for at in 0..10_000 {
-        book.joined(address(at), Flags::default());
-        book.left(address(at));
+        assert!(book.joined(address(at), Flags::default()));
+        assert!(book.left(address(at)));
+        assert!(!book.left(address(at)));
     }
-    assert_eq!(book.changes.len(), DEPARTED_MAX);
-    assert_eq!(book.numbers.len(), DEPARTED_MAX);
-    assert_eq!(book.departed.len(), DEPARTED_MAX);
+    assert_eq!((book.changes.len(), book.here()), (DEPARTED_MAX, 0));
+    assert_eq!(size_of::<Change>(), 28);
+}
+
+#[test]
+fn of_a_crowd_those_who_came_last_are_told() {
+    let mut book = Book::default();
+    (0..1_000).for_each(|at| assert!(book.joined(address(at), Flags::default())));
+    assert_eq!((book.changes.len(), book.here()), (HERE_MAX, HERE_MAX));
+    let first = sender().message(&book, REMOTE, None, secs(5)).expect("due");
+    assert_eq!(added(&first)[0], address(800));
+    assert!(!book.left(address(0)), "it is not told of any more");
+    (800..1_000).for_each(|at| assert!(book.left(address(at))));
+    assert_eq!((book.changes.len(), book.here()), (HERE_MAX, 0));
+}
+
+#[test]
+fn numbers_that_ran_out_tell_no_more() {
+    let mut book = Book { last: u32::MAX - 1, ..Book::default() };
+    assert!(book.joined(address(1), Flags::default()));
+    assert!(!book.joined(address(2), Flags::default()));
+    assert_eq!(book.here(), 1);
+    assert!(!book.left(address(1)));
+    assert!(book.changes.is_empty() && book.here() == 0);
+}
+
+#[test]
+fn messages_are_due_at_whole_seconds() {
+    let ms = Duration::from_millis;
+    let mut sender = Sender::new(ms(1_300));
+    assert_eq!(sender.due(), secs(7));
+    sender.pass(ms(7_000));
+    assert_eq!(sender.due(), secs(67));
+    assert!(size_of::<Sender>() + size_of::<Receiver>() <= 20);
 }
 
 #[test]
 fn honest_senders_are_heard_and_floods_end() {
-    let payload = b"d5:added6:\x01\x01\x01\x01\0\x01e";
     for spacing in [50, 55, 60, 61, 600] {
-        let mut receiver = Receiver::new(false, [10, 9, 9, 9].into());
+        let mut receiver = Receiver::default();
         for at in 0..100 {
-            let taken = receiver.receive(payload, secs(at * spacing));
-            assert!(matches!(taken, Ok(Some(_))), "every {spacing} s, message {at}");
+            let taken = receiver.admit(secs(at * spacing));
+            assert_eq!(taken, Ok(true), "every {spacing} s, message {at}");
         }
     }
-    let mut receiver = Receiver::new(false, [10, 9, 9, 9].into());
-    let mut taken = 0;
-    let flood = (0..3600).find_map(|second| match receiver.receive(payload, secs(second)) {
-        Ok(message) => {
-            taken += usize::from(message.is_some());
+    let (mut receiver, mut taken) = (Receiver::default(), 0);
+    let flood = (0..3600).find_map(|second| match receiver.admit(secs(second)) {
+        Ok(admitted) => {
+            taken += usize::from(admitted);
             None
         }
         Err(violation) => Some((second, violation)),
     });
     assert_eq!(flood, Some((12, Violation::PexFlood { ignored: 11 })));
     assert_eq!(taken, 2, "the first, and one before its time");
-    let mut receiver = Receiver::new(false, [10, 9, 9, 9].into());
-    assert!(matches!(receiver.receive(b"x", secs(0)), Err(Violation::PexMessage(_))));
 }
 
 /// A connection, and what it believes to be here.
@@ -149,13 +173,15 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(book: &Book, now: Duration) -> Self {
-        let sender = Sender::new(book, [10, 0, 0, 1].into(), now);
+    fn new(now: Duration) -> Self {
+        let sender = Sender::new(now);
         Self { sender, believes: BTreeSet::new() }
     }
 
     fn hear(&mut self, book: &Book, now: Duration) {
-        let Some(message) = self.sender.message(book, None, now) else { return };
+        let Some(message) = self.sender.message(book, [10, 0, 0, 1].into(), None, now) else {
+            return;
+        };
         assert!(message.added.len() <= CONTACTS_MAX);
         for gone in &message.dropped {
             self.believes.remove(gone);
@@ -166,8 +192,8 @@ impl Listener {
 
 #[test]
 fn who_leaves_twice_between_two_messages_is_dropped() {
-    let mut book = Book::new(false);
-    let mut listener = Listener::new(&book, Duration::ZERO);
+    let mut book = Book::default();
+    let mut listener = Listener::new(Duration::ZERO);
     book.joined(address(1), Flags::default());
     listener.hear(&book, secs(5));
     assert_eq!(listener.believes.len(), 1);
@@ -184,17 +210,16 @@ proptest! {
     /// Whatever joins and leaves, what a connection was told is what is here, once all is told.
     #[test]
     fn told_is_here(steps in prop::collection::vec((0..30u32, 0..4u8), 0..300)) {
-        let mut book = Book::new(false);
+        let mut book = Book::default();
         let mut here = BTreeSet::new();
         let mut listeners: Vec<Listener> = Vec::new();
         let mut now = Duration::ZERO;
         for (at, what) in steps {
             match what {
                 0 => {
-                    book.left(address(at));
-                    here.remove(&address(at));
+                    prop_assert_eq!(book.left(address(at)), here.remove(&address(at)));
                 }
-                1 if at < 3 => listeners.push(Listener::new(&book, now)),
+                1 if at < 3 => listeners.push(Listener::new(now)),
                 2 if at < 10 => {
                     now += secs(u64::from(at) * 10);
                     listeners.iter_mut().for_each(|listener| listener.hear(&book, now));

@@ -42,6 +42,17 @@ fn the_pipeline_keeps_a_fast_peer_busy_over_a_long_way() {
 }
 
 #[test]
+fn a_fast_peer_nearby_holds_no_more_than_keeps_it_busy() {
+    let mut requests = Requests::new(Duration::ZERO);
+    requests.set_depth_max(2_000);
+    let (rate, delay) = (500_000_000, Duration::from_micros(200));
+    let bytes = run(&mut requests, rate, delay, 3);
+    assert!(bytes as f64 > 0.9 * rate as f64 * 3.0, "{bytes}");
+    let most = 2 * (AHEAD_BYTES_MAX / u64::from(BLOCK_BYTES)) as u32;
+    assert!((16..=most).contains(&requests.depth), "{}", requests.depth);
+}
+
+#[test]
 fn a_slow_peer_holds_few_blocks() {
     let mut requests = Requests::new(Duration::ZERO);
     run(&mut requests, 50_000, Duration::from_millis(50), 60);

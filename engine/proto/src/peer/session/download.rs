@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::{Event, Session, State, Torrent, opening};
 use crate::peer::Requests;
+use crate::peer::requests::SNUBBED_AFTER;
 use crate::units::{Block, PieceIndex};
 use crate::wire::Violation;
 use crate::wire::extended::{DontHave, MetadataMessage};
@@ -40,6 +41,15 @@ pub trait Blocks {
     fn metadata(&mut self, piece: u32, total_bytes: u32, data: &[u8]) {
         let _ = (piece, total_bytes, data);
     }
+
+    /// A message of peer exchange (BEP 11) that came in time; not looked at.
+    ///
+    /// # Errors
+    /// It cannot be read: the connection closes.
+    fn contacts(&mut self, payload: &[u8]) -> Result<(), Violation> {
+        let _ = payload;
+        Ok(())
+    }
 }
 
 /// For sessions that ask for nothing.
@@ -60,6 +70,10 @@ pub(super) struct Download {
     allowed: Vec<PieceIndex>,
     stray_rejects: u32,
     bytes: u64,
+    /// Since when we want something of the peer.
+    wants_since: Option<Duration>,
+    /// When a block last came whole.
+    gave_at: Option<Duration>,
     /// When this was last told the time.
     seen_at: Duration,
     metadata_asked: Vec<u32>,
@@ -112,6 +126,8 @@ impl Download {
             allowed: Vec::new(),
             stray_rejects: 0,
             bytes: 0,
+            wants_since: None,
+            gave_at: None,
             seen_at: now,
             metadata_asked: Vec::new(),
             metadata_said_bytes: 0,
@@ -177,6 +193,11 @@ impl Download {
 impl State {
     pub(super) fn downloads(&self) -> bool {
         self.download.as_ref().is_some_and(|download| !download.over)
+    }
+
+    /// Whether the caller hears of each piece that the peer has.
+    pub(super) fn tells_pieces(&self) -> bool {
+        self.watched || self.downloads()
     }
 
     /// A session that is to learn the metadata: what the peer has can be no more than heard.
@@ -287,6 +308,7 @@ impl State {
             let asked = download.requests.arrived(block, now);
             debug_assert!(asked, "who takes a request back says so of what is coming");
             download.stray_rejects = download.stray_rejects.saturating_sub(1);
+            download.gave_at = Some(now);
             events.push(Event::Block(block));
         }
     }
@@ -297,7 +319,7 @@ impl State {
         events: &mut Vec<Event>,
     ) -> Result<(), Violation> {
         let DontHave(piece) = DontHave::parse(payload)?;
-        if !self.metadata_unknown() && self.pieces.remove(piece)? && self.downloads() {
+        if !self.metadata_unknown() && self.pieces.remove(piece)? && self.tells_pieces() {
             events.push(Event::DontHave(piece));
         }
         Ok(())
@@ -334,6 +356,7 @@ impl Session {
     pub fn set_interested(&mut self, interested: bool, out: &mut Vec<u8>) {
         let Some(download) = self.active() else { return };
         if std::mem::replace(&mut download.am_interested, interested) != interested {
+            download.wants_since = interested.then_some(download.seen_at);
             match interested {
                 true => Message::Interested.encode(out),
                 false => Message::NotInterested.encode(out),
@@ -368,10 +391,7 @@ impl Session {
     pub fn request(&mut self, block: Block, now: Duration, out: &mut Vec<u8>) {
         let Some(download) = self.active() else { return };
         download.tell_time(now);
-        if block.length == 0 || download.requests.contains(block) {
-            debug_assert!(false, "a block has bytes, and is asked of a peer once at a time");
-            return;
-        }
+        debug_assert!(block.length > 0, "a block has bytes");
         download.requests.ask(block, now);
         Message::Request(block).encode(out);
         self.state.clock.sent(now);
@@ -415,6 +435,17 @@ impl Session {
         self.requests().map_or(0, |requests| requests.rate_bytes_per_s(now))
     }
 
+    /// Whether the peer has given nothing for a minute in which we wanted something of it, choking
+    /// us or not: nothing is owed to it (BEP 3, anti-snubbing).
+    pub fn gives_nothing(&self, now: Duration) -> bool {
+        let download = self.state.download.as_ref().filter(|download| !download.over);
+        download.is_some_and(|download| {
+            let since =
+                download.wants_since.map(|since| since.max(download.gave_at.unwrap_or(since)));
+            since.is_some_and(|since| now.saturating_sub(since) >= SNUBBED_AFTER)
+        })
+    }
+
     /// Asks for a piece of metadata, where the peer takes such requests (BEP 9).
     pub fn request_metadata(&mut self, piece: u32, out: &mut Vec<u8>) {
         let receiver_id = self.state.peer_metadata_id;
@@ -439,9 +470,27 @@ impl Session {
         download.over = true;
         let now = download.seen_at;
         if self.state.extended {
-            opening::say_upload_only(self.state.request_queue_max, torrent, out);
+            let ut_pex = self.state.exchange.local_id();
+            opening::say_upload_only(true, self.state.request_queue_max, ut_pex, torrent, out);
         }
         self.state.settle_download(now);
+    }
+
+    /// Something is wanted of this torrent again, or for the first time since the session was
+    /// opened: from now on it may ask, and the peer hears that (BEP 21).
+    pub fn wants_again(&mut self, now: Duration, torrent: &impl Torrent, out: &mut Vec<u8>) {
+        if self.downloads() || self.state.pieces.total() == 0 {
+            return;
+        }
+        let fresh = || Box::new(Download::new(now));
+        self.state.download.get_or_insert_with(fresh).over = false;
+        let ut_pex = self.state.exchange.local_id();
+        let limits = opening::frame_limits(self.state.pieces.total(), true, ut_pex);
+        self.reader.set_limits(limits);
+        self.reader.stream_pieces(true);
+        if self.state.extended {
+            opening::say_upload_only(false, self.state.request_queue_max, ut_pex, torrent, out);
+        }
     }
 
     fn active(&mut self) -> Option<&mut Download> {

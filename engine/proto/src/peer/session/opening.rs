@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::download::Download;
+use super::exchange::Exchange;
 use super::{Options, Session, State, Torrent, deadlines, receive};
 use crate::limits::PIECES_MAX;
 use crate::peer::{AllowedFast, RemotePieces, UploadQueue};
@@ -34,14 +35,10 @@ impl Session {
             0 if downloads => PIECES_MAX, // not known before the metadata
             count => count,
         };
-        let limits = FrameLimits {
-            bitfield_bytes: pieces_max.div_ceil(8),
-            piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
-            extended_id: if downloads { LOCAL_ID_MAX } else { LOCAL_ID_MAX_UPLOADING },
-        };
-        let mut reader = FrameReader::new(limits);
+        let exchange = Exchange::new(options.exchange && !torrent.private(), now);
+        let mut reader = FrameReader::new(frame_limits(pieces_max, downloads, exchange.local_id()));
         reader.stream_pieces(downloads);
-        say_extension_handshake(options, torrent, out);
+        say_extension_handshake(options, torrent, exchange.local_id(), out);
         say_pieces(options, torrent, out);
         let state = State {
             fast: options.remote.fast(),
@@ -52,8 +49,11 @@ impl Session {
             peer_upload_only: false,
             unheard: false,
             peer_metadata_id: 0,
+            peer_dont_have_id: 0,
+            watched: options.hides,
             request_queue_max,
             peer_listen_port: None,
+            exchange,
             peer_client: None,
             pieces: RemotePieces::new(torrent.piece_count()),
             queue: UploadQueue::default(),
@@ -69,7 +69,26 @@ impl Session {
     }
 }
 
-fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut Vec<u8>) {
+/// What a session of a torrent of so many pieces reads.
+pub(super) fn frame_limits(pieces_max: u32, downloads: bool, ut_pex: Option<u8>) -> FrameLimits {
+    let extended_id = match ut_pex {
+        _ if downloads => LOCAL_ID_MAX,
+        Some(number) => number,
+        None => LOCAL_ID_MAX_UPLOADING,
+    };
+    FrameLimits {
+        bitfield_bytes: pieces_max.div_ceil(8),
+        piece_data_bytes: if downloads { super::REQUEST_BYTES_MAX } else { 0 },
+        extended_id,
+    }
+}
+
+fn say_extension_handshake(
+    options: &Options,
+    torrent: &impl Torrent,
+    ut_pex: Option<u8>,
+    out: &mut Vec<u8>,
+) {
     if !options.remote.extended() {
         return;
     }
@@ -79,10 +98,11 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
         // Who lacks the metadata gets answers under this number.
         ut_metadata: (metadata.is_some() || downloads).then_some(UT_METADATA),
         lt_donthave: downloads.then_some(LT_DONTHAVE),
+        ut_pex,
         client: Some(options.client.as_bytes()),
         request_queue: Some(options.request_queue_max),
         your_ip: options.your_ip,
-        upload_only: options.upload_only.then_some(true),
+        upload_only: (options.upload_only && !options.hides).then_some(true),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         listen_port: options.listen_port,
         ..ExtensionHandshake::default()
@@ -90,16 +110,24 @@ fn say_extension_handshake(options: &Options, torrent: &impl Torrent, out: &mut 
     .encode(out);
 }
 
-/// The handshake again, when nothing is wanted any more (BEP 21). What names us is not repeated.
+/// The handshake again, when it changes whether anything is wanted (BEP 21). What names us is not
+/// repeated.
 /// The numbers are, and stay in force: libtorrent takes what a later handshake leaves out as
 /// switched off.
-pub(super) fn say_upload_only(request_queue_max: u16, torrent: &impl Torrent, out: &mut Vec<u8>) {
+pub(super) fn say_upload_only(
+    upload_only: bool,
+    request_queue_max: u16,
+    ut_pex: Option<u8>,
+    torrent: &impl Torrent,
+    out: &mut Vec<u8>,
+) {
     let metadata = torrent.metadata();
     ExtensionHandshake {
         ut_metadata: Some(UT_METADATA),
         lt_donthave: Some(LT_DONTHAVE),
+        ut_pex,
         request_queue: Some(request_queue_max.into()),
-        upload_only: Some(true),
+        upload_only: Some(upload_only),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         ..ExtensionHandshake::default()
     }

@@ -82,6 +82,7 @@ pub(super) struct Turn {
     pub requested: bool,
     pub cancelled: bool,
     pub client_named: bool,
+    pub introduced: bool,
     pub our_address: Option<IpAddr>,
     pub metadata_bytes: Option<u32>,
     pieces_said: bool,
@@ -98,6 +99,7 @@ impl Turn {
             requested: false,
             cancelled: false,
             client_named: false,
+            introduced: false,
             our_address: None,
             metadata_bytes: None,
             pieces_said: false,
@@ -123,6 +125,9 @@ impl Turn {
         }
         if self.client_named {
             events.push(Event::ClientNamed);
+        }
+        if self.introduced {
+            events.push(Event::Introduced);
         }
         events.extend(self.our_address.map(Event::OurAddress));
         events.extend(self.metadata_bytes.map(Event::MetadataSize));
@@ -166,7 +171,7 @@ impl State {
             Message::NotInterested => self.set_interested(false, turn.now),
             Message::Have(_) | Message::Bitfield(_) if self.metadata_unknown() => {}
             Message::Have(piece) => {
-                if self.pieces.insert(piece)? && self.downloads() {
+                if self.pieces.insert(piece)? && self.tells_pieces() {
                     events.push(Event::Have(piece));
                 }
             }
@@ -175,11 +180,12 @@ impl State {
             Message::Bitfield(field) => {
                 let before = self.pieces.count();
                 self.pieces.insert_bitfield(field)?;
-                turn.pieces_said |= self.pieces.count() > before && self.downloads();
+                turn.pieces_said |= self.pieces.count() > before && self.tells_pieces();
             }
             Message::HaveAll => {
                 self.require_fast(id::HAVE_ALL)?;
-                turn.pieces_said |= self.pieces.count() < self.pieces.total() && self.downloads();
+                turn.pieces_said |=
+                    self.pieces.count() < self.pieces.total() && self.tells_pieces();
                 self.pieces.insert_all();
             }
             Message::HaveNone => self.require_fast(id::HAVE_NONE)?,
@@ -194,6 +200,9 @@ impl State {
             }
             Message::Extended { id: extended::UT_METADATA, payload } if self.extended => {
                 return self.on_metadata(payload, torrent, turn, out, events, blocks);
+            }
+            Message::Extended { id: extended::UT_PEX, payload } if self.extended => {
+                return self.on_exchange(payload, turn.now, blocks);
             }
             Message::Extended { id, payload } => {
                 return self.on_extended(id, payload, turn, events);

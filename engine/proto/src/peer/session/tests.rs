@@ -6,8 +6,10 @@ use crate::wire::FrameLimits;
 use crate::wire::extended::MetadataMessage;
 use crate::wire::message::Message;
 
+mod changes;
 mod crossing;
 mod download;
+mod exchange;
 mod faults;
 mod idle;
 mod link;
@@ -70,6 +72,7 @@ pub(super) struct Sink {
     coming: Option<(Block, Vec<u8>)>,
     pub blocks: Vec<(Block, Vec<u8>)>,
     pub metadata: Vec<(u32, u32, Vec<u8>)>,
+    pub contacts: Vec<Vec<u8>>,
 }
 
 impl Blocks for Sink {
@@ -85,6 +88,11 @@ impl Blocks for Sink {
 
     fn metadata(&mut self, piece: u32, total_bytes: u32, data: &[u8]) {
         self.metadata.push((piece, total_bytes, data.to_vec()));
+    }
+
+    fn contacts(&mut self, payload: &[u8]) -> Result<(), Violation> {
+        self.contacts.push(payload.to_vec());
+        Ok(())
     }
 }
 
@@ -386,7 +394,7 @@ fn the_extension_handshake_is_kept() {
         4:\x01\x02\x03\x04e";
     side.hear(&[Message::Extended { id: 0, payload }]).expect("valid");
     let ours = Event::OurAddress([1, 2, 3, 4].into());
-    assert_eq!(side.events, [Event::ClientNamed, ours, Event::PeerUploadOnly]);
+    assert_eq!(side.events, [Event::ClientNamed, Event::Introduced, ours, Event::PeerUploadOnly]);
     let peer = side.peer();
     assert_eq!((&*peer.client, peer.listen_port), ("[1mqB 5.0", Some(51413)));
     assert!(peer.upload_only && side.session.peer_wants_nothing());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Session, State};
 use crate::peer::UploadQueue;
 use crate::units::{Block, PieceIndex};
+use crate::wire::extended::DontHave;
 use crate::wire::message::Message;
 
 impl Session {
@@ -90,6 +91,15 @@ impl Session {
     pub fn have(&mut self, piece: PieceIndex, out: &mut Vec<u8>) {
         if !self.state.pieces.has(piece) {
             Message::Have(piece).encode(out);
+        }
+    }
+
+    /// A piece is offered no more: what is queued of it is dropped, and who takes such messages is
+    /// told (BEP 54). Others find out when they ask.
+    pub fn dont_have(&mut self, piece: PieceIndex, out: &mut Vec<u8>) {
+        self.reject_piece(piece, out);
+        if self.state.peer_dont_have_id > 0 {
+            DontHave(piece).encode(self.state.peer_dont_have_id, out);
         }
     }
 

@@ -36,6 +36,7 @@ impl Swarm {
             interested: false,
             unchoked: false,
             rate_bytes_per_s: 0,
+            trade: None,
             last_unchoked: None,
             waiting_since: None,
         });
@@ -104,7 +105,7 @@ impl Swarm {
 
     /// The bound of the module's head.
     fn check_wait(&self, at: usize, waited: Duration) {
-        let rotating_slots = rotating(self.slots.0.count().min(self.slots.1.count()));
+        let rotating_slots = seeding::rotating(self.slots.0.count().min(self.slots.1.count()));
         let turns = (self.ahead[at] / rotating_slots) as u32 + 1;
         assert!(waited <= (TENURE + INTERVAL) * turns + INTERVAL, "peer {at}: {waited:?}");
     }
@@ -296,4 +297,92 @@ fn each_torrent_has_a_bound_of_its_own() {
         decisions.iter().filter(|(key, on)| *on && peers[*key as usize].torrent == torrent).count()
     };
     assert_eq!((of(0), of(1)), (2, 5));
+}
+
+fn candidate(key: u32, torrent: u32, trade: Option<Trade>) -> Peer {
+    Candidate {
+        key,
+        torrent,
+        torrent_slots: Slots::Unlimited,
+        interested: true,
+        unchoked: false,
+        rate_bytes_per_s: 0,
+        trade,
+        last_unchoked: None,
+        waiting_since: Some(Duration::ZERO),
+    }
+}
+
+/// Decides, and lets the candidates know.
+fn decide(choker: &mut Choker, now: Duration, peers: &mut [Peer]) {
+    let mut decisions = Vec::new();
+    choker.rechoke(now, peers, &mut decisions);
+    for (key, unchoke) in decisions {
+        let peer = &mut peers[key as usize];
+        assert_ne!(peer.unchoked, unchoke, "only changes are decided");
+        peer.unchoked = unchoke;
+        peer.last_unchoked = if unchoke { Some(now) } else { peer.last_unchoked };
+        peer.waiting_since = (!unchoke).then_some(now);
+    }
+}
+
+fn unchoked_of(peers: &[Peer], torrent: u32) -> usize {
+    peers.iter().filter(|peer| peer.unchoked && peer.torrent == torrent).count()
+}
+
+#[test]
+fn a_download_has_its_slots_beside_thousands_of_peers_of_seeding_torrents() {
+    let mut choker = Choker::new(Slots::Limited(40), 1);
+    let trade = |torrent| (torrent == 9).then(Trade::default);
+    let torrents = (0..3_000).map(|n| n % 8).chain([9; 30]);
+    let mut peers: Vec<Peer> =
+        torrents.enumerate().map(|(n, t)| candidate(n as u32, t, trade(t))).collect();
+    for round in 0..20 {
+        decide(&mut choker, INTERVAL * round, &mut peers);
+        assert!((4..=5).contains(&unchoked_of(&peers, 9)), "{}", unchoked_of(&peers, 9));
+        assert_eq!(peers.iter().filter(|peer| peer.unchoked).count(), 40);
+    }
+    // As many want something of both: each kind has half.
+    peers.truncate(30);
+    peers.iter_mut().for_each(|peer| *peer = candidate(peer.key, 1, None));
+    peers.extend((30..60).map(|n| candidate(n, 9, trade(9))));
+    decide(&mut choker, INTERVAL * 20, &mut peers);
+    assert_eq!((unchoked_of(&peers, 1), unchoked_of(&peers, 9)), (20, 20));
+}
+
+#[test]
+fn more_downloads_than_slots_take_turns() {
+    let mut choker = Choker::new(Slots::Limited(3), 1);
+    let mut peers: Vec<Peer> =
+        (0..80).map(|n| candidate(n, n % 10, Some(Trade::default()))).collect();
+    let mut served = [0; 10];
+    for round in 0..60 {
+        decide(&mut choker, INTERVAL * round, &mut peers);
+        assert_eq!(peers.iter().filter(|peer| peer.unchoked).count(), 3);
+        (0..10).for_each(|torrent| served[torrent as usize] += unchoked_of(&peers, torrent));
+    }
+    assert!(served.iter().all(|rounds| (12..=24).contains(rounds)), "{served:?}");
+}
+
+#[test]
+fn a_slot_is_lost_to_no_other_group_between_rotations() {
+    let mut choker = Choker::new(Slots::Limited(6), 1);
+    let mut peers: Vec<Peer> = (0..6).map(|n| candidate(n, 1, None)).collect();
+    decide(&mut choker, Duration::ZERO, &mut peers);
+    peers.extend((6..20).map(|n| candidate(n, 2, Some(Trade::default()))));
+    decide(&mut choker, Duration::from_secs(5), &mut peers);
+    assert_eq!(unchoked_of(&peers, 1), 6, "nothing is free");
+    peers[0].interested = false;
+    decide(&mut choker, Duration::from_secs(6), &mut peers);
+    assert_eq!((unchoked_of(&peers, 1), unchoked_of(&peers, 2)), (5, 1));
+    decide(&mut choker, Duration::from_secs(10), &mut peers);
+    assert_eq!(unchoked_of(&peers, 1) + unchoked_of(&peers, 2), 6);
+    assert!(unchoked_of(&peers, 2) >= 3, "its part at the next rotation");
+}
+
+#[test]
+fn slots_that_the_user_leaves_open_follow_the_rate() {
+    let kib = [0, 20, 100, 1024, 10_240, 102_400].map(|kib| trading_slots(kib << 10));
+    assert_eq!(kib, [4, 4, 7, 24, 78, 247]);
+    assert!(trading_slots(u64::MAX) > 1_000_000);
 }

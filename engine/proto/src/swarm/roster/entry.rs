@@ -37,14 +37,16 @@ pub struct Entry {
     pub failures: u32,
     pub priority: u32,
     pub state: State,
+    /// Forgotten when it is not in use any more.
+    pub banned: bool,
     /// A connection with it lasted.
     proven: bool,
 }
 
 impl Entry {
-    pub fn new(source: Source, seed: bool, priority: u32) -> Self {
-        let state = State::Idle { again: Duration::ZERO };
-        Self { source, seed, failures: 0, priority, state, proven: false }
+    pub fn new(source: Source, seed: bool, priority: u32, from: Duration) -> Self {
+        let state = State::Idle { again: from };
+        Self { source, seed, failures: 0, priority, state, banned: false, proven: false }
     }
 
     pub fn is_idle(&self) -> bool {

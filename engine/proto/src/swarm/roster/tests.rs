@@ -28,10 +28,10 @@ fn next(roster: &mut Roster, now: Duration) -> Vec<SocketAddr> {
 #[test]
 fn an_address_is_dialled_once_and_rests_longer_after_each_failure() {
     let mut roster = roster();
-    let peer = address("10.0.0.2:1");
+    let peer = address("40.0.0.2:1");
     assert_eq!(roster.due(), None);
     assert!(roster.learn(peer, Source::Tracker, false));
-    assert!(roster.learn(address("[::ffff:10.0.0.2]:1"), Source::Pex, false), "the same");
+    assert!(roster.learn(address("[::ffff:40.0.0.2]:1"), Source::Pex, false), "the same");
     assert_eq!(roster.len(), 1);
     let mut now = Duration::ZERO;
     assert_eq!(next(&mut roster, now), [peer]);
@@ -51,7 +51,7 @@ fn an_address_is_dialled_once_and_rests_longer_after_each_failure() {
 #[test]
 fn only_a_connection_that_lasts_ends_a_row_of_failures() {
     let mut roster = roster();
-    let peer = address("10.0.0.2:1");
+    let peer = address("40.0.0.2:1");
     roster.learn(peer, Source::Tracker, false);
     let mut now = Duration::ZERO;
     for (lasted, rest) in [(0, 60), (59, 120), (60, 60), (0, 60), (0, 120)] {
@@ -70,13 +70,13 @@ fn only_a_connection_that_lasts_ends_a_row_of_failures() {
 fn every_outcome_has_its_rest() {
     let table = [
         (Outcome::NoRoom, Some(LATER)),
-        (Outcome::NothingToSay, Some(BACKOFF_MAX)),
+        (Outcome::NothingToSay, Some(BACKOFF_FIRST)),
         (Outcome::Oneself, None),
         (Outcome::Connected, None),
     ];
     for (outcome, rest) in table {
         let mut roster = roster();
-        let peer = address("10.0.0.2:1");
+        let peer = address("40.0.0.2:1");
         roster.learn(peer, Source::Tracker, false);
         next(&mut roster, secs(5));
         roster.dialled(peer, outcome, secs(5));
@@ -89,12 +89,12 @@ fn every_outcome_has_its_rest() {
 #[test]
 fn what_cannot_be_dialled_is_not_learnt() {
     let mut roster = roster();
-    roster.set_own(&[address("10.0.0.9:6881")]);
-    for unfit in ["10.0.0.9:6881", "[::ffff:10.0.0.9]:6881", "10.0.0.3:0", "0.0.0.0:5"] {
+    roster.set_own(&[address("40.0.0.9:6881")]);
+    for unfit in ["40.0.0.9:6881", "[::ffff:40.0.0.9]:6881", "40.0.0.3:0", "0.0.0.0:5"] {
         assert!(!roster.learn(address(unfit), Source::Tracker, false), "{unfit}");
     }
-    roster.learn(address("10.0.0.7:1"), Source::Tracker, false);
-    roster.set_own(&[address("10.0.0.7:1")]);
+    roster.learn(address("40.0.0.7:1"), Source::Tracker, false);
+    roster.set_own(&[address("40.0.0.7:1")]);
     assert!(roster.is_empty(), "it turned out to be ourselves");
 }
 
@@ -104,12 +104,34 @@ fn a_private_torrent_asks_its_tracker_alone() {
     let mut roster = Roster::new(options, 1);
     let others = [Source::Pex, Source::Dht, Source::Lsd, Source::Incoming, Source::Magnet];
     for source in others {
-        assert!(!roster.learn(address("10.0.0.2:1"), source, false), "{source:?}");
+        assert!(!roster.learn(address("40.0.0.2:1"), source, false), "{source:?}");
     }
-    assert!(roster.accept([10, 0, 0, 2].into()));
-    roster.accepted_listens([10, 0, 0, 2].into(), 1, secs(0));
+    assert!(roster.accept([40, 0, 0, 2].into()));
+    roster.accepted_listens([40, 0, 0, 2].into(), 1, false, secs(0));
     assert!(roster.is_empty());
-    assert!(roster.learn(address("10.0.0.3:1"), Source::Tracker, false));
+    assert!(roster.learn(address("40.0.0.3:1"), Source::Tracker, false));
+}
+
+#[test]
+fn metadata_says_that_it_is_private() {
+    let mut roster = roster();
+    let [tracker, named] = ["40.0.0.2:1", "40.0.1.2:1"].map(address);
+    roster.learn(tracker, Source::Tracker, false);
+    roster.learn(named, Source::Magnet, false);
+    assert_eq!(roster.source_of(named), Some(Source::Magnet));
+    roster.set_private();
+    assert_eq!(next(&mut roster, secs(0)), [tracker]);
+    assert!(!roster.learn(named, Source::Magnet, false));
+}
+
+#[test]
+fn some_are_dialled_later_than_they_are_learnt() {
+    let mut roster = roster();
+    let peer = address("40.0.0.2:1");
+    assert!(roster.learn_for(peer, Source::Tracker, false, secs(2)));
+    assert!(next(&mut roster, secs(1)).is_empty());
+    assert_eq!(roster.due(), Some(secs(2)));
+    assert_eq!(next(&mut roster, secs(2)), [peer]);
 }
 
 #[test]
@@ -136,14 +158,14 @@ fn fewest_failures_then_priority() {
 #[test]
 fn one_connection_an_ip() {
     let mut roster = roster();
-    let [one, two] = [1, 2].map(|port| SocketAddr::from(([10, 0, 0, 2], port)));
+    let [one, two] = [1, 2].map(|port| SocketAddr::from(([40, 0, 0, 2], port)));
     let ip = one.ip();
     roster.learn(one, Source::Tracker, false);
     roster.learn(two, Source::Tracker, false);
     let first = next(&mut roster, secs(0));
     assert_eq!(first.len(), 1);
     assert!(!roster.accept(ip), "as many as may be");
-    assert!(!roster.accept("::ffff:10.0.0.2".parse().expect("valid")));
+    assert!(!roster.accept("::ffff:40.0.0.2".parse().expect("valid")));
     roster.dialled(first[0], Outcome::Failed, secs(0));
     assert!(roster.accept(ip));
     assert!(next(&mut roster, secs(0)).is_empty(), "the other waits too");
@@ -158,57 +180,89 @@ fn one_connection_an_ip() {
     open.next(secs(0), 1_000, &mut dial);
     assert_eq!(dial.len(), 299);
     assert!(open.accept(ip));
+    open.set_connections_per_ip(Some(1));
+    assert!(!open.accept(ip), "those that are there count");
+}
+
+/// Of a local address many may be behind one: a router, a proxy, the user's own machines.
+#[test]
+fn a_local_address_is_not_bounded() {
+    for local in ["10.0.0.2", "127.0.0.1", "192.168.1.1", "fd00::1", "100.64.0.1"] {
+        let ip: IpAddr = local.parse().expect(local);
+        let mut roster = roster();
+        (1..300u16).for_each(|port| assert!(roster.learn((ip, port).into(), Source::Pex, false)));
+        assert!((0..99).all(|_| roster.accept(ip)), "{local}");
+        let mut dial = Vec::new();
+        roster.next(secs(0), 1_000, &mut dial);
+        assert_eq!((dial.len(), roster.dialling()), (299, 299), "{local}");
+        roster.accepted_closed(ip, None, secs(1));
+        assert!(roster.live.is_empty());
+    }
 }
 
 #[test]
 fn who_came_to_us_is_not_dialled_while_it_is_here() {
     let mut roster = roster();
-    let peer = address("10.0.0.2:6881");
+    let peer = address("40.0.0.2:6881");
     assert!(roster.accept(peer.ip()));
-    roster.accepted_listens(peer.ip(), peer.port(), secs(0));
+    roster.accepted_listens(peer.ip(), peer.port(), false, secs(0));
     assert_eq!(roster.len(), 1);
     assert!(next(&mut roster, secs(50)).is_empty());
     roster.accepted_closed(peer.ip(), Some(peer.port()), secs(100));
     assert!(next(&mut roster, secs(100)).is_empty());
     assert_eq!(next(&mut roster, secs(100) + BACKOFF_FIRST * 5 / 4), [peer]);
-    roster.dialled(address("10.0.0.77:1"), Outcome::Failed, secs(200));
+    roster.dialled(address("40.0.0.77:1"), Outcome::Failed, secs(200));
     assert!(next(&mut roster, secs(9_999)).is_empty(), "it is still being dialled");
 }
 
 #[test]
 fn seeds_are_not_dialled_by_a_seed() {
     let mut roster = roster();
-    let peer = address("10.0.0.2:1");
-    roster.set_complete(true);
+    let [peer, other] = ["40.0.0.2:1", "40.0.1.2:1"].map(address);
     roster.learn(peer, Source::Pex, true);
-    assert!(next(&mut roster, secs(0)).is_empty());
-    roster.learn(peer, Source::Pex, false);
-    assert_eq!(next(&mut roster, secs(0)), [peer], "another says otherwise");
-    let other = address("10.0.1.2:1");
-    roster.learn(other, Source::Pex, true);
-    assert!(next(&mut roster, secs(0)).is_empty());
-    roster.set_complete(false);
+    roster.learn(other, Source::Pex, false);
+    roster.set_complete(true);
     assert_eq!(next(&mut roster, secs(0)), [other]);
+    assert!(!roster.learn(peer, Source::Pex, true));
+    assert!(roster.learn(peer, Source::Pex, false), "another says otherwise");
+    assert_eq!(next(&mut roster, secs(0)), [peer]);
+    roster.dialled(peer, Outcome::NothingToSay, secs(1));
+    assert_eq!(roster.due().map(|_| next(&mut roster, BACKOFF_MAX)), Some(vec![]));
+    assert_eq!(next(&mut roster, secs(1) + BACKOFF_MAX), [peer]);
+    // A peer that came while we had all is not kept, one that we dialled before is.
+    assert!(roster.accept([40, 0, 2, 2].into()));
+    roster.accepted_listens([40, 0, 2, 2].into(), 1, false, secs(2));
+    assert_eq!(roster.len(), 2);
+    roster.set_complete(false);
+    assert!(roster.learn(address("40.0.3.2:1"), Source::Pex, true));
 }
 
 #[test]
-fn bans_hold_and_are_bounded() {
+fn who_has_everything_keeps_few() {
     let mut roster = roster();
-    let [one, two] = ["10.0.0.2:1", "10.0.1.2:1"].map(address);
+    (0..900).for_each(|at| assert!(roster.learn(apart(at), Source::Pex, false)));
+    roster.learn(apart(900), Source::Tracker, false);
+    roster.set_complete(true);
+    assert_eq!(roster.len(), ADDRESSES_COMPLETE_MAX);
+    assert!(roster.entries.contains_key(&apart(900)), "the most trusted stay");
+    roster.learn(apart(901), Source::Tracker, false);
+    assert_eq!(roster.len(), ADDRESSES_COMPLETE_MAX);
+    assert!(roster.entries.contains_key(&apart(901)));
+}
+
+#[test]
+fn who_is_banned_is_forgotten_when_it_ends() {
+    let mut roster = roster();
+    let [one, two] = ["40.0.0.2:1", "40.0.1.2:1"].map(address);
     roster.learn(one, Source::Tracker, false);
     assert_eq!(next(&mut roster, secs(0)), [one]);
     roster.learn(two, Source::Tracker, false);
     roster.ban(two.ip());
-    roster.ban("::ffff:10.0.0.2".parse().expect("valid"));
+    roster.ban("::ffff:40.0.0.2".parse().expect("valid"));
     assert!(next(&mut roster, secs(0)).is_empty());
+    assert_eq!(roster.len(), 1, "it is being dialled");
     roster.dialled(one, Outcome::Failed, secs(0));
-    assert!(roster.is_empty(), "also who was being dialled");
-    assert!(!roster.learn(one, Source::Tracker, false));
-    assert!(!roster.accept(one.ip()));
-    (0..1_000).for_each(|at| roster.ban(apart(at).ip()));
-    assert!(!roster.is_banned(one.ip()), "the oldest are let off");
-    assert!(roster.is_banned(apart(0).ip()));
-    assert_eq!(roster.banned.len(), BANNED_MAX);
+    assert!(roster.is_unused() && roster.dialling() == 0);
 }
 
 #[test]
@@ -232,16 +286,16 @@ fn in_a_full_roster_the_worst_makes_room() {
 fn no_host_and_no_network_fills_it() {
     let mut roster = roster();
     (1..2_000u16)
-        .for_each(|port| _ = roster.learn(([10, 0, 0, 1], port).into(), Source::Pex, false));
+        .for_each(|port| _ = roster.learn(([40, 0, 0, 1], port).into(), Source::Pex, false));
     assert_eq!(roster.len(), PORTS_A_CONNECTION);
-    let newcomer = address("10.0.0.1:5000");
+    let newcomer = address("40.0.0.1:5000");
     let one = next(&mut roster, secs(0))[0];
     roster.dialled(one, Outcome::Failed, secs(0));
     assert!(roster.learn(newcomer, Source::Pex, false), "started anew on another port");
     assert_eq!(roster.len(), PORTS_A_CONNECTION);
     for host in 0..=255u8 {
         for port in 1..5u16 {
-            roster.learn(([10, 0, 0, host], port).into(), Source::Pex, false);
+            roster.learn(([40, 0, 0, host], port).into(), Source::Pex, false);
         }
     }
     assert_eq!(roster.len(), ADDRESSES_MAX_DEFAULT / NETWORK_ONE_IN);
@@ -259,7 +313,7 @@ fn after_a_restart_all_are_dialled_again() {
     next(&mut roster, secs(0));
     roster.dialled(apart(0), Outcome::Connected, secs(0));
     roster.dialled(apart(1), Outcome::Oneself, secs(0));
-    roster.restart(secs(10));
+    roster.restart(secs(10), secs(60));
     assert!(next(&mut roster, secs(10)).is_empty());
     assert_eq!(next(&mut roster, secs(100)).len(), 4, "all but ourselves");
 }
@@ -325,7 +379,7 @@ proptest! {
         let mut now = Duration::ZERO;
         let mut dialled: Vec<SocketAddr> = Vec::new();
         let mut accepted: Vec<(IpAddr, Option<u16>)> = Vec::new();
-        let ip_of = |at: u8| IpAddr::from([10, 0, at % 3, at]);
+        let ip_of = |at: u8| IpAddr::from([40, 0, at % 3, at]);
         for step in steps {
             match step {
                 Step::Learn(ip, port, source) => {
@@ -338,7 +392,7 @@ proptest! {
                     prop_assert!(dialled.len() <= before + room);
                     for (at, new) in dialled.iter().enumerate().skip(before) {
                         prop_assert!(!dialled[..at].contains(new), "{new} twice");
-                        prop_assert!(new.port() > 0 && !roster.is_banned(new.ip()));
+                        prop_assert!(new.port() > 0);
                     }
                 }
                 Step::Outcome(at, outcome) if !dialled.is_empty() => {
@@ -357,7 +411,7 @@ proptest! {
                     let (ip, said) = &mut accepted[at];
                     if said.is_none() {
                         *said = Some(u16::from(port));
-                        roster.accepted_listens(*ip, u16::from(port), now);
+                        roster.accepted_listens(*ip, u16::from(port), port == 2, now);
                     }
                 }
                 Step::AcceptedClosed(at) if !accepted.is_empty() => {
@@ -369,12 +423,15 @@ proptest! {
                 _ => {}
             }
             prop_assert!(roster.len() <= 20);
+            let waits = |entry: &&Entry| entry.state == State::Dialling;
+            let dialling = roster.entries.values().filter(waits).count();
+            prop_assert_eq!(roster.dialling() as usize, dialling);
             for at in 0..12 {
                 let ip = ip_of(at);
                 let live = dialled.iter().filter(|address| address.ip() == ip).count()
                     + accepted.iter().filter(|(from, _)| *from == ip).count();
                 prop_assert!(live <= max as usize);
-                prop_assert_eq!(roster.live.get(&ip).copied().unwrap_or(0) as usize, live);
+                prop_assert_eq!(roster.live.of(ip) as usize, live);
             }
         }
     }

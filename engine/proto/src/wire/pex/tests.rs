@@ -75,7 +75,7 @@ fn senseless_addresses_and_doubles_are_left_out() {
 #[test]
 fn more_than_fifty_are_cut() {
     let mut payload = Vec::new();
-    let many: Vec<u8> = (1..=80u8).flat_map(|at| [10, 0, 0, at, 0, 1]).collect();
+    let many: Vec<u8> = (1..=80u8).flat_map(|at| [9, 0, 0, at, 0, 1]).collect();
     let six: Vec<u8> = [[0x20; 18], [0x21; 18]].concat();
     let mut dict = Encoder::new(&mut payload);
     dict.begin_dict().key("added").bytes(&many).key("added6").bytes(&six);

@@ -1,18 +1,23 @@
 //! Files to write: opened, made and brought to their size.
 //!
 //! Owns: the way from a wanted file to one that is written to. Never: writes, syncs.
-//! Flow: `write_piece` wants a file -> open (made where it is missing, beneath the torrent's
+//! Flow: `write_piece` wants a file -> open (made where it is missing, beneath the save
 //! folder) -> its size -> what waits for it is written; or all of that is lost.
 
 use std::{collections::HashMap, ffi::CString, io, os::unix::ffi::OsStrExt, time::Duration};
 
 use seedring_platform::{
     descriptors::File,
-    op::{Access, Allocation, Identity, Io, Op, OpenRequest},
+    op::{Access, Allocation, DirectAlignment, Identity, Io, Op, OpenRequest},
 };
 
 use super::{Entry, SLOW_MAX, State, same};
-use crate::{mix::Hashed, shard::Shard, token::Target, torrent::TorrentId};
+use crate::{
+    mix::Hashed,
+    shard::Shard,
+    token::Target,
+    torrent::{PAGE_BYTES, TorrentId},
+};
 
 impl<I: Io> Shard<I> {
     pub(super) fn open_next(&mut self, now: Duration) {
@@ -25,7 +30,10 @@ impl<I: Io> Shard<I> {
             }
             let request = match folder_of(&mut writer.folders, entry) {
                 Ok(root) => match path_of(entry) {
-                    Some(path) => OpenRequest { root, path, direct: false, access: Access::Create },
+                    Some(path) => {
+                        let (direct, access) = (entry.direct, Access::Create);
+                        OpenRequest { root, path, direct, access }
+                    }
                     None => {
                         let why = io::Error::from(io::ErrorKind::InvalidFilename);
                         self.file_failed(file, why, now);
@@ -61,8 +69,18 @@ impl<I: Io> Shard<I> {
             Ok(opened) => opened,
             Err(error) => return self.file_failed(file, error, now),
         };
+        if identity.direct.is_some_and(|needs| !fits(needs)) {
+            entry.direct = false;
+            entry.state = State::Closed;
+            return writer.to_open.push_front(file);
+        }
+        entry.align_bytes =
+            identity.direct.map_or(1, |d| d.offset_bytes.max(d.memory_bytes) as usize);
         let length_bytes = entry.length_bytes();
+        // Of what is kept aside only bytes at a border are ever written.
+        let aside = entry.contents.places.is_aside(entry.index);
         let mode = entry.contents.writing.as_ref().map(|writing| writing.allocation);
+        let mode = mode.filter(|_| !aside);
         let enough = identity.size_bytes >= length_bytes;
         if enough && mode != Some(Allocation::Full) {
             entry.state = State::Open(opened);
@@ -118,7 +136,12 @@ impl<I: Io> Shard<I> {
     }
 }
 
-/// A second handle on a torrent's folder, kept while it is written to.
+/// Whether what starts at a page is aligned as this file needs it.
+fn fits(needs: DirectAlignment) -> bool {
+    u64::from(needs.offset_bytes.max(needs.memory_bytes)) <= PAGE_BYTES
+}
+
+/// A second handle on a torrent's save folder, kept while it is written to.
 fn folder_of(folders: &mut HashMap<TorrentId, File, Hashed>, entry: &Entry) -> io::Result<File> {
     if let Some(folder) = folders.get(&entry.torrent) {
         return Ok(folder.clone());
@@ -130,11 +153,9 @@ fn folder_of(folders: &mut HashMap<TorrentId, File, Hashed>, entry: &Entry) -> i
     Ok(folder)
 }
 
-/// A file's path beneath the torrent's folder.
+/// A file's path beneath the save folder.
 fn path_of(entry: &Entry) -> Option<CString> {
-    let contents = &entry.contents;
-    if contents.base_is_file {
-        return CString::new(contents.base.file_name()?.as_bytes()).ok();
-    }
-    CString::new(contents.layout.files[entry.index.0 as usize].path.as_bytes()).ok()
+    let folder = &entry.contents.writing.as_ref()?.folder_path;
+    let path = entry.path();
+    CString::new(path.strip_prefix(folder).ok()?.as_os_str().as_bytes()).ok()
 }

@@ -10,7 +10,7 @@ use seedring_platform::op::{Io, Op};
 use seedring_proto::units::PieceIndex;
 
 use super::{Entry, SLOW_MAX, State, same};
-use crate::{shard::Shard, token::Target, torrent::TorrentId};
+use crate::{contract::Event, shard::Shard, token::Target, torrent::TorrentId};
 
 /// A written file is synced after this time at the latest.
 const SYNC_AFTER: Duration = Duration::from_secs(4);
@@ -64,6 +64,10 @@ impl<I: Io> Shard<I> {
         let (torrent, download, path) = (entry.torrent, entry.download.clone(), entry.path());
         match result {
             Ok(()) => {
+                let fetch = self.downloads.torrents.get(&torrent);
+                if fetch.is_some_and(|fetch| fetch.complete) {
+                    self.downloads.look_at = Duration::ZERO; // control waits for this
+                }
                 for piece in pieces {
                     let Some(left) = writer.unsynced.get_mut(&(torrent, piece)) else { continue };
                     *left -= 1;
@@ -72,6 +76,7 @@ impl<I: Io> Shard<I> {
                         download.set_synced(piece);
                     }
                 }
+                self.look_whether_complete(torrent);
             }
             Err(error) => {
                 let mut lost = pieces;
@@ -94,8 +99,11 @@ impl<I: Io> Shard<I> {
         for piece in lost {
             self.downloads.writer.unsynced.remove(&(torrent, piece));
             let Some(local) = self.torrents.get(&torrent) else { continue };
-            local.shared.pieces.set_offered(piece, false);
+            let offered = local.shared.pieces.set_offered(piece, false);
             local.shared.pieces.set_verified(piece, false);
+            if offered {
+                self.tell(Event::Lost { torrent, piece });
+            }
         }
         if let Some(fetch) = self.downloads.torrents.get_mut(&torrent) {
             fetch.picker.refresh();

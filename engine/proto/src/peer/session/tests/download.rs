@@ -272,7 +272,7 @@ fn metadata_is_fetched_by_who_knows_nothing() {
     assert!(side.out.is_empty(), "no number to ask under");
     let payload = b"d1:md11:ut_metadatai7ee13:metadata_sizei20000ee";
     side.hear(&[Message::Extended { id: 0, payload }; 2]).expect("valid");
-    assert_eq!(side.events, [Event::MetadataSize(20_000)]);
+    assert_eq!(side.events, [Event::Introduced, Event::MetadataSize(20_000)]);
     side.events.clear();
     (0..2).for_each(|piece| side.session.request_metadata(piece, &mut side.out));
     assert_eq!(side.said()[0], "Extended 7 d8:msg_typei0e5:piecei0ee");
