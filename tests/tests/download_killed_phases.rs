@@ -421,7 +421,7 @@ fn kills_in_every_phase_break_no_promise() -> Result<()> {
 #[test]
 fn pieces_that_were_never_synced_are_noticed() -> Result<()> {
     let mut run = Run::new(1)?;
-    run.copy.lie_about_syncs();
+    run.copy.lie_about_syncs("d-");
     let found = (0..KILLS * 2).find_map(|kill| kill_once(&mut run, kill, Some(1000)).err());
     let error = format!("{:#}", found.context("nothing was noticed")?);
     ensure!(error.contains("stored as had and is not right"), "{error}");
