@@ -6,29 +6,31 @@
 //! to the file -> synced -> control hears and stores which; at the next start -> `Kept` -> whoever
 //! claims the piece reads them back. The hash of the whole piece decides, as always.
 
+mod parts;
+
 use std::{
     collections::{BTreeMap, VecDeque},
-    ffi::CString,
     io,
-    os::unix::ffi::OsStrExt,
     sync::Arc,
     time::Duration,
 };
 
 use seedring_platform::{
     descriptors::File,
-    memory::{Class, Lease, Share},
-    op::{Access, Identity, Io, Op, OpenRequest},
+    memory::{Class, Lease},
+    op::{Identity, Io, Op},
     write_batch::WriteBatch,
 };
 use seedring_proto::units::{BLOCK_BYTES, PieceIndex};
 
-use super::partial::{Gathered, Partial};
+pub(super) use self::parts::gathered;
+use self::parts::{batches, open};
+use super::partial::Gathered;
 use crate::{
     contract::Event,
     shard::Shard,
     token::{Kept as What, Target},
-    torrent::{BLOCKS, Contents, Download, KeptPiece, Phase, Shared, TorrentId, kept_offset},
+    torrent::{Contents, Download, KeptPiece, Phase, Shared, TorrentId, kept_offset},
 };
 
 /// A piece is kept before it is whole when it has been under way for so long,
@@ -543,71 +545,4 @@ impl<I: Io> Shard<I> {
             self.ask_others(id);
         }
     }
-}
-
-/// How a side's file is opened, beneath the save folder.
-fn open(side: &Side) -> io::Result<Box<OpenRequest>> {
-    let writing = side.contents.writing.as_ref();
-    let writing = writing.ok_or_else(|| io::Error::from(io::ErrorKind::PermissionDenied))?;
-    let path = side.contents.places.parts.join(BLOCKS);
-    let path = path.strip_prefix(&writing.folder_path).map_err(io::Error::other)?;
-    Ok(Box::new(OpenRequest {
-        root: File::from(writing.folder.try_clone()?),
-        path: CString::new(path.as_os_str().as_bytes())?,
-        direct: false,
-        access: Access::Create,
-    }))
-}
-
-/// Runs of bytes as batches: what follows on what goes with it.
-fn batches(runs: Vec<(u32, Share, std::ops::Range<usize>)>) -> Vec<(u32, Box<WriteBatch>)> {
-    let mut batches: Vec<(u32, Box<WriteBatch>)> = Vec::new();
-    for (at, share, range) in runs {
-        match batches.last_mut() {
-            Some((start, batch)) if *start + batch.len_bytes() as u32 == at && !batch.is_full() => {
-                batch.push(&share, range);
-            }
-            _ => {
-                let mut batch = Box::new(WriteBatch::new());
-                batch.push(&share, range);
-                batches.push((at, batch));
-            }
-        }
-    }
-    batches
-}
-
-impl super::Fetch {
-    pub(super) fn part(&self) -> Part<'_> {
-        Part { shared: &self.shared, contents: &self.contents, download: &self.download }
-    }
-
-    /// A piece that an earlier run left in part, and that this peer has.
-    pub(super) fn left_behind(
-        &self,
-        may: impl Fn(PieceIndex) -> bool,
-        claim: impl Fn(PieceIndex) -> bool,
-    ) -> Option<PieceIndex> {
-        let wanted = |piece: &PieceIndex| self.download.priority(*piece) > 0 && may(*piece);
-        self.download.kept.waiting().find(|piece| wanted(piece) && claim(*piece))
-    }
-
-    /// What was left of a piece that was just claimed; its buffer waits for it.
-    pub(super) fn take_left(
-        &mut self,
-        piece: PieceIndex,
-        lease: impl FnMut(Class) -> Option<Lease>,
-    ) {
-        let Some(kept) = self.download.kept.take(piece) else { return };
-        let Some(partial) = self.partials.get_mut(&piece) else { return };
-        if kept.fits(partial.length()) {
-            partial.reserve(kept.numbers(), lease);
-            self.to_restore.push(kept.clone());
-        }
-    }
-}
-
-/// What is gathered of a piece, at its end.
-pub(super) fn gathered(partial: Partial) -> Option<Gathered> {
-    (partial.here() > 0).then(|| partial.into_gathered())
 }

@@ -16,6 +16,7 @@ use seedring_proto::metainfo::Metainfo;
 use super::{
     super::prepare::{Place, read_torrent},
     look::{full_path, open},
+    moving::sources,
     places,
     root::{self, Root},
 };
@@ -48,9 +49,8 @@ pub fn content(row: &Download, metainfo: &Metainfo, others: &[Place]) -> Result<
         } else if shared.contains(&whole) {
             deleted.kept.push(format!("{}: another torrent has it", whole.display()));
         } else {
-            let suffixed = format!("{path}{}", row.suffix);
-            for path in [&path, &suffixed] {
-                match unlink(&root, path) {
+            for path in sources(row, &path) {
+                match unlink(&root, &path) {
                     Ok(true) => deleted.files += 1,
                     Ok(false) => {}
                     Err(error) => deleted.kept.push(format!("{}: {error}", whole.display())),
