@@ -142,7 +142,7 @@ fn an_unwanted_file_is_never_made_and_comes_out_of_what_is_kept_aside_when_it_is
         act(&site, Action::Files { torrent: "t".into(), priority: None, files: Vec::new() });
     let aside: Vec<&str> = listed.files.iter().filter_map(|f| f.lies.as_deref()).collect();
     assert_eq!(aside, ["aside", "aside"]);
-    engine.kill();
+    engine.stop();
     // Over a restart too; and it is served, the bytes that are aside with it.
     let mut engine = site.run("", "");
     let report = engine.wait("again", |report| is(report, "t", "seeding"));
