@@ -222,3 +222,22 @@ fn syncs_that_fail_halt_the_download_and_what_they_lost_is_fetched_again() -> Re
 fn reads_that_fail_park_the_torrent_until_they_do_not() -> Result<()> {
     fails_for_a_while("reads_fail", &[Step::Read], "waiting", false)
 }
+
+#[test]
+fn a_seeded_file_that_is_cut_is_waited_for_until_it_is_whole() -> Result<()> {
+    let mut setup = Setup::half_way("seeded_cut")?;
+    let path = setup.disk.backing().join(&setup.seeded.name);
+    let file = std::fs::OpenOptions::new().write(true).open(&path)?;
+    file.set_len(SEEDED_LENGTH as u64 / 2 + 1_000)?;
+    let hash = setup.seeded.info_hash.clone();
+    let torrent = setup.engine.wait_for_state(&hash, "waiting", SOON)?;
+    let detail = torrent["detail"].as_str().unwrap_or_default().to_owned();
+    ensure!(detail.contains("seeded.bin") && detail.contains("bytes"), "`{detail}`");
+    std::thread::sleep(Duration::from_secs(2));
+    let length = std::fs::metadata(&path)?.len();
+    ensure!(length == SEEDED_LENGTH as u64 / 2 + 1_000, "it was made {length} bytes long");
+    let began = Instant::now();
+    std::fs::write(&path, &setup.seeded.bytes)?;
+    setup.check_back(began)?;
+    setup.finish()
+}

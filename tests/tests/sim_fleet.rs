@@ -3,10 +3,11 @@
 //!
 //! Owns: the shape of the swarm, the formula of the ideal time, the index of fairness.
 //! Never: how an engine chooses, real time. Flow: engines, one of them with everything -> run until
-//! all have it -> figures. `SEEDRING_FLEET_ENGINES` says how many engines, the seed included, and
-//! `SEEDRING_FLEET_MIB` of how many MiB: the long form is 50 of 32.
+//! all have it -> figures. `SEEDRING_FLEET_ENGINES` says how many engines, the seed included,
+//! `SEEDRING_FLEET_MIB` of how many MiB: the long form is 50 of 32. `SEEDRING_FLEET_SLOTS` bounds
+//! the slots of each.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use seedring_tests::{
     figures::{fairness, ideal_time},
@@ -61,6 +62,10 @@ fn fleet(seed: u64, engines: u8, bytes: u64) -> Fleet {
             shared.pieces.set_all_offered(true);
             shared.contents.store(Some(contents));
         });
+    }
+    let slots = number("SEEDRING_FLEET_SLOTS", u32::MAX);
+    for (_, shared) in fleet.engines.iter().flat_map(|engine| &engine.torrents) {
+        shared.slots.store(slots, Ordering::Relaxed);
     }
     fleet.connect(id.expect("the first engine made it"));
     fleet

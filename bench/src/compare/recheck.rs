@@ -129,7 +129,7 @@ fn one_run(
     report: &mut Report,
 ) -> Result<Vec<Run>> {
     let mut ways: Vec<(String, Option<Way>)> = match kind {
-        // Past the page cache, as the engine does by itself, hot is what the disk gives.
+        // In the page cache what lies there, past it what does not.
         Kind::Seedring => vec![(DIRECT.into(), Some(("full", "auto")))],
         Kind::Libtorrent => vec![(kind.to_string(), None)],
         Kind::Sha1sum if cores == 1 => vec![(kind.to_string(), None)],
@@ -300,8 +300,9 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
          -20. Hot: the file was read once before; cold: the page cache was emptied of it. \
          seedring: from the start of the process until it is ready (`ready_after_ms`; a shard a \
          core, cache {CACHE}), its CPU likewise, so its start is in both figures; what that is by \
-         itself is a row of its own. By itself (`direct_io: auto`) it reads past the page cache, \
-         and hot is what the disk gives; hot ratios are those of `direct_io: off`. libtorrent: \
+         itself is a row of its own. By itself (`direct_io: auto`) it hashes what lies in the page \
+         cache there, and reads the rest past it; hot ratios are those of `direct_io: off`, which \
+         does the same with content that is all in memory. libtorrent: \
          from force_recheck until checked, without its start, a hashing thread a core. \
          sha1sum: the whole process. The plain reader keeps 4 reads of 1 MiB in flight.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,

@@ -18,6 +18,7 @@ pub mod resources;
 pub mod ring;
 pub mod send_batch;
 pub mod wake;
+pub mod window;
 pub mod write_batch;
 
 pub use op::{

@@ -24,6 +24,7 @@ use crate::{
     memory::{Lease, Pool},
     send_batch::SendBatch,
     wake::Waker,
+    window::Window,
     write_batch::WriteBatch,
 };
 
@@ -249,6 +250,14 @@ pub trait Io {
     /// `pending` is asked once after the wake-up was armed: `true` means that other work came in
     /// meanwhile, do not sleep. May return early for no reason.
     fn wait(&mut self, until: Option<Duration>, pending: &dyn Fn() -> bool);
+
+    /// Bytes of a file where they lie in memory, without a copy: `length` from `offset`, which is a
+    /// multiple of `WINDOW_ALIGN`. `None`: not all of them are in memory, or this backend can't
+    /// say. No device is waited for, unless the kernel throws a page out in this very moment.
+    fn window(&mut self, file: &File, offset: u64, length: usize) -> Option<Window> {
+        let _ = (file, offset, length);
+        None
+    }
 
     /// For other threads to end a `wait`.
     fn waker(&self) -> Waker;

@@ -35,11 +35,12 @@ use self::{
     slots::{SlotId, Slots, Work},
 };
 use crate::{
-    descriptors::{self, Socket},
+    descriptors::{self, File, Socket},
     memory::{ARENAS_MAX, Pool},
     op::{Completion, Io, Op, Outcome, Shutdown, Token},
     send_batch::SendBatch,
     wake::{Sleeper, Waker},
+    window::Window,
 };
 
 pub(crate) use setup::build as build_for_probe;
@@ -375,6 +376,10 @@ impl Io for Ring {
         self.queue.submit_and_wait(timeout);
         self.sleeper.disarm();
         self.refresh_now();
+    }
+
+    fn window(&mut self, file: &File, offset: u64, length: usize) -> Option<Window> {
+        Window::of(file.as_os()?, offset, length)
     }
 
     fn waker(&self) -> Waker {

@@ -206,7 +206,7 @@ impl<I: Io> Shard<I> {
         self.memory_came_home |= !self.starved.is_empty();
         match waiter {
             Waiter::Connection(key) => self.enqueue(Key(key)),
-            Waiter::Verify => self.verify.ready = true,
+            Waiter::Verify | Waiter::Scan => self.verify.ready = true,
         }
     }
 

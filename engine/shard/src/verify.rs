@@ -6,8 +6,9 @@
 //! request for an unverified piece -> gather -> hash -> piece map -> event, waiting connections.
 //!
 //! Pieces are hashed side by side, what is there of each, about 150 microseconds a tick, so that
-//! uploads go on beside it. Bytes pass through the block cache: a piece that a peer asked for is
-//! read once, and a scan of everything leaves the cache as it was.
+//! uploads go on beside it. What lies in the page cache is hashed there (`storage::windows`). The
+//! rest passes through the block cache: a piece that a peer asked for is read once, hashed and
+//! sent; what nobody asked for leaves when it is hashed.
 //!
 //! A piece is verified only if none of its files was found changed, by any shard, between its first
 //! byte and its bit: `Shared::epoch` moves on before bits are cleared, and is compared before and
@@ -35,7 +36,12 @@ use crate::{
     connections::Key,
     contract::{Event, Trouble},
     shard::Shard,
-    storage::{Gather, cache::Waiter, files::change_of},
+    storage::{
+        Gather,
+        cache::Waiter,
+        files::change_of,
+        windows::{InPlace, Seen},
+    },
     torrent::{Local, TorrentId},
 };
 
@@ -62,6 +68,8 @@ pub struct Verify {
     urgent: VecDeque<Job>,
     wanted: HashMap<(TorrentId, PieceIndex), Vec<Key>>,
     width: Width,
+    /// The bytes of the batch under way.
+    seen: Vec<Seen>,
 }
 
 /// Pieces of a torrent, some of which are under way.
@@ -95,8 +103,10 @@ struct Lane {
 enum Found {
     #[default]
     Nothing,
-    /// So many bytes, in these of the shard's `parts`.
+    /// So many bytes, in these of the bytes `seen`.
     Bytes(u32, Range<usize>),
+    /// What was hashed was not the file's: it begins again.
+    Torn,
     /// A file of it is in trouble.
     Failed,
 }
@@ -120,6 +130,11 @@ impl Job {
             ahead_to: 0,
             report: Report::default(),
         }
+    }
+
+    /// Who wants its bytes.
+    fn waiter(&self) -> Waiter {
+        if self.urgent { Waiter::Verify } else { Waiter::Scan }
     }
 
     fn is_finished(&self) -> bool {
@@ -212,6 +227,9 @@ impl<I: Io> Shard<I> {
         }
         let now = self.io.now();
         self.verify.width.disk_is_behind(now, self.stats.hashed_bytes);
+        if self.verify.is_idle() {
+            self.storage.close_windows();
+        }
         false
     }
 
@@ -275,14 +293,31 @@ impl<I: Io> Shard<I> {
             let length = contents.layout.piece_length(lane.piece);
             let step = (length - lane.done_bytes).min(STEP_BYTES);
             let offset = contents.layout.piece_offset(lane.piece) + u64::from(lane.done_bytes);
+            let (range, seen) = ((offset, step), &mut self.verify.seen);
+            let before = seen.len();
+            // What a peer waits for is read once, hashed, and sent from the same memory.
+            let place = if job.urgent {
+                InPlace::Not
+            } else {
+                self.storage.see_in_place(&mut self.io, id, &contents, range, seen)
+            };
+            match place {
+                InPlace::Seen => {
+                    job.lanes[index].found = Found::Bytes(step, before..seen.len());
+                    found += 1;
+                    continue;
+                }
+                InPlace::Opening => continue,
+                InPlace::Not => {}
+            }
             self.read_ahead(job, index, &contents, (jobs, jobs * lanes_max));
-            let before = self.parts.len();
             let (io, stats, parts) = (&mut self.io, &mut self.stats, &mut self.parts);
-            let (range, class) = ((offset, step), || Class::K256);
-            let waiter = Waiter::Verify;
+            let (class, waiter) = (|| Class::K256, job.waiter());
             match self.storage.gather(io, stats, id, &contents, range, class, waiter, parts) {
                 Gather::Ready => {
-                    job.lanes[index].found = Found::Bytes(step, before..self.parts.len());
+                    let seen = &mut self.verify.seen;
+                    seen.extend(self.parts.drain(..).map(Seen::from));
+                    job.lanes[index].found = Found::Bytes(step, before..seen.len());
                     found += 1;
                 }
                 Gather::Waiting => {}
@@ -302,8 +337,8 @@ impl<I: Io> Shard<I> {
 
     /// Feeds what was found to the hashers of all lanes. Answers how long that takes.
     fn hash_batch(&mut self, batch: &mut [Job]) -> Duration {
-        let slices: Vec<&[u8]> =
-            self.parts.iter().map(|part| &part.share[part.from..part.to]).collect();
+        let seen = std::mem::take(&mut self.verify.seen);
+        let slices: Vec<&[u8]> = seen.iter().map(|seen| &**seen).collect();
         let (mut feeds, mut longest, mut failed) = (Vec::new(), 0, false);
         for lane in batch.iter_mut().flat_map(|job| &mut job.lanes) {
             match &lane.found {
@@ -313,24 +348,43 @@ impl<I: Io> Shard<I> {
                     feeds.push(Feed { hasher: &mut lane.hasher, parts: &slices[parts.clone()] });
                 }
                 Found::Failed => failed = true,
-                Found::Nothing => {}
+                Found::Nothing | Found::Torn => {}
             }
         }
         if failed {
             // A piece that can't be read costs something too: there may be very many.
             longest = STEP_BYTES;
         }
-        if !feeds.is_empty() {
+        let streams = feeds.len();
+        if streams > 0 {
             update_many(&mut feeds);
             // What was hashed can be evicted now.
             self.memory_came_home |= !self.starved.is_empty();
+            self.find_torn(batch, &seen);
         }
         let spent = match longest {
             0 => Duration::ZERO,
-            bytes => self.options.hashing.time(feeds.len(), bytes as usize),
+            bytes => self.options.hashing.time(streams, bytes as usize),
         };
-        self.parts.clear();
+        self.verify.seen = seen;
+        self.verify.seen.clear();
         spent
+    }
+
+    /// Of the bytes just hashed, what was taken away meanwhile: their pieces begin again, and are
+    /// read, so that what is wrong with the file is found out.
+    fn find_torn(&mut self, batch: &mut [Job], seen: &[Seen]) {
+        if seen.iter().all(Seen::is_whole) {
+            return;
+        }
+        self.storage.shut_torn_windows();
+        for lane in batch.iter_mut().flat_map(|job| &mut job.lanes) {
+            if let Found::Bytes(_, bytes) = &lane.found
+                && !seen[bytes.clone()].iter().all(Seen::is_whole)
+            {
+                lane.found = Found::Torn;
+            }
+        }
     }
 
     /// After a batch: what is hashed whole is compared, what can't be read is over.
@@ -343,6 +397,7 @@ impl<I: Io> Shard<I> {
             let length = contents.layout.piece_length(lane.piece);
             match std::mem::take(&mut lane.found) {
                 Found::Nothing => job.lanes.push(lane),
+                Found::Torn => job.lanes.push(Lane::new(lane.piece, lane.epoch)),
                 Found::Failed => self.piece_unreadable(job, lane.piece, length),
                 Found::Bytes(bytes, _) => {
                     lane.done_bytes += bytes;

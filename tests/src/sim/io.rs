@@ -16,6 +16,7 @@ use seedring_platform::{
     op::{Completion, Io, Op, Shutdown, Token},
     send_batch::SendBatch,
     wake::{Sleeper, Waker},
+    window::Window,
 };
 
 use super::{
@@ -249,6 +250,11 @@ impl Io for SimIo {
     fn wait(&mut self, until: Option<Duration>, pending: &dyn Fn() -> bool) {
         self.sleep(until, pending);
         self.now = self.world.now();
+    }
+
+    fn window(&mut self, file: &File, offset: u64, length: usize) -> Option<Window> {
+        let bytes = self.world.core.borrow().window(file, offset, length)?;
+        Some(Window::from_vec(bytes, !self.strikes(FaultKind::ShortRead)))
     }
 
     fn waker(&self) -> Waker {

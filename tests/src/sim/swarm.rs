@@ -139,7 +139,7 @@ impl Swarm {
             let options = Options {
                 shard: number,
                 globals: globals.clone(),
-                storage: storage::Options { reads_max: 64, open_files_max: 16 },
+                storage: storage::Options { reads_max: 64, open_files_max: 16, in_place: true },
                 // Not measured: a seed has to give the same swarm on every machine.
                 hashing: Pace::of(&[(Kernel::Single, 36_000), (Kernel::Avx512, 115_000)]),
                 root: File::from(world.root(root)),

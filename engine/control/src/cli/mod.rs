@@ -127,7 +127,7 @@ mod tests {
             "seedring show abc --config x.yaml --json",
             "seedring doctor --config x.yaml",
             "seedring download a.torrent --to /srv --sequential --only *.iso --seed",
-            "seedring download a --limit 1MB/s --preallocate full --incomplete-suffix .part",
+            "seedring download a.torrent --limit 1MiB/s --incomplete-suffix .part",
             "seedring add a.torrent --to /srv --incomplete-folder /tmp --move-completed-to /done",
             "seedring add magnet:?xt=urn:btih:0 --to /srv --paused --label a --label b",
             "seedring remove abcd --delete-content --state-dir x",

@@ -46,7 +46,8 @@ pub struct ConfigFile {
     /// Sending without copying. auto: off on loopback, on elsewhere as long as the kernel keeps to
     /// it.
     pub zero_copy: Switch,
-    /// Reading content past the page cache, into the engine's own. auto: where the file system can.
+    /// Reading content past the page cache, into the engine's own. auto: where the file system can,
+    /// but what lies in the page cache already is verified there. on: it is read from the device.
     pub direct_io: Switch,
     pub memory: Memory,
     pub limits: Limits,

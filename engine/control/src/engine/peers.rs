@@ -1,8 +1,8 @@
 //! Whom each torrent knows and is connected to: who is dialled, and who is told of whom.
 //!
-//! Owns: a roster and a book a torrent (proto decides), the engine's bans, whose turn it is to dial.
-//! Never: sockets; shards dial and close. Flow: tracker, leech, magnet or peer -> learn -> a turn ->
-//! Command::Dial -> Event::Dialed -> roster; connections open and close -> book -> shards.
+//! Owns: a roster and a book a torrent (proto decides), the engine's bans, whose turn it is to
+//! dial. Never: sockets; shards dial and close. Flow: tracker, leech, magnet or peer -> learn -> a
+//! turn -> Command::Dial -> Event::Dialed -> roster; connections open and close -> book -> shards.
 
 mod dial;
 mod turns;

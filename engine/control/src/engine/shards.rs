@@ -45,6 +45,8 @@ pub struct Setup {
     pub connections_max: u32,
     pub open_files_max: usize,
     pub zero_copy: bool,
+    /// Content that lies in the page cache is hashed there.
+    pub in_place: bool,
 }
 
 /// Control's handle on all shards.
@@ -102,6 +104,7 @@ impl Shards {
                 in_flight_max: setup.connections_max.saturating_mul(4).clamp(4_096, 1 << 20),
                 open_files_max: (setup.open_files_max / setup.shards).max(16),
                 zero_copy: setup.zero_copy,
+                in_place: setup.in_place,
                 globals: globals.clone(),
                 root: root.try_clone_owned().context("duplicating the descriptor of /")?,
                 epoch,
@@ -256,6 +259,7 @@ struct Start {
     in_flight_max: u32,
     open_files_max: usize,
     zero_copy: bool,
+    in_place: bool,
     globals: Arc<Globals>,
     root: OwnedFile,
     epoch: Instant,
@@ -284,7 +288,11 @@ impl Start {
         let options = Options {
             shard: self.shard,
             globals: self.globals,
-            storage: storage::Options { reads_max: READS_MAX, open_files_max: self.open_files_max },
+            storage: storage::Options {
+                reads_max: READS_MAX,
+                open_files_max: self.open_files_max,
+                in_place: self.in_place,
+            },
             hashing: Pace::measured().clone(),
             root: File::from(self.root),
             seed: rand::random(),

@@ -215,6 +215,7 @@ fn setup(config: &Config, descriptors: u64) -> anyhow::Result<Setup> {
         connections_max: config.limits.connections,
         open_files_max: for_files as usize,
         zero_copy: config.zero_copy != Switch::Off,
+        in_place: config.direct_io != Switch::On,
     })
 }
 

@@ -1,8 +1,8 @@
 //! File stamps and kept blocks as bytes.
 //!
 //! Owns: 17 bytes a file: a flag, size (u64 LE), modification time in ns (i64 LE); of each piece in
-//! part its number, its slot, the length of its bits (u32 LE each), its bits. Never: what they mean.
-//! Flow: store thread writes, `load` reads.
+//! part its number, its slot, the length of its bits (u32 LE each), its bits. Never: what they
+//! mean. Flow: store thread writes, `load` reads.
 
 use seedring_proto::units::PieceIndex;
 use seedring_shard::torrent::{KeptPiece, Stamp};

@@ -16,6 +16,7 @@ pub(super) fn cases<I: Io>() -> Vec<Case<I>> {
         ("reads bring the bytes asked for", read_ranges),
         ("reads end at the file's end", read_at_end),
         ("a direct file reads aligned, and says what that is", read_direct),
+        ("a window shows the file's bytes, if it opens", windows),
         ("a failed read gives its lease back", read_failure),
         ("many reads at once keep their leases apart", many_reads),
     ]
@@ -60,6 +61,21 @@ fn open_with_identity<I: Io>(bench: &mut Bench<I>) {
     bench.rig.world.write("other", b"12345");
     let (_, other) = opened(bench, "other", false);
     assert_ne!(other.inode, identity.inode);
+}
+
+/// Two halves of a file, the second with its end.
+fn windows<I: Io>(bench: &mut Bench<I>) {
+    let content = patterned(200_000);
+    bench.rig.world.write("file", &content);
+    for direct in [false, true] {
+        let (file, _) = opened(bench, "file", direct);
+        for (offset, length) in [(0, 98_304), (98_304, 200_000 - 98_304)] {
+            let Some(window) = bench.rig.io.window(&file, offset as u64, length) else { continue };
+            assert!(window[..] == content[offset..offset + length] && window.is_whole());
+        }
+        let beyond = bench.rig.io.window(&file, 0, 400_000);
+        assert!(beyond.is_none(), "the file ends before");
+    }
 }
 
 fn open_stays_beneath<I: Io>(bench: &mut Bench<I>) {

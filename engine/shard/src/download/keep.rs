@@ -6,31 +6,31 @@
 //! to the file -> synced -> control hears and stores which; at the next start -> `Kept` -> whoever
 //! claims the piece reads them back. The hash of the whole piece decides, as always.
 
-mod parts;
+mod left;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ffi::CString,
     io,
+    os::unix::ffi::OsStrExt,
     sync::Arc,
     time::Duration,
 };
 
 use seedring_platform::{
     descriptors::File,
-    memory::{Class, Lease},
-    op::{Identity, Io, Op},
+    memory::{Class, Lease, Share},
+    op::{Access, Identity, Io, Op, OpenRequest},
     write_batch::WriteBatch,
 };
 use seedring_proto::units::{BLOCK_BYTES, PieceIndex};
 
-pub(super) use self::parts::gathered;
-use self::parts::{batches, open};
-use super::partial::Gathered;
+use super::partial::{Gathered, Partial};
 use crate::{
     contract::Event,
     shard::Shard,
     token::{Kept as What, Target},
-    torrent::{Contents, Download, KeptPiece, Phase, Shared, TorrentId, kept_offset},
+    torrent::{BLOCKS, Contents, Download, KeptPiece, Phase, Shared, TorrentId, kept_offset},
 };
 
 /// A piece is kept before it is whole when it has been under way for so long,
@@ -545,4 +545,41 @@ impl<I: Io> Shard<I> {
             self.ask_others(id);
         }
     }
+}
+
+/// How a side's file is opened, beneath the save folder.
+fn open(side: &Side) -> io::Result<Box<OpenRequest>> {
+    let writing = side.contents.writing.as_ref();
+    let writing = writing.ok_or_else(|| io::Error::from(io::ErrorKind::PermissionDenied))?;
+    let path = side.contents.places.parts.join(BLOCKS);
+    let path = path.strip_prefix(&writing.folder_path).map_err(io::Error::other)?;
+    Ok(Box::new(OpenRequest {
+        root: File::from(writing.folder.try_clone()?),
+        path: CString::new(path.as_os_str().as_bytes())?,
+        direct: false,
+        access: Access::Create,
+    }))
+}
+
+/// Runs of bytes as batches: what follows on what goes with it.
+fn batches(runs: Vec<(u32, Share, std::ops::Range<usize>)>) -> Vec<(u32, Box<WriteBatch>)> {
+    let mut batches: Vec<(u32, Box<WriteBatch>)> = Vec::new();
+    for (at, share, range) in runs {
+        match batches.last_mut() {
+            Some((start, batch)) if *start + batch.len_bytes() as u32 == at && !batch.is_full() => {
+                batch.push(&share, range);
+            }
+            _ => {
+                let mut batch = Box::new(WriteBatch::new());
+                batch.push(&share, range);
+                batches.push((at, batch));
+            }
+        }
+    }
+    batches
+}
+
+/// What is gathered of a piece, at its end.
+pub(super) fn gathered(partial: Partial) -> Option<Gathered> {
+    (partial.here() > 0).then(|| partial.into_gathered())
 }

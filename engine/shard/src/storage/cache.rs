@@ -32,6 +32,10 @@ const KEPT_MAX: usize = 4_096;
 /// Unfinished entries that one eviction spares.
 const SPARED_MAX: usize = 256;
 
+/// How far from the young end of the small queue a chunk is looked for that is let go: as many come
+/// in while it is hashed, at the most.
+const YOUNG_MAX: usize = 1_024;
+
 /// Who was woken for a chunk comes for it in the same tick, or when its send is through. In a tight
 /// pool the others would take its memory before, and nobody would ever get anything.
 const OWED: Duration = Duration::from_millis(100);
@@ -41,8 +45,10 @@ const OWED: Duration = Duration::from_millis(100);
 pub enum Waiter {
     /// A connection's key.
     Connection(u64),
-    /// Verification as a whole looks again.
+    /// Verification as a whole looks again, for a piece that a peer waits for.
     Verify,
+    /// The same, for what nobody but verification wants.
+    Scan,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -81,6 +87,8 @@ struct Entry {
     spared: bool,
     /// Somebody was woken to come for it: until then it is as good as in use.
     owed_until: Duration,
+    /// Read for verification, and nobody else came for it: how much was hashed of it.
+    scanned: Option<u32>,
     /// Of a growing file: when its read began (`Growth`).
     number: u32,
 }
@@ -223,8 +231,16 @@ impl Cache {
         self.entries[id.0 as usize].number
     }
 
-    /// Bytes `from .. to` of a ready chunk are being used.
-    pub fn take(&mut self, id: EntryId, from: usize, to: usize) {
+    /// The chunk just begun is read for verification alone.
+    pub fn is_scanned(&mut self, id: EntryId) {
+        self.entries[id.0 as usize].scanned = Some(0);
+    }
+
+    /// Bytes `from .. to` of a ready chunk are being used; `scans`: by verification alone.
+    ///
+    /// What verification read, hashed whole, and nobody else came for leaves at once, so that the
+    /// next read finds memory that is in the CPU's caches, and no other chunk has to go.
+    pub fn take(&mut self, id: EntryId, from: usize, to: usize, scans: bool) {
         let entry = &mut self.entries[id.0 as usize];
         let State::Ready(share) = &entry.state else { panic!("a chunk taken that is not ready") };
         entry.finished |= to >= share.len();
@@ -238,6 +254,25 @@ impl Cache {
             }
             entry.fresh = false;
         }
+        match &mut entry.scanned {
+            Some(bytes) if scans => {
+                *bytes += (to - from) as u32;
+                if *bytes as usize >= share.len() {
+                    self.let_go(id);
+                }
+            }
+            scanned => *scanned = None,
+        }
+    }
+
+    /// Forgets a chunk that is not worth keeping, unless it stands far from the young end of the
+    /// small queue, or in the main one.
+    fn let_go(&mut self, id: EntryId) {
+        let young = self.small.iter().rev().take(YOUNG_MAX);
+        let Some(from_end) = young.into_iter().position(|e| *e == id) else { return };
+        self.small.remove(self.small.len() - 1 - from_end);
+        self.small_bytes -= self.entries[id.0 as usize].class.bytes();
+        self.forget(id);
     }
 
     /// Somebody waits for other chunks to use this one with: it is owed to him until then.
@@ -261,6 +296,7 @@ impl Cache {
             finished: false,
             spared: false,
             owed_until: Duration::ZERO,
+            scanned: None,
             number,
         };
         self.ahead_bytes += class.bytes();
@@ -289,7 +325,11 @@ impl Cache {
 
     /// Adds a waiter to a loading chunk.
     pub fn wait(&mut self, id: EntryId, waiter: Waiter) {
-        if let State::Loading(waiters) = &mut self.entries[id.0 as usize].state
+        let entry = &mut self.entries[id.0 as usize];
+        if waiter != Waiter::Scan {
+            entry.scanned = None;
+        }
+        if let State::Loading(waiters) = &mut entry.state
             && !waiters.contains(&waiter)
         {
             waiters.push(waiter);

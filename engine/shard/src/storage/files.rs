@@ -81,6 +81,8 @@ pub(super) struct Entry {
     pub reads: u32,
     /// Reads that wait until it is open.
     pub waiting: VecDeque<Wanted>,
+    /// Verification waits until it is open, to look at it in place.
+    pub is_awaited: bool,
     /// From the wish to open it until it is open.
     place: Option<Place>,
     tries: u16,
@@ -160,6 +162,7 @@ impl Files {
             looking: false,
             reads: 0,
             waiting: VecDeque::new(),
+            is_awaited: false,
             place: None,
             tries: 0,
             short_bytes: None,
@@ -369,6 +372,7 @@ impl Files {
             looking: false,
             reads: 0,
             waiting: VecDeque::new(),
+            is_awaited: false,
             place: None,
             tries: 0,
             ..old

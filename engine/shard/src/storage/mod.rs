@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod files;
 mod reads;
+pub mod windows;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use self::{
     cache::{Cache, EntryId, Found, Waiter},
     files::{FileId, Files, State},
     reads::{Reads, Wanted},
+    windows::Windows,
 };
 use crate::{
     contract::Trouble,
@@ -77,12 +79,16 @@ pub enum News {
 pub struct Options {
     pub reads_max: usize,
     pub open_files_max: usize,
+    /// What lies in the page cache may be hashed there.
+    pub in_place: bool,
 }
 
 pub struct Storage {
     pub cache: Cache,
     files: Files,
     reads: Reads,
+    windows: Windows,
+    in_place: bool,
     root: File,
     zeros: Option<Share>,
     /// The chunks of the gather under way, and what it takes of each.
@@ -101,6 +107,8 @@ impl Storage {
             cache: Cache::new(),
             files: Files::new(options.open_files_max),
             reads: Reads::new(options.reads_max),
+            windows: Windows::default(),
+            in_place: options.in_place,
             root,
             zeros,
             touched: Vec::new(),
@@ -156,13 +164,15 @@ impl Storage {
                         continue;
                     }
                     Found::Loading(entry, entry_end) => (entry, entry_end),
-                    Found::Missing => match self.begin(io, stats, file, contents, at, class()) {
-                        Some(begun) => begun,
-                        None => {
-                            state = Gather::NoMemory;
-                            break;
+                    Found::Missing => {
+                        match self.begin(io, stats, (file, at), contents, class(), waiter) {
+                            Some(begun) => begun,
+                            None => {
+                                state = Gather::NoMemory;
+                                break;
+                            }
                         }
-                    },
+                    }
                 };
                 self.cache.wait(entry, waiter);
                 state = Gather::Waiting;
@@ -175,7 +185,10 @@ impl Storage {
         if state == Gather::Ready {
             // What waits for the rest of its block is not counted: it comes again and again.
             stats.cache_hits += self.touched.len() as u64;
-            self.touched.drain(..).for_each(|(entry, from, to)| self.cache.take(entry, from, to));
+            let scans = waiter == Waiter::Scan;
+            for (entry, from, to) in self.touched.drain(..) {
+                self.cache.take(entry, from, to, scans);
+            }
         } else {
             // In a tight pool the rest of a block must not push out what it has already.
             self.touched.drain(..).for_each(|(entry, _, _)| self.cache.keep(entry));
@@ -219,7 +232,7 @@ impl Storage {
                 if self.cache.ahead_bytes() >= ahead_max {
                     return false;
                 }
-                match self.begin(io, stats, file, contents, at, class()) {
+                match self.begin(io, stats, (file, at), contents, class(), waiter) {
                     Some((entry, entry_end)) => {
                         self.cache.wait(entry, waiter);
                         at = entry_end;
@@ -260,10 +273,10 @@ impl Storage {
         &mut self,
         io: &mut I,
         stats: &mut Stats,
-        file: FileId,
+        (file, at): (FileId, u64),
         contents: &Contents,
-        at: u64,
         class: Class,
+        waiter: Waiter,
     ) -> Option<(EntryId, u64)> {
         let entry = self.files.get(file).expect("invariant: looked up by the caller");
         let (length, index) = (entry.length_bytes, entry.index);
@@ -274,6 +287,9 @@ impl Storage {
         stats.cache_misses += 1;
         let offset = at / class.bytes() as u64 * class.bytes() as u64;
         let entry = self.cache.begin(file, offset, class, number);
+        if waiter == Waiter::Scan {
+            self.cache.is_scanned(entry);
+        }
         self.want(io, Wanted { entry, file, offset, class, lease, tries: 0 }, contents, index);
         Some((entry, offset + class.bytes() as u64))
     }

@@ -15,7 +15,7 @@ use seedring_proto::units::FileIndex;
 
 use super::{
     News, Storage,
-    cache::EntryId,
+    cache::{EntryId, Waiter},
     files::{
         FileId, Gone, IDENTITY_AGE_MAX, Place, State, TRANSIENT_REST, TRANSIENT_TRIES_MAX, Verdict,
         relative_to_root,
@@ -119,16 +119,21 @@ impl Storage {
         if matches!(entry.state, State::Open(_)) {
             self.reads.runnable.push_back(wanted);
         } else {
-            let closed = matches!(entry.state, State::Closed);
-            let direct = contents.is_direct(index);
             entry.waiting.push_back(wanted);
-            if closed {
-                let path = relative_to_root(&contents.path(index));
-                let path = path.expect("invariant: control canonicalised it, layouts hold no NUL");
-                self.files.want_open(id, Place { path, direct });
-            }
+            self.open(id, contents, index);
         }
         self.go_on(io);
+    }
+
+    /// Sees to it that a file gets its turn to be opened, if it is closed.
+    pub(super) fn open(&mut self, id: FileId, contents: &Contents, index: FileIndex) {
+        let entry = self.files.get(id).expect("invariant: looked up by the caller");
+        if matches!(entry.state, State::Closed) {
+            let direct = contents.is_direct(index);
+            let path = relative_to_root(&contents.path(index));
+            let path = path.expect("invariant: control canonicalised it, layouts hold no NUL");
+            self.files.want_open(id, Place { path, direct });
+        }
     }
 
     /// Hands to the kernel what waits, as far as limits go. Cheap where nothing does.
@@ -205,7 +210,7 @@ impl Storage {
     }
 
     /// A file that is being read is looked at each second.
-    fn look_again<I: Io>(&mut self, io: &mut I, id: FileId, now: Duration) {
+    pub(super) fn look_again<I: Io>(&mut self, io: &mut I, id: FileId, now: Duration) {
         let Some(entry) = self.files.get(id) else { return };
         let State::Open(file) = &entry.state else { return };
         if entry.looking || now.saturating_sub(entry.looked_at) < IDENTITY_AGE_MAX {
@@ -229,6 +234,9 @@ impl Storage {
                 Ok((file, identity)) => match self.files.opened(id, file, identity, now) {
                     Verdict::Same => {
                         let entry = self.files.get(id).expect("invariant: opened just now");
+                        if mem::take(&mut entry.is_awaited) {
+                            news.push(News::Wake(Waiter::Verify));
+                        }
                         self.reads.runnable.append(&mut entry.waiting);
                     }
                     Verdict::Trouble(trouble) => {
@@ -361,6 +369,7 @@ impl Storage {
         let mut ids: Vec<FileId> = gone.iter().map(|(id, _)| *id).collect();
         ids.sort_unstable();
         self.cache.drop_files(&ids);
+        self.windows.drop_files(&ids);
         let mut failed = self.reads.take_of(|id| ids.binary_search(&id).is_ok());
         failed.extend(gone.into_iter().flat_map(|(_, waiting)| waiting));
         for wanted in failed {
@@ -403,6 +412,7 @@ impl Storage {
             self.fail_chunk(wanted.entry, news);
         }
         self.cache.clear();
+        self.windows.clear();
         self.zeros = None;
     }
 }

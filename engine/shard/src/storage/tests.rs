@@ -9,6 +9,7 @@ use seedring_platform::{
     op::{Completion, Identity, Op, Shutdown, Token},
     send_batch::SendBatch,
     wake::Waker,
+    window::Window,
 };
 use seedring_proto::{
     layout::{Layout, NewFile},
@@ -32,6 +33,8 @@ pub(crate) struct TestIo {
     pub ops: Vec<Op>,
     pub refuses: bool,
     pub completed: Vec<Completion>,
+    /// What files in memory hold, and whether that stays so; `None`: nothing is in memory.
+    pub memory: Option<(u8, bool)>,
     pool: Pool,
 }
 
@@ -51,7 +54,7 @@ impl TestIo {
     pub fn new(cap_bytes: usize) -> TestIo {
         let pool = Pool::new(PoolOptions { cap_bytes, huge_pages: false }).unwrap();
         let now = Duration::from_secs(1);
-        TestIo { now, ops: Vec::new(), refuses: false, completed: Vec::new(), pool }
+        TestIo { now, ops: Vec::new(), refuses: false, completed: Vec::new(), memory: None, pool }
     }
 }
 
@@ -82,6 +85,9 @@ impl Io for TestIo {
         completions.append(&mut self.completed);
     }
     fn wait(&mut self, _: Option<Duration>, _: &dyn Fn() -> bool) {}
+    fn window(&mut self, _: &File, _: u64, length: usize) -> Option<Window> {
+        self.memory.map(|(byte, whole)| Window::from_vec(vec![byte; length], whole))
+    }
     fn waker(&self) -> Waker {
         Waker::virtual_pair().0
     }
@@ -141,7 +147,7 @@ struct Bench {
 impl Bench {
     fn new(cap_bytes: usize, open_files_max: usize, files: &[u64]) -> Bench {
         let io = TestIo::new(cap_bytes);
-        let options = Options { reads_max: 512, open_files_max };
+        let options = Options { reads_max: 512, open_files_max, in_place: true };
         let storage = Storage::new(options, file(), io.pool());
         let (stats, contents) = (Stats::new(0), contents(1 << 20, files, 7));
         Bench { io, storage, stats, news: Vec::new(), contents }

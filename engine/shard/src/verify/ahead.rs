@@ -14,7 +14,7 @@ use seedring_platform::{memory::Class, op::Io};
 use seedring_proto::units::PieceIndex;
 
 use super::{Job, Lane};
-use crate::{shard::Shard, storage::cache::Waiter, torrent::Contents};
+use crate::{shard::Shard, torrent::Contents};
 
 /// Bytes read ahead of the hashing, over all active jobs; at most a quarter of the pool.
 const AHEAD_BYTES: u64 = 8 << 20;
@@ -149,7 +149,8 @@ impl<I: Io> Shard<I> {
             let length = (to - at).min(CHUNK) as u32;
             let (io, stats, id) = (&mut self.io, &mut self.stats, job.torrent);
             let (range, class) = ((at, length), || Class::K256);
-            if !self.storage.look_ahead(io, stats, id, contents, range, class, Waiter::Verify) {
+            let waiter = job.waiter();
+            if !self.storage.look_ahead(io, stats, id, contents, range, class, waiter) {
                 break;
             }
             at += u64::from(length);

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use seedring_platform::{
+    descriptors::OwnedFile,
     hash::{Kernel, Pace},
-    op::{Completion, Identity, Op, Outcome},
+    op::{Allocation, Completion, Identity, Op, Outcome},
 };
 use seedring_proto::units::{InfoHash, PeerId};
 
@@ -18,7 +19,7 @@ use crate::{
         files::FileId,
         tests::{TestIo, contents, file},
     },
-    torrent::{Phase, Shared},
+    torrent::{Growth, Phase, Shared, Writing},
 };
 
 pub(crate) const TORRENT: TorrentId = TorrentId(5);
@@ -45,7 +46,7 @@ pub(crate) fn bench(pool_bytes: usize, piece_bytes: u32, length: u64) -> Bench {
 /// One of the shards of a torrent.
 fn bench_of(pool_bytes: usize, shared: Arc<Shared>, length: u64) -> Bench {
     let globals = Arc::new(Globals::new(PeerId([0; 20]), "test"));
-    let storage = storage::Options { reads_max: 64, open_files_max: 16 };
+    let storage = storage::Options { reads_max: 64, open_files_max: 16, in_place: true };
     let hashing = Pace::of(&[(Kernel::Single, 36_000), (Kernel::ShaNi4, 58_000)]);
     let options = Options { shard: 0, globals, storage, hashing, root: file(), seed: 1 };
     let (_, commands) = channel(4, Box::new(|| {}));
@@ -184,11 +185,13 @@ fn a_piece_that_finds_no_place_among_the_wanted_says_so() {
 fn what_peers_wait_for_keeps_its_place_at_the_front() {
     const PIECE: u32 = 64 << 10;
     let mut bench = bench(64 << 20, PIECE, 64 * u64::from(PIECE));
-    bench.shard.verify(TORRENT, PieceIndex(0), 32, true);
-    bench.shard.tick();
+    let shard = &mut bench.shard;
+    let contents = shard.torrents.get_mut(&TORRENT).unwrap().contents().cloned().unwrap();
+    let (io, stats) = (&mut shard.io, &mut shard.stats);
+    let (half, class, peer) = ((0, 32 * PIECE), || Class::K256, Waiter::Connection(1));
+    assert!(shard.storage.look_ahead(io, stats, TORRENT, &contents, half, class, peer));
     (0..6).for_each(|_| bench.complete(|_| Some(GOOD)));
-    assert!(bench.shard.verify.is_idle(), "half of it is in memory");
-    bench.shared.pieces.set_all_verified(false);
+    assert_eq!(bench.shard.storage.cache.bytes(), 32 * PIECE as usize, "half of it is in memory");
     for first in [0, 16] {
         bench.shard.verify(TORRENT, PieceIndex(first), 16, true);
     }
@@ -258,4 +261,63 @@ fn pieces_hashed_side_by_side_are_told_apart() {
         }
         assert_eq!(bench.shard.stats().hashed_bytes, length);
     }
+}
+
+/// Verifies a torrent whose file lies in memory like this; answers what was read of it.
+fn reads_of(memory: Option<(u8, bool)>, writes: bool) -> (Bench, usize) {
+    const PIECE: u32 = 256 << 10;
+    let mut bench = bench(64 << 20, PIECE, 20 * u64::from(PIECE) + 5_000);
+    bench.shard.io().memory = memory;
+    if writes {
+        let mut contents = contents(PIECE, &[bench.length], GOOD);
+        let folder = OwnedFile::from_os(std::fs::File::open("/").unwrap().into());
+        let (allocation, growth) = (Allocation::Sparse, Growth::new(21));
+        let folder_path = std::path::PathBuf::from("/");
+        contents.writing = Some(Writing { folder, folder_path, allocation, growth });
+        bench.shared.contents.store(Some(Arc::new(contents)));
+    }
+    bench.shard.verify(TORRENT, PieceIndex(0), u32::MAX, true);
+    bench.shard.tick();
+    for _ in 0..40 {
+        bench.complete(|_| Some(GOOD));
+    }
+    assert!(bench.shard.verify.is_idle());
+    let reads = bench.shard.stats().reads as usize;
+    (bench, reads)
+}
+
+#[test]
+fn what_lies_in_memory_is_hashed_there() {
+    let (bench, reads) = reads_of(Some((GOOD, true)), false);
+    assert_eq!((reads, bench.shared.pieces.verified_count()), (0, 21));
+    let (bench, reads) = reads_of(Some((GOOD + 1, true)), false);
+    assert_eq!((reads, bench.shared.pieces.verified_count()), (0, 0), "it is hashed");
+    let (bench, reads) = reads_of(None, false);
+    assert_eq!((reads, bench.shared.pieces.verified_count()), (21, 21));
+    let (_, reads) = reads_of(Some((GOOD, true)), true);
+    assert!(reads > 20, "what is written to is read from the file");
+}
+
+#[test]
+fn what_was_taken_from_memory_while_it_was_hashed_is_read() {
+    let (bench, reads) = reads_of(Some((0, false)), false);
+    assert_eq!((reads, bench.shared.pieces.verified_count()), (21, 21));
+    assert_eq!(bench.shard.stats().hash_failures, 0, "a torn piece is not a bad one");
+}
+
+#[test]
+fn what_only_verification_reads_leaves_the_cache() {
+    let (mut bench, _) = reads_of(None, false);
+    let zeros = 16 << 10;
+    assert_eq!(bench.shard.storage.cache.bytes(), 0);
+    assert_eq!(bench.shard.io().pool().leased_bytes(), zeros);
+    // A peer waits for a piece: what is read for it is sent from the same memory.
+    bench.shared.pieces.set_all_verified(false);
+    bench.shard.io().memory = Some((GOOD + 1, true));
+    let local = bench.shard.torrents.get_mut(&TORRENT).unwrap();
+    assert!(bench.shard.verify.want(TORRENT, PieceIndex(3), Key(1), local));
+    bench.shard.tick();
+    (0..4).for_each(|_| bench.complete(|_| Some(GOOD)));
+    assert!(bench.is_verified(3));
+    assert_eq!(bench.shard.storage.cache.bytes(), 256 << 10);
 }

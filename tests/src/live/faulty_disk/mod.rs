@@ -69,6 +69,8 @@ pub struct Trap {
 #[derive(Debug, Default)]
 struct Plan {
     failing: Vec<Step>,
+    /// Syncs of files whose name contains this are answered and not done.
+    lies: Option<String>,
     trap: Option<Trap>,
     counts: Vec<(Step, PathBuf)>,
     sprung: bool,
@@ -124,6 +126,12 @@ impl FaultyDisk {
     /// From now on these steps fail with EIO; none: all is well again.
     pub fn fail(&self, steps: &[Step]) {
         self.shared.plan().failing = steps.to_vec();
+    }
+
+    /// From now on syncs of files whose name contains `name` say that they are done, and nothing is
+    /// on the device: what a test that looks for lost writes has to notice.
+    pub fn lie_about_syncs(&self, name: &str) {
+        self.shared.plan().lies = Some(name.to_owned());
     }
 
     /// Sets a trap; the one before it is gone.
@@ -222,14 +230,19 @@ fn answer(request: &Request<'_>, backing: &mut Backing, shared: &Shared) -> Resu
     let unsynced = &shared.unsynced;
     let Some(step) = Step::of(request) else { return backing.serve(request, unsynced) };
     let path = backing.path(request);
-    let trap = {
+    let (trap, lies) = {
         let mut plan = shared.plan();
         plan.counts.push((step, path.clone()));
         if plan.failing.contains(&step) {
             return Err(Errno::IO);
         }
-        plan.springs(step, &path)
+        let lies = step == Step::Sync && plan.lies.as_ref().is_some_and(|it| is_named(&path, it));
+        (plan.springs(step, &path), lies)
     };
+    if lies {
+        trap.iter().for_each(|trap| kill(trap.pid));
+        return Ok(Vec::new());
+    }
     let Some(trap) = trap else { return backing.serve(request, unsynced) };
     let data = request.rest(40);
     match (trap.moment, step) {
@@ -246,12 +259,15 @@ fn answer(request: &Request<'_>, backing: &mut Backing, shared: &Shared) -> Resu
     Err(Errno::IO) // nobody is left to hear it
 }
 
+fn is_named(path: &Path, part: &str) -> bool {
+    path.file_name().unwrap_or_default().to_string_lossy().contains(part)
+}
+
 impl Plan {
     /// The trap, where this step is the one that it waits for.
     fn springs(&mut self, step: Step, path: &Path) -> Option<Trap> {
         let trap = self.trap.as_mut().filter(|_| !self.sprung)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if trap.step != step || !name.contains(&trap.name) {
+        if trap.step != step || !is_named(path, &trap.name) {
             return None;
         }
         trap.nth = trap.nth.saturating_sub(1);

@@ -16,7 +16,6 @@ use seedring_proto::metainfo::Metainfo;
 use super::{
     super::prepare::{Place, read_torrent},
     look::{full_path, open},
-    moving::sources,
     places,
     root::{self, Root},
 };
@@ -49,8 +48,10 @@ pub fn content(row: &Download, metainfo: &Metainfo, others: &[Place]) -> Result<
         } else if shared.contains(&whole) {
             deleted.kept.push(format!("{}: another torrent has it", whole.display()));
         } else {
-            for path in sources(row, &path) {
-                match unlink(&root, &path) {
+            let suffixed = format!("{path}{}", row.suffix);
+            let names = [&path, &suffixed].into_iter().take(1 + usize::from(suffixed != path));
+            for path in names {
+                match unlink(&root, path) {
                     Ok(true) => deleted.files += 1,
                     Ok(false) => {}
                     Err(error) => deleted.kept.push(format!("{}: {error}", whole.display())),

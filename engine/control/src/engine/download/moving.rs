@@ -10,8 +10,8 @@
 //! No --copied and hashed--> Placing --all in place--> Removing --source gone--> No, at the goal
 //! ```
 //! Each arrow is one row in the store, on disk before the next step. At any moment the row says
-//! where the whole content is, or (`Renaming`, `Placing`) that each file is at one of two places and
-//! the rest is to be brought over. What is copied counts for nothing before `Placing`.
+//! where the whole content is, or (`Renaming`, `Placing`) that each file is at one of two places
+//! and the rest is to be brought over. What is copied counts for nothing before `Placing`.
 
 use std::{
     collections::BTreeSet,

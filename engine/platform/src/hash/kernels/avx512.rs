@@ -47,8 +47,8 @@ fn prefetch(block: &Block) {
 /// Vector t of the result holds word t of each block, in the order of the blocks.
 ///
 /// Quarters of four blocks are loaded into one vector, which any of the CPU's units can merge, and
-/// not whole blocks that are shuffled into place: two units alone shuffle and rotate, and those have
-/// the most to do (6.3 GiB/s and not 5.5 on Zen 4).
+/// not whole blocks that are shuffled into place: two units alone shuffle and rotate, and those
+/// have the most to do (6.3 GiB/s and not 5.5 on Zen 4).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn words_of(blocks: &[&[Block]; N], block: usize) -> [__m512i; N] {

@@ -105,7 +105,6 @@ fn say_extension_handshake(
         upload_only: (options.upload_only && !options.hides).then_some(true),
         metadata_bytes: metadata.and_then(|metadata| u32::try_from(metadata.len()).ok()),
         listen_port: options.listen_port,
-        ..ExtensionHandshake::default()
     }
     .encode(out);
 }

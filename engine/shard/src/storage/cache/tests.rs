@@ -26,7 +26,7 @@ fn load(cache: &mut Cache, pool: &Pool, offset: u64, class: Class) {
 /// Somebody reads the whole chunk that starts here.
 fn read(cache: &mut Cache, offset: u64) {
     let Found::Ready(share, _, id) = cache.find(FILE, offset) else { panic!("not cached") };
-    cache.take(id, 0, share.len());
+    cache.take(id, 0, share.len(), false);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn reads_of_fifty(spread: i64) -> f64 {
         }
         let Found::Ready(_, start, id) = cache.find(FILE, offset) else { panic!("it is gone") };
         let from = (offset - start) as usize;
-        cache.take(id, from, from + PAGE_BYTES as usize);
+        cache.take(id, from, from + PAGE_BYTES as usize, false);
         let ahead = cache.covered_to(FILE, next as u64 * PAGE_BYTES).is_none();
         if ahead && next < CHUNKS * BLOCKS && cache.ahead_bytes() < 4 << 20 {
             loaded(&mut cache, next);
