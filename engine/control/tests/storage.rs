@@ -267,7 +267,7 @@ fn what_is_there_already_is_not_written_over() {
     assert!(is(&report, "file", "seeding"));
     assert_eq!(fs::read_to_string(done.join("file")).unwrap(), "another");
     assert_eq!(fs::read(site.path("save/file")).unwrap(), item.bytes);
-    assert_eq!(source.site.path("content/file").exists(), true);
+    assert!(source.site.path("content/file").exists());
     engine.stop();
 }
 
