@@ -34,13 +34,18 @@ struct Swarm {
 
 impl Swarm {
     fn new(test: &str) -> Result<Self> {
+        Self::in_pieces(test, 0)
+    }
+
+    /// 0: of the size that libtorrent chooses.
+    fn in_pieces(test: &str, piece_bytes: u32) -> Result<Self> {
         let scratch = Scratch::new(TMP, test)?;
         let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
         let network = Network::new(5)?;
         let host = network.host(TRACKER);
         let torrent = scratch.path().join("foreign.torrent");
         let announce = format!("http://{}:6969/announce", host.address());
-        let info_hash = make_torrent(&content, &announce, &torrent, 0)?;
+        let info_hash = make_torrent(&content, &announce, &torrent, piece_bytes)?;
         let tracker = Opentracker::start(&host, &scratch.folder("tracker")?, &[&info_hash])?;
         let copy = scratch.folder("engine-copy")?;
         Ok(Self { torrent, info_hash, content, copy, tracker, network, scratch })
@@ -171,5 +176,74 @@ fn two_halves_make_a_whole() -> Result<()> {
     for half in halves {
         half.stop()?;
     }
+    Ok(())
+}
+
+/// Files beneath a folder that are not hidden.
+fn visible(folder: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().context("an entry has a name")?.to_string_lossy().into_owned();
+        match path.is_dir() {
+            _ if name.starts_with('.') => {}
+            true => found.extend(visible(&path)?),
+            false => found.push(name),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A piece at the border of a wanted file is fetched whole, once, and the file beside it is not
+/// made before it is wanted.
+#[test]
+fn unwanted_files_are_made_when_they_are_wanted() -> Result<()> {
+    let mut swarm = Swarm::new("download_unwanted")?;
+    let _seed = swarm.seed(Client::Transmission)?;
+    let (folder, host) = (swarm.scratch.folder("engine")?, swarm.network.host(ENGINE));
+    let source = Source::Torrent(&swarm.torrent);
+    let more = "    only: [\"deep.bin\"]\n";
+    let mut engine = Downloader::start_with(&host, &folder, source, &swarm.copy, more)?;
+    engine.wait_complete(LIMIT)?;
+    let made = visible(&swarm.copy)?;
+    ensure!(made == ["deep.bin"], "made: {made:?}");
+    let before = engine.number("downloaded_bytes");
+    ensure!(before < 4 << 20, "{before} bytes were fetched for one small file");
+    engine.command(&["files", &swarm.info_hash, "--priority", "4", "*"])?;
+    engine.wait("all files", LIMIT, |torrent| {
+        torrent["state"] == "seeding" && torrent["pieces_verified"] == torrent["pieces"]
+    })?;
+    swarm.check_copy()?;
+    let fetched = engine.number("downloaded_bytes");
+    let most = swarm.content.bytes() + (256 << 10);
+    ensure!(fetched <= most, "{fetched} bytes were fetched, at most {most} are needed");
+    let parts = swarm.copy.join(".seedring-parts");
+    ensure!(!parts.exists(), "{} is left", parts.display());
+    Ok(())
+}
+
+/// Pieces of 4 MiB, one of which is in the middle when the engine stops.
+#[test]
+fn a_stop_in_the_middle_of_a_piece_has_little_fetched_twice() -> Result<()> {
+    let mut swarm = Swarm::in_pieces("download_stopped", 4 << 20)?;
+    let (seed, host) = (swarm.scratch.folder("seed")?, swarm.network.host(SEED));
+    let seed = ControlledSeed::slow(&host, &seed, &swarm.content, &swarm.torrent, 2 << 20)?;
+    swarm.tracker.wait_for(&swarm.info_hash, 1, 0).context("the seed's announce")?;
+    for stop_at in [3_000_000, 9_000_000] {
+        let mut engine = swarm.download()?;
+        engine.wait("a part", LIMIT, |torrent| {
+            torrent["downloaded_bytes"].as_u64() > Some(stop_at)
+        })?;
+        engine.process().terminate(Duration::from_secs(20))?;
+    }
+    seed.unleash()?;
+    let mut engine = swarm.download()?;
+    engine.wait_complete(LIMIT)?;
+    swarm.check_copy()?;
+    drop(engine);
+    let (sent, bytes) = (seed.stop()?, swarm.content.bytes());
+    println!("{sent} bytes were sent of {bytes}");
+    ensure!(sent < bytes + (2 << 20), "{sent} bytes were sent of {bytes}");
     Ok(())
 }

@@ -195,8 +195,8 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     let database = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
     let back = "ALTER TABLE made DROP COLUMN options; ALTER TABLE made DROP COLUMN made_at;
                 ALTER TABLE torrents DROP COLUMN downloaded_bytes;
-                ALTER TABLE torrents DROP COLUMN paused; DROP TABLE downloads;
-                ALTER TABLE torrents DROP COLUMN kept;
+                ALTER TABLE torrents DROP COLUMN paused;
+                ALTER TABLE torrents DROP COLUMN kept; DROP TABLE downloads;
                 PRAGMA user_version = 1;";
     database.execute_batch(back).unwrap();
     drop(database);
@@ -204,6 +204,35 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     let expected = Record { downloaded_bytes: 0, paused: false, kept: Vec::new(), ..record(11) };
     assert_eq!(loaded.torrents[&InfoHash([4; 20])], expected);
     assert_eq!(loaded.made[Path::new("/srv")][0].options, [0; 20], "equal to no folder's options");
+}
+
+#[test]
+fn a_download_of_the_third_schema_stays_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(dir.path()).unwrap();
+    let hash = InfoHash([4; 20]);
+    store.save(hash, record(11));
+    store.save_download(hash, download("/srv/ä"));
+    drop(store);
+    let database = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
+    for column in ["allocation", "suffix", "chosen", "goal", "goal_root", "moving"] {
+        let back = format!("ALTER TABLE downloads DROP COLUMN {column}");
+        database.execute_batch(&back).unwrap();
+    }
+    let back = "ALTER TABLE torrents DROP COLUMN kept; PRAGMA user_version = 3;";
+    database.execute_batch(back).unwrap();
+    drop(database);
+    let (_store, loaded) = Store::open(dir.path()).unwrap();
+    assert_eq!(loaded.torrents[&hash], Record { kept: Vec::new(), ..record(11) });
+    let expected = Download {
+        allocation: Allocation::Sparse,
+        suffix: String::new(),
+        chosen: None,
+        goal: None,
+        moving: Moving::No,
+        ..download("/srv/ä")
+    };
+    assert_eq!(loaded.downloads[&hash], expected);
 }
 
 #[test]
