@@ -1,8 +1,9 @@
 //! Pieces in part that outlive a stop or a crash, and the rate at which downloads ask.
 //!
 //! Owns: what a stop, and the loss of power at any moment, may cost of what was gathered.
-//! Never: real time, files or sockets. Flow: a swarm downloads -> ends -> the disk as it was left ->
-//! another swarm goes on with what the store would have. `SEEDRING_SIM_SEEDS` says how many seeds.
+//! Never: real time, files or sockets. Flow: a swarm downloads -> ends -> the disk as it was left
+//! -> another swarm goes on with what the store would have. `SEEDRING_SIM_SEEDS` says how many
+//! seeds.
 
 use std::{net::SocketAddr, rc::Rc, sync::atomic::Ordering, time::Duration};
 

@@ -222,8 +222,8 @@ fn open(path: &Path) -> Result<(Connection, Loaded), Error> {
 
 fn load(database: &Connection) -> rusqlite::Result<Loaded> {
     let mut loaded = Loaded::default();
-    let columns = "info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused, \
-         kept";
+    let columns = "info_hash, name, uploaded_bytes, verified, stamps, added_at, \
+                   downloaded_bytes, paused, kept";
     let mut rows = database.prepare(&format!("SELECT {columns} FROM torrents"))?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {

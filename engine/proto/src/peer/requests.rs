@@ -3,11 +3,11 @@
 //! matches what comes; the clock says what is late.
 //!
 //! The pipeline holds what the peer sends in its round trip and [`AHEAD`] (or [`AHEAD_BYTES_MAX`])
-//! more, so that it never runs dry: bandwidth times delay (both measured), from [`DEPTH_MIN`] blocks
-//! to the peer's `reqq`. It begins small and grows by a block for each that comes while the rate
-//! still grows, as TCP's slow start does, at most to twice of what the rate so far calls for: a peer
-//! that is fast is found out in a few round trips, and one that is slow does not hold much that
-//! others could bring sooner.
+//! more, so that it never runs dry: bandwidth times delay (both measured), from [`DEPTH_MIN`]
+//! blocks to the peer's `reqq`. It begins small and grows by a block for each that comes while the
+//! rate still grows, as TCP's slow start does, at most to twice of what the rate so far calls for:
+//! a peer that is fast is found out in a few round trips, and one that is slow does not hold much
+//! that others could bring sooner.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! Pieces in part, kept on disk: what is gathered is not fetched twice.
 //!
 //! Owns: each torrent's file of blocks as this shard writes and reads it, which pieces are kept.
-//! Never: content (what is here was not hashed yet, so it lies in a file of its own and no late write
-//! of it can meet a good piece). Flow: a download ends, or a piece has been slow for long -> blocks
-//! to the file -> synced -> control hears and stores which; at the next start -> `Kept` -> whoever
-//! claims the piece reads them back. The hash of the whole piece decides, as always.
+//! Never: content (what is here was not hashed yet, so it lies in a file of its own and no late
+//! write of it can meet a good piece). Flow: a download ends, or a piece has been slow for long ->
+//! blocks to the file -> synced -> control hears and stores which; at the next start -> `Kept` ->
+//! whoever claims the piece reads them back. The hash of the whole piece decides, as always.
 
 mod left;
 

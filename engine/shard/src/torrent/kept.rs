@@ -4,9 +4,9 @@
 //! Never: reads or writes it. Flow: control says what is left; the shard that claims such a piece
 //! takes it up; a shard that keeps a piece takes a slot.
 //!
-//! The file lies in the torrent's folder for parts and has a slot of a piece's length for each piece
-//! that is kept, wherever in the torrent that piece is. It is no content: what is in it counts only
-//! once the whole piece was hashed.
+//! The file lies in the torrent's folder for parts and has a slot of a piece's length for each
+//! piece that is kept, wherever in the torrent that piece is. It is no content: what is in it
+//! counts only once the whole piece was hashed.
 
 use seedring_proto::units::{BLOCK_BYTES, PieceIndex};
 
