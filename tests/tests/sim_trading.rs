@@ -1,11 +1,12 @@
 //! Simulated swarms in which who gives what to whom is looked at.
 //!
-//! Owns: super seeding. Never: real time, files or sockets.
+//! Owns: super seeding, pieces that are lost. Never: real time, files or sockets.
 //! Flow: engines in one world -> run -> what each has given.
 
 use std::time::Duration;
 
-use seedring_shard::torrent::Shared;
+use seedring_proto::{swarm::picker::Pieces, units::PieceIndex};
+use seedring_shard::torrent::{Choice, Shared};
 use seedring_tests::sim::{
     Faults, Link, Rng, World,
     fleet::Fleet,
@@ -84,5 +85,31 @@ fn one_peer_alone_gets_all_of_a_super_seed_at_the_rate_of_a_plain_one() {
     let took = load(&mut fleet);
     assert!(took < Duration::from_secs(15), "{took:?}, the ideal is 12 s");
     assert_eq!(fleet.engines[0].uploaded_bytes(), bytes);
+    assert_eq!(fleet.stop(), Vec::<String>::new());
+}
+
+/// A file that is another one than it was: each piece that is asked for fails, and is taken back.
+#[test]
+fn what_a_seed_finds_bad_is_taken_back_from_those_who_heard_of_it() {
+    let bytes = 1 << 20;
+    let unverified = |shared: &Shared| shared.pieces.set_all_verified(false);
+    let mut fleet = fleet(2, bytes, Plan::default(), unverified);
+    let seed = &mut fleet.engines[0];
+    let (known, root) = (seed.torrents[0].0.clone(), seed.root);
+    seed.spoilt.insert(known.id);
+    fleet.world.with_disk(|disk| {
+        let node = disk.find(root, known.path(0).as_bytes()).expect("it was written");
+        disk.change(node, 7, 0);
+    });
+    let counted = |fleet: &Fleet| -> Vec<u32> {
+        let loading = &fleet.engines[1].loadings.all[0];
+        let choice = Choice { download: &loading.download, had: &loading.shared.pieces };
+        (0..choice.count()).map(|piece| choice.availability(PieceIndex(piece))).collect()
+    };
+    fleet.run(fleet.world.now() + Duration::from_secs(2), |fleet| counted(fleet)[0] > 0);
+    let none = |fleet: &Fleet| counted(fleet).iter().all(|peers| *peers == 0);
+    let until = fleet.world.now() + Duration::from_secs(120);
+    assert!(fleet.run(until, none), "{:?}, {}", counted(&fleet), fleet.state());
+    assert_eq!(fleet.engines[1].connections(), 1, "it stays");
     assert_eq!(fleet.stop(), Vec::<String>::new());
 }

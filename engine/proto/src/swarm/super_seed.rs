@@ -4,7 +4,8 @@
 //!
 //! A seed that begins a swarm wants to send each piece about once, and have its peers spread it. So
 //! it says that it has nothing, and shows each peer one piece that nobody has or is getting. It
-//! shows the next when it hears of that piece from somebody else: whoever passes on gets more.
+//! shows the next when it hears of that piece from somebody else. Whoever passes on is shown more
+//! at a time, since some clients look but every 10 s for what a peer has.
 //!
 //! That a peer has what it was shown it need not say to one that has it too, so it counts as had
 //! when all of it was served.
@@ -29,6 +30,12 @@ pub const FETCH_WITHIN: Duration = Duration::from_secs(60);
 pub const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// Pieces shown at a time to a peer that is alone: it need not wait a round trip for each.
 const AHEAD_ALONE: usize = 4;
+/// Who is alone for so long is shown everything: there is nobody to begin a swarm with.
+pub const ALONE_AFTER: Duration = Duration::from_secs(10);
+/// As many in one call at most.
+const SHOWN_MAX: usize = 1_024;
+/// Pieces that a peer which passes on has at a time, fetched or to be passed on.
+const CREDIT_MAX: usize = 8;
 /// Pieces looked at for one that a peer lacks.
 const LOOKED_AT_MAX: usize = 256;
 
@@ -51,6 +58,8 @@ struct Leech {
     /// Had by it and nobody else; with the time.
     passing: Vec<(PieceIndex, Duration)>,
     gained_at: Duration,
+    /// Pieces that it may have at a time, fetched from us or not passed on yet.
+    credit: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +107,7 @@ pub struct SuperSeed<K> {
     queue: VecDeque<PieceIndex>,
     /// A peer has got everything, or had it.
     over: bool,
+    alone_since: Option<Duration>,
     /// A peer came that had everything: somebody else seeds.
     others_seed: bool,
 }
@@ -116,6 +126,7 @@ impl<K: Copy + Ord> SuperSeed<K> {
             leeches: BTreeMap::new(),
             queue: order.into(),
             over: false,
+            alone_since: None,
             others_seed: false,
         }
     }
@@ -125,7 +136,8 @@ impl<K: Copy + Ord> SuperSeed<K> {
         let bits = || Bits::new(self.pieces.len());
         let (has, shown) = (bits(), bits());
         let (fetching, passing) = (Vec::new(), Vec::new());
-        let leech = Leech { has, has_count: 0, shown, fetching, passing, gained_at: now };
+        let leech =
+            Leech { has, has_count: 0, shown, fetching, passing, gained_at: now, credit: 1 };
         self.leeches.insert(key, leech);
     }
 
@@ -141,16 +153,16 @@ impl<K: Copy + Ord> SuperSeed<K> {
         state.seen += 1;
         if state.seen == 1 && leech.shown.has(piece) {
             leech.passing.push((piece, now));
-        } else {
-            let passed_on =
-                |leech: &mut Leech| leech.passing.retain(|(passed, _)| *passed != piece);
-            self.leeches.values_mut().for_each(passed_on);
         }
-        // Who was shown it need not fetch it from us any more, or has.
-        for leech in self.leeches.values_mut() {
-            let before = leech.fetching.len();
+        // Whom else it was shown to passed it on, or need not fetch it from us any more.
+        for (other, leech) in &mut self.leeches {
+            let before = (leech.fetching.len(), leech.passing.len());
             leech.fetching.retain(|fetching| fetching.piece != piece);
-            self.pieces[piece.0 as usize].fetched_by -= (before - leech.fetching.len()) as u16;
+            leech.passing.retain(|(passed, _)| *passed != piece || *other == key);
+            self.pieces[piece.0 as usize].fetched_by -= (before.0 - leech.fetching.len()) as u16;
+            if *other != key && before != (leech.fetching.len(), leech.passing.len()) {
+                leech.credit = (leech.credit + 1).min(CREDIT_MAX);
+            }
         }
         self.look_for_end(key);
     }
@@ -237,12 +249,16 @@ impl<K: Copy + Ord> SuperSeed<K> {
         let offered = |piece| bytes(piece).is_some();
         self.give_up_unfetched(now);
         let mut shown = Vec::new();
-        let alone = self.leeches.len() == 1;
         let keys: Vec<K> = self.keys().collect();
+        match keys[..] {
+            [_] => _ = self.alone_since.get_or_insert(now),
+            _ => self.alone_since = None,
+        }
         for key in keys {
-            while self.may_have_more(key, alone, now) {
+            while shown.len() < SHOWN_MAX && self.may_have_more(key, now) {
                 let needed = self.take_needed(key, &offered);
-                let Some(piece) = needed.or_else(|| self.help(key, alone, now, &offered)) else {
+                let helped = needed.is_none();
+                let Some(piece) = needed.or_else(|| self.help(key, now, &offered)) else {
                     break;
                 };
                 let leech = self.leeches.get_mut(&key).expect("invariant: a key of now");
@@ -251,16 +267,24 @@ impl<K: Copy + Ord> SuperSeed<K> {
                 leech.fetching.push(Fetching { piece, since: now, left });
                 self.pieces[piece.0 as usize].fetched_by += 1;
                 shown.push((key, piece));
+                if helped {
+                    break; // each such look goes through all pieces
+                }
             }
         }
         shown
     }
 
-    fn may_have_more(&self, key: K, alone: bool, now: Duration) -> bool {
+    fn may_have_more(&self, key: K, now: Duration) -> bool {
         let leech = &self.leeches[&key];
-        let ahead = if alone { AHEAD_ALONE } else { 1 };
-        let waits = |(_, since): &(PieceIndex, Duration)| now.saturating_sub(*since) < PATIENCE;
-        leech.fetching.len() < ahead && (alone || !leech.passing.iter().any(waits))
+        let waits = |(_, since): &&(PieceIndex, Duration)| now.saturating_sub(*since) < PATIENCE;
+        match self.alone_since {
+            Some(since) if now.saturating_sub(since) >= ALONE_AFTER => true,
+            Some(_) => leech.fetching.len() < AHEAD_ALONE,
+            None => {
+                leech.fetching.len() + leech.passing.iter().filter(waits).count() < leech.credit
+            }
+        }
     }
 
     /// The next piece that nobody has or is getting, and that this peer may be shown.
@@ -291,13 +315,12 @@ impl<K: Copy + Ord> SuperSeed<K> {
     fn help(
         &self,
         key: K,
-        alone: bool,
         now: Duration,
         offered: &impl Fn(PieceIndex) -> bool,
     ) -> Option<PieceIndex> {
         let leech = &self.leeches[&key];
         let stuck = now.saturating_sub(leech.gained_at) >= STUCK_AFTER;
-        if !stuck && !alone {
+        if !stuck && self.alone_since.is_none() {
             return None;
         }
         let lacks = |piece: &PieceIndex| {

@@ -319,7 +319,9 @@ impl<I: Io> Shard<I> {
         if !fetch.partials.is_empty() || !fetch.download.is_complete(&fetch.shared.pieces) {
             return;
         }
-        fetch.complete = true;
+        if !std::mem::replace(&mut fetch.complete, true) {
+            self.rechoke_soon();
+        }
         self.downloads.writer.look_soon();
         if self.downloads.writer.is_synced(id) {
             self.tell(Event::Complete(id));

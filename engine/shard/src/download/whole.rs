@@ -194,10 +194,6 @@ impl<I: Io> Shard<I> {
         shared.pieces.set_verified(piece, true);
         let news = shared.pieces.set_offered(piece, true);
         download.release(piece, self.options.shard);
-        let fetch = self.downloads.torrents.get(&shared.id);
-        if fetch.is_some_and(|fetch| fetch.partials.is_empty()) {
-            self.downloads.look_at = Duration::ZERO; // it may be the last one
-        }
         if news && shared.connections.load(Ordering::Relaxed) > 0 {
             self.tell(Event::Offered { torrent: shared.id, piece });
         }

@@ -115,6 +115,19 @@ fn a_peer_that_is_alone_gets_all_without_waiting() {
 }
 
 #[test]
+fn who_stays_alone_is_shown_everything() {
+    let mut swarm = Swarm::new(3_000, 1, 1);
+    assert_eq!(swarm.seed.next(swarm.now, |_| Some(100)).len(), AHEAD_ALONE);
+    swarm.now += ALONE_AFTER;
+    let mut shown = AHEAD_ALONE;
+    for _ in 0..3 {
+        shown += swarm.seed.next(swarm.now, |_| Some(100)).len();
+    }
+    assert_eq!(shown, 3_000);
+    assert_eq!(swarm.seed.next(swarm.now, |_| Some(100)), []);
+}
+
+#[test]
 fn who_passes_nothing_on_waits_for_each_piece() {
     let mut swarm = Swarm::new(50, 4, 1);
     swarm.selfish = vec![3];
@@ -150,7 +163,7 @@ fn the_next_is_shown_when_another_peer_has_it() {
     assert_eq!(swarm.seed.next(swarm.now, |_| Some(100)), []);
     swarm.get(other, piece);
     let next = swarm.seed.next(swarm.now, |_| Some(100));
-    assert_eq!(next.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [key]);
+    assert_eq!(next.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [key; 2], "it passed one on");
     swarm.now += FETCH_WITHIN;
     let later = swarm.seed.next(swarm.now, |_| Some(100));
     assert!(later.iter().any(|(key, _)| *key == other), "it does not want what it was shown");

@@ -64,10 +64,6 @@ impl<I: Io> Shard<I> {
         let (torrent, download, path) = (entry.torrent, entry.download.clone(), entry.path());
         match result {
             Ok(()) => {
-                let fetch = self.downloads.torrents.get(&torrent);
-                if fetch.is_some_and(|fetch| fetch.complete) {
-                    self.downloads.look_at = Duration::ZERO; // control waits for this
-                }
                 for piece in pieces {
                     let Some(left) = writer.unsynced.get_mut(&(torrent, piece)) else { continue };
                     *left -= 1;
