@@ -6,8 +6,8 @@
 use anyhow::{Context, Result, ensure};
 use seedring_tests::interop::seeder::make_torrent;
 use seedring_tests::interop::{
-    Content, Downloader, Host, Network, Opentracker, Process, Scratch, Shape, python, script,
-    wait_until,
+    Content, Downloader, Host, Network, Opentracker, Process, Scratch, Shape, Source, python,
+    script, wait_until,
 };
 use seedring_tests::live::torrent::PIECE_BYTES;
 use seedring_tests::live::{Engine, Manner, Message, Peer, Seed, SingleFile, loopback_address};
@@ -153,7 +153,8 @@ fn the_engine_learns_of_a_seed_by_peer_exchange() -> Result<()> {
 
     let (folder, copy) = (setup.scratch.folder("engine")?, setup.scratch.folder("copy")?);
     let engine_host = setup.network.host(ENGINE);
-    let mut engine = Downloader::start(&engine_host, &folder, &setup.torrent, &copy)?;
+    let mut engine =
+        Downloader::start(&engine_host, &folder, Source::Torrent(&setup.torrent), &copy)?;
     let mut named = Value::Null;
     let found = wait_until("the engine to find the seed", LIMIT, || {
         engine.process().check_running()?;
@@ -284,7 +285,8 @@ fn forty_thousand_addresses_cost_nobody_anything() -> Result<()> {
     let file = Arc::new(SingleFile::make(&folder, "file.bin", length, "")?);
     let yaml = format!("torrents:\n{}", file.download_entry(&copy)?);
     let mut engine = Engine::start(scratch.path(), loopback_address(), &yaml)?;
-    let start = |manner| Seed::start(&file, engine.address(), loopback_address(), manner);
+    let address = engine.address();
+    let start = |manner| Seed::start(&file, address, loopback_address(), manner);
     let flooders: Vec<Seed> = (0..4).map(|_| start(Manner::FloodsPex)).collect();
     flooders.iter().for_each(|seed| seed.set_rate(1));
     wait_until("the floods", Duration::from_secs(15), || {

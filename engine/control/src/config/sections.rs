@@ -31,9 +31,9 @@ pub struct Limits {
     /// Connections of one torrent, unless that torrent says otherwise.
     #[schemars(range(min = 1, max = 1000000))]
     pub connections_per_torrent: u32,
-    /// Connections of one torrent to one address, those that it opened included, or unlimited. Holds
-    /// for addresses of the internet: behind one of a local network may be a router or a proxy, and
-    /// with it everybody.
+    /// Connections of one torrent to one address, those that it opened included, or unlimited.
+    /// Holds for addresses of the internet: behind one of a local network may be a router or a
+    /// proxy, and with it everybody.
     pub connections_per_ip: CountLimit,
     /// Peers served at the same time, of all torrents together; the others wait their turn (choke).
     pub upload_slots: CountLimit,

@@ -1,8 +1,9 @@
 //! Whom each torrent knows and is connected to: who is dialled, and who is told of whom.
 //!
-//! Owns: a roster and a book a torrent (proto decides), the engine's bans, whose turn it is to dial.
-//! Never: sockets; shards dial and close. Flow: tracker, leech, magnet or peer -> learn -> a turn ->
-//! Command::Dial -> Event::Dialed -> roster; connections open and close -> book -> shards.
+//! Owns: a roster and a book a torrent (proto decides), the engine's bans, whose turn it is to
+//! dial. Never: sockets; shards dial and close.
+//! Flow: tracker, leech, magnet or peer -> learn -> a turn -> Command::Dial -> Event::Dialed ->
+//! roster; connections open and close -> book -> shards.
 
 mod dial;
 mod turns;
@@ -133,11 +134,11 @@ impl Peers {
         }
     }
 
-    /// It has no room to dial: not its turn before `at`, unless something changes there.
-    fn rest(&mut self, id: TorrentId, at: Duration) {
-        let roster = self.swarms.get(&id).and_then(|swarm| swarm.roster.as_ref());
-        if let Some(due) = roster.and_then(|roster| roster.due()) {
-            self.turns.due(id, Some(due.max(at)));
+    /// It did not dial in its turn. If that was for want of room, it is not its turn again before
+    /// `at`, unless something changes there.
+    fn rest(&mut self, id: TorrentId, now: Duration, at: Duration) {
+        if self.could_dial(id, now) {
+            self.turns.due(id, Some(at));
         }
     }
 

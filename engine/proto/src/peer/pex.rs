@@ -24,8 +24,8 @@ use crate::wire::pex::{CONTACTS_MAX, Contact, Flags, PexMessage};
 pub const INTERVAL: Duration = Duration::from_secs(60);
 /// Before the first message, so that it tells also of those who joined in the same moment.
 pub const FIRST_AFTER: Duration = Duration::from_secs(5);
-/// Peers that are here and told of: where there are more, those that came last, so that the newcomers
-/// of a large swarm are not all sent to the same few.
+/// Peers that are here and told of: where there are more, those that came last, so that the
+/// newcomers of a large swarm are not all sent to the same few.
 const HERE_MAX: usize = 200;
 /// Peers that left, kept to be told as dropped; the oldest are forgotten first. Who is not told
 /// tries an address in vain, no more.

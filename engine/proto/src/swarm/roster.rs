@@ -4,9 +4,9 @@
 //! addresses to dial; what became of each -> `dialled`.
 //!
 //! - Order: fewest failures first, then canonical peer priority (BEP 40).
-//! - Connections to one IP address are bounded, with incoming ones counted ([`Roster::accept`]), and
-//!   so is what one address or network may have in here. Addresses of local networks are not: many
-//!   may be behind one.
+//! - Connections to one IP address are bounded, with incoming ones counted ([`Roster::accept`]),
+//!   and so is what one address or network may have in here. Addresses of local networks are not:
+//!   many may be behind one.
 //! - A connection ends a row of failures only if it lasted; retries are spread by a seed.
 //! - In a full roster who failed most goes first, then who was named by the least trusted source,
 //!   so that what peers tell cannot displace what the tracker said.
