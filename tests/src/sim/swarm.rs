@@ -282,6 +282,18 @@ impl Swarm {
         }
     }
 
+    /// A shard told that a connection came, or that it is gone: each in its turn.
+    fn came(&mut self, shard: usize, torrent: TorrentId, address: SocketAddr, came: bool) {
+        let connection = (shard, torrent, address);
+        let changed = match came {
+            true => self.here.insert(connection),
+            false => self.here.remove(&connection),
+        };
+        if !changed {
+            self.world.violation(format!("{connection:?} came or left twice ({came})"));
+        }
+    }
+
     /// What control does: loads contents that are asked for, drops those that are not needed.
     fn listen(&mut self, at: usize) {
         while let Some(event) = self.seats[at].events.receive() {
@@ -307,16 +319,8 @@ impl Swarm {
                     self.dialed.push(outcome);
                     self.dial_failed(at, torrent, address, outcome);
                 }
-                Event::Accepted { torrent, address, .. } => {
-                    if !self.here.insert((at, torrent, address)) {
-                        self.world.violation(format!("{address} came twice to shard {at}"));
-                    }
-                }
-                Event::Left { torrent, address, .. } => {
-                    if !self.here.remove(&(at, torrent, address)) {
-                        self.world.violation(format!("{address} left shard {at} unseen"));
-                    }
-                }
+                Event::Accepted { torrent, address, .. } => self.came(at, torrent, address, true),
+                Event::Left { torrent, address, .. } => self.came(at, torrent, address, false),
                 Event::Offered { torrent, piece } => self.offered(torrent, piece),
                 Event::Lost { torrent, piece } => {
                     self.tell_all(|| Command::Lost { torrent, piece });

@@ -133,11 +133,11 @@ impl Peers {
         }
     }
 
-    /// It has no room to dial: not its turn before `at`, unless something changes there.
-    fn rest(&mut self, id: TorrentId, at: Duration) {
-        let roster = self.swarms.get(&id).and_then(|swarm| swarm.roster.as_ref());
-        if let Some(due) = roster.and_then(|roster| roster.due()) {
-            self.turns.due(id, Some(due.max(at)));
+    /// It did not dial in its turn. If that was for want of room, it is not its turn again before
+    /// `at`, unless something changes there.
+    fn rest(&mut self, id: TorrentId, now: Duration, at: Duration) {
+        if self.could_dial(id, now) {
+            self.turns.due(id, Some(at));
         }
     }
 

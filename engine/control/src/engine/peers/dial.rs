@@ -47,7 +47,7 @@ impl Engine {
             let Some(id) = self.peers.turns.next(open < max.div_ceil(2)) else { break };
             match self.turn_to_dial(id, room) {
                 // Full, halted or away.
-                0 => self.peers.rest(id, now + REST),
+                0 => self.peers.rest(id, now, now + REST),
                 begun => {
                     room = room.saturating_sub(begun);
                     self.peers.turns.begun(begun);

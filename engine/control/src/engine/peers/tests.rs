@@ -39,6 +39,28 @@ fn an_address_is_dialled_once_and_rests_after_a_failure() {
     assert!(due(&mut peers, FACTS, secs(9_999)).is_empty());
 }
 
+/// A turn that finds nothing to dial yet puts nothing off; one that finds no room does.
+#[test]
+fn who_has_no_room_waits_and_who_has_it_keeps_its_time() {
+    let mut peers = peers();
+    let is_ready = |peers: &mut Peers, now| {
+        peers.turns.gather(now, |_| true);
+        peers.turns.next(true) == Some(FACTS.id)
+    };
+    peers.learn(FACTS, &[address("40.0.0.2:1")], Source::Tracker, secs(12));
+    assert!(is_ready(&mut peers, secs(10)), "to be looked at");
+    assert!(due(&mut peers, FACTS, secs(10)).is_empty());
+    peers.rest(FACTS.id, secs(10), secs(20));
+    assert!(!is_ready(&mut peers, secs(11)) && is_ready(&mut peers, secs(12)));
+    peers.known_roster(FACTS, |roster| roster.next(secs(12), 0, &mut Vec::new()));
+    peers.rest(FACTS.id, secs(12), secs(22));
+    assert!(!is_ready(&mut peers, secs(21)) && is_ready(&mut peers, secs(22)));
+    // News of the torrent bring its turn forward.
+    peers.rest(FACTS.id, secs(22), secs(32));
+    peers.learn(FACTS, &[address("40.0.1.2:1")], Source::Tracker, secs(0));
+    assert!(is_ready(&mut peers, secs(23)));
+}
+
 #[test]
 fn a_connected_peer_rests_and_its_end_is_told_once() {
     let mut peers = peers();
