@@ -34,8 +34,10 @@ const LINK: Link = Link {
 const PIECE_BYTES: u32 = 128 << 10;
 const HOURS: Duration = Duration::from_secs(4 * 3_600);
 
-/// The goal is 1.3, and 2.3 is what 12 engines need: the first one gives the same piece to several.
-const RATIO_MAX: f64 = 2.6;
+/// The goal is 1.3. 1.34 is what 12 engines need and 1.91 what 50 do: in each case as often as the
+/// seed gives a copy, since many take the same rare piece of it at once.
+const RATIO_MAX: f64 = 1.6;
+const RATIO_MAX_OF_MANY: f64 = 2.2;
 const FAIRNESS_MIN: f64 = 0.9;
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -95,7 +97,8 @@ fn a_swarm_of_engines_completes_near_the_ideal_and_evenly() {
         ideal.as_secs_f64(),
     );
     assert!(fleet.engines.iter().all(|engine| engine.had_and_not_there().is_empty()));
-    assert!(ratio < RATIO_MAX, "{took:?}, the ideal is {ideal:?}");
+    let ratio_max = if engines > ENGINES { RATIO_MAX_OF_MANY } else { RATIO_MAX };
+    assert!(ratio < ratio_max, "{took:?}, the ideal is {ideal:?}");
     assert!(fair >= FAIRNESS_MIN, "{fair}: {given:?}");
     assert_eq!(fleet.stop(), Vec::<String>::new());
 }
