@@ -7,7 +7,7 @@
 //! A file goes past the page cache where its pieces start at pages ([`Contents::is_direct`]); what
 //! is left of its last page goes through a descriptor of its own, which is buffered, so that direct
 //! and buffered transfers do not meet in a page (the kernel then fails the next sync). Others go
-//! through the page cache (decision 0011). A file is synced 4 s or 48 MiB after its first write
+//! through the page cache (decision 0012). A file is synced 4 s or 48 MiB after its first write
 //! that is not, which bounds what a crash may cost (D3: 5 s, 64 MiB).
 //!
 //! A failed sync is final: all that was written since the last good one is not had any more.
