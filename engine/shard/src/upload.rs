@@ -371,8 +371,8 @@ impl<I: Io> Serving<'_, I> {
         }
     }
 
-    /// Where the pieces end that are here from `at` on; at most `limit`. Of others the files may not
-    /// be there, and a read that nobody asked for must not make that a trouble of the torrent.
+    /// Where the pieces end that are here from `at` on; at most `limit`. Of others the files may
+    /// not be there, and a read that nobody asked for must not make that a trouble of the torrent.
     fn here_until(&self, at: u64, limit: u64) -> u64 {
         let (layout, pieces) = (&self.contents.layout, &self.local.shared.pieces);
         let (piece_bytes, limit) = (u64::from(layout.piece_bytes), limit.min(layout.total_bytes));

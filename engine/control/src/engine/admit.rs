@@ -62,6 +62,7 @@ impl Engine {
         for id in admitted {
             self.begin(id).await;
         }
+        self.answer_added();
     }
 
     fn admit(&mut self, mut prepared: Prepared) -> Option<TorrentId> {
@@ -188,6 +189,10 @@ impl Engine {
             self.announce(id).await;
         }
         self.shards.send_all(|| Command::Look(id));
+        if missing {
+            self.peers.begin_anew(id, Instant::now());
+            self.dial_due(id);
+        }
     }
 
     /// A torrent leaves: peers, trackers (`stopped` with the last totals), listings. What is known

@@ -107,6 +107,8 @@ pub(crate) struct Engine {
     notes: (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
     stats: Vec<Option<Stats>>,
     peer_requests: HashMap<TorrentId, Vec<status::PeerRequest>>,
+    /// Torrents just added whose commands wait until others find them.
+    unanswered: Vec<commands::Unanswered>,
     /// Folders being hashed, by name.
     made_progress: HashMap<String, Progress>,
     began: Instant,
@@ -216,6 +218,7 @@ impl Engine {
         self.verify_due();
         self.pending.retry(Instant::now());
         self.prepare_next();
+        self.answer_added();
         self.dial_again();
         self.downloads_second().await;
         self.shards.send_all(|| seedring_shard::Command::Report);

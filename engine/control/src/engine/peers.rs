@@ -142,6 +142,18 @@ impl PeerBooks {
         book.next = None;
     }
 
+    /// The torrent begins anew: resumed, hashed again, or more of it is wanted. Whoever was left
+    /// for that may be dialled now; a dial that is due within moments keeps its time.
+    pub fn begin_anew(&mut self, id: TorrentId, now: Instant) {
+        let Some(book) = self.books.get_mut(&id) else { return };
+        for entry in book.entries.values_mut() {
+            if entry.again.is_some_and(|at| at > now + LATER) {
+                *entry = Entry { failures: 0, again: Some(now) };
+            }
+        }
+        book.next = None;
+    }
+
     /// The torrent goes on under another number; whoever was connected is dialled `again`.
     pub fn renumber(&mut self, old: TorrentId, new: TorrentId, again: Duration) {
         let Some(mut book) = self.books.remove(&old) else { return };
@@ -263,6 +275,22 @@ mod tests {
         assert_eq!(books.due(ID, later), [seed]);
         books.dialed(ID, seed, DialOutcome::Seed, false);
         assert!(books.due(ID, later).is_empty(), "two seeds are no use to each other");
+    }
+
+    #[test]
+    fn whoever_was_left_is_dialled_when_the_torrent_begins_anew() {
+        let mut books = PeerBooks::default();
+        let (seed, other) = (address("10.0.0.2:1"), address("10.0.0.3:1"));
+        books.learn(ID, &[seed, other], &[], Instant::now());
+        assert_eq!(books.due(ID, Instant::now()).len(), 2);
+        books.dialed(ID, seed, DialOutcome::Closed, true);
+        assert!(books.due(ID, Instant::now()).is_empty(), "it rests");
+        let now = Instant::now();
+        books.begin_anew(ID, now);
+        assert_eq!(books.due(ID, now), [seed], "the other one is connected");
+        books.dialed(ID, seed, DialOutcome::Later, true);
+        books.begin_anew(ID, Instant::now());
+        assert!(books.due(ID, Instant::now()).is_empty(), "there was no room just now");
     }
 
     #[test]
