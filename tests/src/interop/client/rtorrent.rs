@@ -19,7 +19,8 @@ pub(super) fn start(place: &Place, source: Source<'_>) -> Result<Process> {
              dht.mode.set = disable\nprotocol.pex.set = no\ntrackers.use_udp.set = no\n\
              pieces.hash.on_completion.set = yes\nlog.open_file = \"log\", {log}\n\
              log.add_output = \"info\", \"log\"\nlog.add_output = \"tracker_info\", \"log\"\n\
-             schedule2 = look, 1, 1, \"d.multicall2=seeding,\\\"execute.nothrow=touch,{done}\\\"\"\n\
+             schedule2 = look, 1, 1, \
+             \"d.multicall2=seeding,\\\"execute.nothrow=touch,{done}\\\"\"\n\
              load.start = \"{source}\"\n",
             session = text(&session)?,
             copy = text(save)?,
