@@ -62,6 +62,7 @@ impl Engine {
         for id in admitted {
             self.begin(id).await;
         }
+        self.answer_added();
     }
 
     fn admit(&mut self, mut prepared: Prepared) -> Option<TorrentId> {
@@ -191,6 +192,11 @@ impl Engine {
             self.announce(id).await;
         }
         self.shards.send_all(|| Command::Look(id));
+        if missing && let Some(facts) = self.facts(id) {
+            let now = self.shards.now();
+            self.peers.begin_anew(facts, now);
+            self.dial();
+        }
     }
 
     /// A torrent leaves: peers, trackers (`stopped` with the last totals), listings. What is known

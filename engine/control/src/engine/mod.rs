@@ -112,6 +112,8 @@ pub(crate) struct Engine {
     notes: (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
     stats: Vec<Option<Stats>>,
     peer_requests: HashMap<TorrentId, Vec<status::PeerRequest>>,
+    /// Torrents just added whose commands wait until others find them.
+    unanswered: Vec<commands::Unanswered>,
     /// Folders being hashed, by name.
     made_progress: HashMap<String, Progress>,
     began: Instant,
@@ -227,6 +229,7 @@ impl Engine {
         self.turn_over();
         self.dial();
         self.tell_contacts();
+        self.answer_added();
         self.downloads_second().await;
         self.shards.send_all(|| seedring_shard::Command::Report);
         if self.saved_at.elapsed() >= SAVE_EVERY {

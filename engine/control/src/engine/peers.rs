@@ -293,6 +293,12 @@ impl Peers {
         }
     }
 
+    /// The torrent begins anew: resumed, hashed again, or more of it is wanted. Whoever was left
+    /// for that may be dialled now; a dial that is due within moments keeps its time.
+    pub(super) fn begin_anew(&mut self, facts: Facts, now: Duration) {
+        self.known_roster(facts, |roster| roster.begin_anew(now));
+    }
+
     /// The torrent goes on under another number; whoever was connected is dialled `again`.
     pub fn renumber(
         &mut self,

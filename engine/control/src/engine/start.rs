@@ -148,6 +148,7 @@ async fn start(
         notes: mpsc::unbounded_channel(),
         stats: (0..shard_count).map(|_| None).collect(),
         peer_requests: HashMap::new(),
+        unanswered: Vec::new(),
         made_progress: HashMap::new(),
         began,
         all_ready_after: None,

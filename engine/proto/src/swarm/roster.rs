@@ -378,6 +378,18 @@ impl Roster {
         self.look_again();
     }
 
+    /// More is wanted than before, so that whoever was left or failed may be dialled now; who is
+    /// due within moments keeps its time.
+    pub fn begin_anew(&mut self, now: Duration) {
+        for entry in self.entries.values_mut() {
+            if entry.again().is_some_and(|again| again > now + LATER) {
+                entry.failures = 0;
+                entry.state = State::Idle { again: now };
+            }
+        }
+        self.look_again();
+    }
+
     /// A connection or dial counts no more.
     fn ended(&mut self, address: SocketAddr) {
         self.live.remove(address.ip());

@@ -2,9 +2,12 @@
 //!
 //! Owns: the order in which that becomes durable. Never: prepares it; that is the same as at start.
 //! Flow: parsed, its folder made (blocking) -> its hash is taken -> .torrent and rows written and
-//! synced (blocking) -> acknowledged, and queued like any other.
+//! synced (blocking) -> queued like any other -> acknowledged when other commands find it.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use seedring_proto::{metainfo::Metainfo, units::InfoHash};
 
@@ -20,8 +23,21 @@ use crate::{
         },
         prepare::write_whole,
     },
+    plan::{Origin, Wanted},
     state::{Download, Record},
 };
+
+/// Folders that are being hashed may be before it in the queue: whoever added it hears of it then,
+/// though it can't be found yet.
+const FOUND_WITHIN: Duration = Duration::from_secs(2);
+
+/// A torrent that is on disk, and an `add` that waits for it to be there for other commands.
+pub(crate) struct Unanswered {
+    hash: InfoHash,
+    name: String,
+    until: Instant,
+    answer: Answer,
+}
 
 /// A torrent that can be added.
 pub(crate) struct Parsed {
@@ -107,7 +123,33 @@ impl Engine {
         tracing::info!("{name} ({hash}): added");
         self.pending.push(wanted(hash, name.clone()));
         self.prepare_next();
-        reply(answer, Ok(Reply { info_hash: hash.to_string(), name, notes: Vec::new() }));
+        self.unanswered.push(Unanswered {
+            hash,
+            name,
+            until: Instant::now() + FOUND_WITHIN,
+            answer,
+        });
+    }
+
+    /// Replies to each `add` whose torrent is in the registry, or can't come there soon.
+    pub(in crate::engine) fn answer_added(&mut self) {
+        let now = Instant::now();
+        let (torrents, pending) = (&self.torrents, &self.pending);
+        let why = |hash: &InfoHash| {
+            let same = |wanted: &Wanted| match &wanted.origin {
+                Origin::Added { info_hash, .. } => info_hash == hash,
+                _ => false,
+            };
+            let failed = pending.failures().find(|(wanted, _)| same(wanted));
+            failed.map(|(_, why)| format!("{why}; it is tried again every few seconds"))
+        };
+        let settled = |it: &mut Unanswered| {
+            torrents.id_of(&it.hash).is_some() || why(&it.hash).is_some() || it.until <= now
+        };
+        for Unanswered { hash, name, answer, .. } in self.unanswered.extract_if(.., settled) {
+            let notes = why(&hash).into_iter().collect();
+            reply(answer, Ok(Reply { info_hash: hash.to_string(), name, notes }));
+        }
     }
 }
 

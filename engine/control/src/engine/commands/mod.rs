@@ -20,6 +20,7 @@ use seedring_shard::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+pub(super) use self::add::Unanswered;
 pub use self::files::{FileReport, FilesReport};
 use super::{Engine, look::NO_STAMP, torrents::State};
 use crate::{

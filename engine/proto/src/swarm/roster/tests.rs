@@ -319,6 +319,17 @@ fn after_a_restart_all_are_dialled_again() {
 }
 
 #[test]
+fn whoever_was_left_is_dialled_when_a_download_begins_anew() {
+    let mut roster = Roster::new(Options::default(), 7);
+    (0..2).for_each(|at| _ = roster.learn(apart(at), Source::Tracker, false));
+    assert_eq!(next(&mut roster, secs(0)).len(), 2);
+    (0..2).for_each(|at| roster.dialled(apart(at), Outcome::Failed, secs(1)));
+    assert!(next(&mut roster, secs(20)).is_empty(), "they rest");
+    roster.begin_anew(secs(20));
+    assert_eq!(next(&mut roster, secs(20)).len(), 2);
+}
+
+#[test]
 fn a_seed_repeats_itself() {
     let run = |seed| {
         let mut roster = Roster::new(Options::default(), seed);
