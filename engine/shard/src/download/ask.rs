@@ -145,6 +145,7 @@ impl<I: Io> Shard<I> {
 
     /// Whether this peer has something that we want now.
     pub(super) fn look_at_peer(&mut self, key: Key, now: Duration) {
+        self.take_back_if_halted(key);
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let Some(fetch) = self.downloads.torrents.get_mut(&open.torrent) else { return };
@@ -347,6 +348,22 @@ impl<I: Io> Shard<I> {
             asked.into_iter().for_each(|block| open.session.cancel(block, &mut connection.out));
             self.enqueue(key);
         }
+    }
+
+    /// A halted download keeps nothing that comes now: what this peer was asked for is taken back.
+    pub(super) fn take_back_if_halted(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Open(open) = &mut connection.stage else { return };
+        let id = open.torrent;
+        let fetch = self.downloads.torrents.get(&id);
+        let halted = fetch.is_some_and(|fetch| fetch.download.is_halted());
+        let asked: Vec<Block> = match open.session.requests() {
+            Some(requests) if halted && !requests.is_empty() => requests.iter().collect(),
+            _ => return,
+        };
+        asked.iter().for_each(|block| open.session.cancel(*block, &mut connection.out));
+        asked.into_iter().for_each(|block| self.give_back(id, key, block));
+        self.enqueue(key);
     }
 
     /// Blocks came free: whoever has room may take them.

@@ -441,6 +441,8 @@ impl<I: Io> Shard<I> {
             && fetch.download.halt()
         {
             self.tell(Event::WriteFailed { torrent, path, error });
+            let keys = self.keys_here(torrent);
+            keys.into_iter().for_each(|key| self.take_back_if_halted(key));
         }
     }
 }
