@@ -68,8 +68,8 @@ fn leeches(client: Client) -> Result<()> {
 fn leeches_once(client: Client, link: Link, test: &str, piece_bytes: u32) -> Result<()> {
     /// The engine needs 22 s for everything, unless the seed is let loose.
     const SLOW: u32 = 1 << 20;
-    /// What the client gets meanwhile, at least. Not more: rTorrent that has all that the engine has
-    /// may ask for more 30 s later only.
+    /// What the client gets meanwhile, at least. Not more: rTorrent that has all that the engine
+    /// has may ask for more 30 s later only.
     const TRADED: u64 = 32 << 10;
     let mut swarm = Swarm::new(TMP, test, 3, piece_bytes)?;
     let folder = swarm.scratch.folder("seed")?;
