@@ -15,6 +15,16 @@ use super::read::{Problem, Reading};
 use super::tree::{Node, Place, Value};
 use super::units::ByteSize;
 
+/// Keys of an entry that say how its files are downloaded.
+const HOW_DOWNLOADED: [&str; 6] = [
+    "sequential",
+    "only",
+    "preallocate",
+    "incomplete_folder",
+    "incomplete_suffix",
+    "move_completed_to",
+];
+
 /// The file after reading, with its tree for positions.
 pub(super) struct Resolver<'a> {
     pub(super) root: &'a Node,
@@ -256,17 +266,11 @@ impl Resolver<'_> {
     fn check_misplaced(&self, node: &Node, key: &str, is_folder: bool) {
         const OF_FOLDER: [&str; 6] =
             ["name", "piece_length", "private", "source", "comment", "web_seeds"];
-        const OF_DOWNLOAD: [&str; 8] = [
-            "content",
-            "download",
-            "sequential",
-            "only",
-            "preallocate",
-            "incomplete_folder",
-            "incomplete_suffix",
-            "move_completed_to",
-        ];
-        let misplaced: &[&str] = if is_folder { &OF_DOWNLOAD } else { &OF_FOLDER };
+        let of_files = ["content", "download"].iter().chain(&HOW_DOWNLOADED);
+        let misplaced: Vec<&str> = match is_folder {
+            true => of_files.copied().collect(),
+            false => OF_FOLDER.to_vec(),
+        };
         for name in misplaced {
             let Some((name_node, _)) = node.entry(name) else { continue };
             let (message, help) = if is_folder {
@@ -295,15 +299,7 @@ impl Resolver<'_> {
             self.error(place_of("download"), key, message, "leave download out");
         }
         if !is_magnet && entry.download != Some(true) {
-            const HOW: [&str; 6] = [
-                "sequential",
-                "only",
-                "preallocate",
-                "incomplete_folder",
-                "incomplete_suffix",
-                "move_completed_to",
-            ];
-            let written = HOW.into_iter().find(|name| node.get(name).is_some());
+            let written = HOW_DOWNLOADED.into_iter().find(|name| node.get(name).is_some());
             if let Some(name) = written.filter(|_| node.get("folder").is_none()) {
                 let message = format!("{name} says how to download, and nothing is downloaded");
                 self.error(place_of(name), key, message, "add download: true, or leave it out");
