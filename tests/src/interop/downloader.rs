@@ -6,6 +6,7 @@
 
 use super::seeder::quoted;
 use super::{Host, Process, Source, seedring_binary, wait_until};
+use crate::live::engine::IO;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,8 @@ impl Downloader {
     fn run(host: &Host, folder: &Path, torrents: &str) -> Result<Self> {
         let (configuration, state) = (folder.join("seedring.yaml"), folder.join("state"));
         let yaml = format!(
-            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n{torrents}",
+            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n{IO}\
+             {torrents}",
             quoted(&state)?,
             host.address(),
         );
