@@ -26,7 +26,7 @@ enum Place {
     Ready,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Turns {
     /// Dials under way.
     pub dialling: u32,
@@ -39,6 +39,21 @@ pub struct Turns {
     /// Dials that may be begun, in thousandths, and when that was reckoned.
     tokens: u32,
     reckoned_at: Duration,
+}
+
+impl Default for Turns {
+    /// A second's dials may begin at once: a download that has just started does not wait for them.
+    fn default() -> Turns {
+        Turns {
+            dialling: 0,
+            waiting: BTreeSet::new(),
+            ready: Default::default(),
+            places: HashMap::new(),
+            turns: 0,
+            tokens: DIALS_PER_S * 1_000,
+            reckoned_at: Duration::ZERO,
+        }
+    }
 }
 
 impl Turns {
@@ -166,6 +181,9 @@ mod tests {
     #[test]
     fn dials_have_a_rate_and_a_bound() {
         let mut turns = Turns::default();
+        assert_eq!(turns.room(Duration::from_millis(20)), DIALS_PER_S, "at once, at the start");
+        turns.begun(DIALS_PER_S);
+        assert_eq!(turns.room(Duration::from_millis(20)), 0);
         assert_eq!(turns.room(secs(100)), DIALS_PER_S);
         turns.begun(DIALS_PER_S);
         assert_eq!(turns.room(secs(100)), 0);
