@@ -2,6 +2,7 @@
 //! Never: measures (the load does, as a process of its own). Flow: own namespace -> preset ->
 //! report.
 
+mod beside;
 mod cold;
 mod download;
 mod downloader;
@@ -50,6 +51,8 @@ pub enum Preset {
     Download,
     /// Hashing content that is there: hot and cold, on one core and on two.
     Recheck,
+    /// Uploads at half load, without and beside a recheck of another torrent.
+    Beside,
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -131,6 +134,7 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
         Preset::Many => many::run(&options)?,
         Preset::Download => download::run(&options)?,
         Preset::Recheck => recheck::run(&options)?,
+        Preset::Beside => beside::run(&options)?,
     };
     let out = options.out.clone().unwrap_or_else(|| options.work.clone());
     let name = format!("{:?}", options.preset).to_lowercase();
