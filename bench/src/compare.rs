@@ -2,6 +2,7 @@
 //! Never: measures (the load does, as a process of its own). Flow: own namespace -> preset ->
 //! report.
 
+mod beside;
 mod cold;
 mod download;
 mod downloader;
@@ -53,6 +54,8 @@ pub enum Preset {
     Download,
     /// Hashing content that is there: hot and cold, on one core and on two.
     Recheck,
+    /// Uploads at half load, without and beside a recheck of another torrent.
+    Beside,
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -166,6 +169,7 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         Preset::Many => many::run(&options)?,
         Preset::Download => download::run(&options)?,
         Preset::Recheck => recheck::run(&options)?,
+        Preset::Beside => beside::run(&options)?,
     };
     if let Some(title) = title {
         report.title = title.to_owned();

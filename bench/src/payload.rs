@@ -9,7 +9,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use seedring_proto::bencode::{Document, Encoder};
 use sha1::{Digest, Sha1};
 
@@ -86,6 +86,32 @@ pub fn with_announce(torrent: &[u8], announce: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A torrent of many files, each of which is the one of a torrent of one file. That has to be whole
+/// pieces.
+pub fn repeated(torrent: &[u8], name: &str, files: &[String]) -> Result<Vec<u8>> {
+    let document = Document::parse(torrent)?;
+    let info = document.root().dict_get("info").context("no \"info\" dictionary")?;
+    let number = |key: &str| info.dict_get(key).and_then(|value| value.as_int());
+    let length = number("length").context("it has several files")?;
+    let piece_bytes = number("piece length").context("no \"piece length\"")?;
+    ensure!(piece_bytes > 0 && length % piece_bytes == 0, "its last piece is a short one");
+    let hashes = info.dict_get("pieces").and_then(|value| value.as_bytes());
+    let hashes = hashes.context("no \"pieces\"")?.repeat(files.len());
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&mut bytes);
+    encoder.begin_dict().key("announce").str(ANNOUNCE).key("info").begin_dict();
+    encoder.key("files").begin_list();
+    for file in files {
+        encoder.begin_dict().key("length").int(length);
+        encoder.key("path").begin_list().str(file).end().end();
+    }
+    encoder.end().key("name").str(name);
+    encoder.key("piece length").int(piece_bytes).key("pieces").bytes(&hashes);
+    encoder.key("private").int(1).end().end();
+    encoder.finish();
+    Ok(bytes)
+}
+
 fn single_file(name: &str, size_bytes: u64, piece_bytes: u64, hashes: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&mut bytes);
@@ -112,6 +138,16 @@ mod tests {
         assert_eq!((torrent.total_bytes, torrent.piece_bytes), (100, 64));
         assert_eq!(torrent.piece_hashes.len(), 2);
         assert!(Torrent::parse(&single_file("x", 200, 64, &hashes)).is_err());
+    }
+
+    #[test]
+    fn many_files_that_are_one() {
+        let one = single_file("x", 128, 64, &[7; 40]);
+        let names = ["a".to_string(), "b".to_string(), "c".to_string()];
+        let many = Torrent::parse(&repeated(&one, "many", &names).expect("made")).expect("valid");
+        assert_eq!((many.total_bytes, many.piece_hashes.len()), (384, 6));
+        let short = single_file("x", 100, 64, &[7; 40]);
+        assert!(repeated(&short, "many", &names).is_err());
     }
 
     #[test]

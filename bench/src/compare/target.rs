@@ -300,18 +300,22 @@ pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result
 
 /// What the engine of these settings says of itself.
 pub fn list(options: &Options, settings: &Settings) -> Result<serde_json::Value> {
+    let said = ask(options, settings, &["list", "--json"])?;
+    serde_json::from_slice(&said).context("seedring list --json")
+}
+
+/// A command to the engine of these settings, and what that prints.
+pub fn ask(options: &Options, settings: &Settings, command: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(options.site.seedring.canonicalize()?)
-        .args(["list", "--json", "--config"])
+        .args(command)
+        .arg("--config")
         .arg(settings.state.join("bench.yaml"))
         .current_dir(&settings.state)
         .output()
-        .context("seedring list")?;
-    ensure!(
-        output.status.success(),
-        "seedring list --json: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    serde_json::from_slice(&output.stdout).context("seedring list --json")
+        .context("cannot run seedring")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "seedring {}: {}", command.join(" "), complaint.trim());
+    Ok(output.stdout)
 }
 
 pub fn spawn(mut command: Command, run: &Path) -> Result<Running> {

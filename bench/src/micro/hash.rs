@@ -20,6 +20,9 @@ pub struct Options {
     /// Bytes of each piece that are fed in one go
     #[arg(long, default_value_t = 64 << 10)]
     step_bytes: usize,
+    /// Bytes by which each piece begins later in its page than the one before
+    #[arg(long, default_value_t = 0)]
+    skew_bytes: usize,
     /// Runs of each line; the medians are told
     #[arg(long, default_value_t = 9)]
     runs: usize,
@@ -28,6 +31,8 @@ pub struct Options {
     run_ms: u64,
 }
 
+/// Content lies on pages; what the allocator gives does not.
+const PAGE_BYTES: usize = 4096;
 const STREAMS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 pub fn run(options: &Options) -> Result<ExitCode> {
@@ -42,8 +47,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     columns.iter().try_for_each(|(name, _)| write!(out, "{name:>11}"))?;
     println!("{out}  with");
     for streams in STREAMS {
-        let pieces: Vec<Vec<u8>> =
-            (0..streams).map(|n| vec![n as u8 + 1; options.piece_bytes]).collect();
+        let memory: Vec<Vec<u8>> = (0..streams)
+            .map(|n| vec![n as u8 + 1; options.piece_bytes + PAGE_BYTES + n * options.skew_bytes])
+            .collect();
+        let pieces: Vec<&[u8]> = (0..streams)
+            .map(|n| {
+                let from = memory[n].as_ptr().align_offset(PAGE_BYTES) + n * options.skew_bytes;
+                &memory[n][from..from + options.piece_bytes]
+            })
+            .collect();
         let mut line = format!("{streams:>7} ");
         for (_, pace) in &columns {
             write!(line, "{:>11.2}", median(options, pace, &pieces))?;
@@ -55,8 +67,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// GiB a second.
-fn median(options: &Options, pace: &Pace, pieces: &[Vec<u8>]) -> f64 {
-    let bytes: usize = pieces.iter().map(Vec::len).sum();
+fn median(options: &Options, pace: &Pace, pieces: &[&[u8]]) -> f64 {
+    let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
     let mut rates: Vec<f64> = (0..options.runs)
         .map(|_| {
             let (start, mut passes) = (Instant::now(), 0);
@@ -71,7 +83,7 @@ fn median(options: &Options, pace: &Pace, pieces: &[Vec<u8>]) -> f64 {
     rates[rates.len() / 2]
 }
 
-fn hash_all(pace: &Pace, pieces: &[Vec<u8>], step_bytes: usize) {
+fn hash_all(pace: &Pace, pieces: &[&[u8]], step_bytes: usize) {
     let mut hashers = vec![PieceHasher::new(); pieces.len()];
     let piece_bytes = pieces[0].len();
     for from in (0..piece_bytes).step_by(step_bytes) {

@@ -7,6 +7,7 @@ mod support;
 use std::{fs, time::Duration};
 
 use rustix::process::Signal;
+use seedring_control::engine::status::EngineReport;
 use support::{PIECE, Peer, Site, all, bytes_of, hashed, is, served_right, spoil, torrent};
 
 #[test]
@@ -142,4 +143,44 @@ fn a_folder_that_was_never_there_is_seeded_when_it_comes_and_named_once() {
     engine.wait("back", |report| is(report, "docs", "seeding"));
     assert_eq!(hashed(&engine.report().unwrap()), 0);
     engine.stop();
+}
+
+#[test]
+fn what_is_verified_says_how_fast_and_how_long() {
+    // Holes: nothing is written for it. So large that it is not over before it was looked at.
+    const PIECES: u64 = 4_096;
+    const PIECE_BYTES: u64 = 16 << 20;
+    let site = Site::new();
+    let file = fs::File::create(site.path("content/holes")).unwrap();
+    file.set_len(PIECES * PIECE_BYTES).unwrap();
+    let mut metainfo = format!(
+        "d4:infod6:lengthi{}e4:name5:holes12:piece lengthi{PIECE_BYTES}e6:pieces{}:",
+        PIECES * PIECE_BYTES,
+        PIECES * 20
+    )
+    .into_bytes();
+    metainfo.extend(std::iter::repeat_n(0, PIECES as usize * 20));
+    metainfo.extend(b"ee");
+    fs::write(site.path("torrents/holes.torrent"), metainfo).unwrap();
+    let mut engine = site.run("", &all("full"));
+    let says = |report: &EngineReport| torrent(report, "holes").is_some_and(|t| t.eta_s.is_some());
+    let report = engine.wait("an estimate", says);
+    let it = torrent(&report, "holes").unwrap();
+    assert_eq!(it.state, "verifying");
+    let (rate, eta_s) = (it.hashed_bytes_per_s, it.eta_s.unwrap());
+    let left = rate.saturating_mul(eta_s);
+    assert!(rate > 1 << 20 && left <= PIECES * PIECE_BYTES + rate, "{it:#?}");
+    assert!(left > PIECES * PIECE_BYTES / 8, "{it:#?}");
+    let socket = site.path("state/control.sock");
+    for command in [vec!["list"], vec!["show", "holes"]] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_seedring"))
+            .args(command)
+            .arg("--socket")
+            .arg(&socket)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("/s hashed, ") && text.contains(" left"), "{text}");
+    }
+    engine.kill();
 }

@@ -67,6 +67,7 @@ impl<I: Io> Shard<I> {
             Command::Lost { torrent, piece } => self.tell_lost(torrent, piece),
             Command::Slots(slots) => self.set_slots(slots),
             Command::Report => {
+                self.tell_all_progress();
                 let stats = self.report();
                 self.tell(Event::Stats(Box::new(stats)));
             }

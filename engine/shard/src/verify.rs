@@ -15,23 +15,26 @@
 //! after a bit is set.
 
 mod ahead;
+mod lane;
 
 use std::{
     collections::{HashMap, VecDeque},
-    ops::Range,
     path::PathBuf,
     sync::atomic::Ordering,
     time::Duration,
 };
 
 use seedring_platform::{
-    hash::{Feed, PieceHasher, update_many},
+    hash::{Feed, update_many},
     memory::Class,
     op::{Identity, Io},
 };
 use seedring_proto::units::{FileIndex, PieceIndex};
 
-use self::ahead::Width;
+use self::{
+    ahead::Width,
+    lane::{Found, Lane, STEP_BYTES},
+};
 use crate::{
     connections::Key,
     contract::{Event, Trouble},
@@ -49,8 +52,6 @@ use crate::{
 pub const HASH_TIME: Duration = Duration::from_micros(150);
 /// Jobs worked on at once: many small torrents are bound by opens, not by hashing.
 const ACTIVE_MAX: usize = 32;
-/// Bytes of a piece hashed in one go.
-const STEP_BYTES: u32 = 64 << 10;
 /// Pieces after which progress is told.
 const REPORT_PIECES: u32 = 64;
 /// Pieces that peers wait for; more requests for others are looked at when these are done.
@@ -85,30 +86,6 @@ struct Job {
     lanes: Vec<Lane>,
     ahead_to: u64,
     report: Report,
-}
-
-/// A piece that is being hashed.
-struct Lane {
-    piece: PieceIndex,
-    hasher: PieceHasher,
-    done_bytes: u32,
-    /// The torrent's epoch when the piece was begun.
-    epoch: u32,
-    ahead_to: u64,
-    found: Found,
-}
-
-/// What a look for a lane's next bytes found.
-#[derive(Default)]
-enum Found {
-    #[default]
-    Nothing,
-    /// So many bytes, in these of the bytes `seen`.
-    Bytes(u32, Range<usize>),
-    /// What was hashed was not the file's: it begins again.
-    Torn,
-    /// A file of it is in trouble.
-    Failed,
 }
 
 #[derive(Default)]
@@ -147,13 +124,6 @@ impl Job {
     }
 }
 
-impl Lane {
-    fn new(piece: PieceIndex, epoch: u32) -> Self {
-        let hasher = PieceHasher::new();
-        Lane { piece, hasher, done_bytes: 0, epoch, ahead_to: 0, found: Found::Nothing }
-    }
-}
-
 impl Verify {
     /// A peer asked for an offered piece that nobody has hashed: hash it first. `false`: too many
     /// are asked for; the caller has to ask again when `piece_over` wakes who found no room.
@@ -178,6 +148,21 @@ impl Verify {
             self.ready = true;
         }
         true
+    }
+
+    /// Jobs that wait are worked on as far as there is room. Parts of one torrent follow each other:
+    /// read side by side they would be more places of the disk.
+    fn activate(&mut self) {
+        let mut at = 0;
+        while self.active.len() < ACTIVE_MAX && at < self.jobs.len() {
+            let torrent = self.jobs[at].torrent;
+            let goes_on = |job: &Job| job.torrent == torrent && job.next < job.end;
+            if self.active.iter().any(goes_on) {
+                at += 1;
+            } else {
+                self.active.extend(self.jobs.remove(at));
+            }
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -236,11 +221,10 @@ impl<I: Io> Shard<I> {
     /// Hashes what is there of as many pieces as go side by side, of the jobs at the front of a
     /// queue, which go to its back. Answers how long it took; `None`: all of them wait.
     fn verify_batch(&mut self, urgent: bool) -> Option<Duration> {
-        let Verify { jobs, active, urgent: asked_for, .. } = &mut self.verify;
         if !urgent {
-            let room = ACTIVE_MAX.saturating_sub(active.len()).min(jobs.len());
-            active.extend(jobs.drain(..room));
+            self.verify.activate();
         }
+        let Verify { active, urgent: asked_for, .. } = &mut self.verify;
         let count = if urgent { asked_for.len() } else { active.len() };
         let mut room = self.options.hashing.streams();
         let mut batch: Vec<Job> = Vec::new();
@@ -291,7 +275,7 @@ impl<I: Io> Shard<I> {
                 *lane = Lane::new(lane.piece, epoch);
             }
             let length = contents.layout.piece_length(lane.piece);
-            let step = (length - lane.done_bytes).min(STEP_BYTES);
+            let (step, staggered) = (lane.step(length), lane.staggered_step(length));
             let offset = contents.layout.piece_offset(lane.piece) + u64::from(lane.done_bytes);
             let (range, seen) = ((offset, step), &mut self.verify.seen);
             let before = seen.len();
@@ -299,11 +283,12 @@ impl<I: Io> Shard<I> {
             let place = if job.urgent {
                 InPlace::Not
             } else {
+                let range = (offset, staggered);
                 self.storage.see_in_place(&mut self.io, id, &contents, range, seen)
             };
             match place {
                 InPlace::Seen => {
-                    job.lanes[index].found = Found::Bytes(step, before..seen.len());
+                    job.lanes[index].found = Found::Bytes(staggered, before..seen.len());
                     found += 1;
                     continue;
                 }
@@ -431,6 +416,16 @@ impl<I: Io> Shard<I> {
     fn tell_progress(&mut self, job: &Job, done: bool) {
         let Report { pieces, failed, bytes } = job.report;
         self.tell(Event::Verified { torrent: job.torrent, pieces, failed, bytes, done });
+    }
+
+    /// Large pieces, or a slow disk: what was hashed since is told before there are many pieces.
+    pub(crate) fn tell_all_progress(&mut self) {
+        let mut active = std::mem::take(&mut self.verify.active);
+        for job in active.iter_mut().filter(|job| job.report.pieces > 0) {
+            self.tell_progress(job, false);
+            job.report = Report::default();
+        }
+        self.verify.active = active;
     }
 
     /// Sets the bits of a piece that was begun in this epoch. `Err`: a file changed meanwhile, and

@@ -128,8 +128,16 @@ fn had(torrent: &TorrentReport) -> String {
     }
 }
 
-/// What moves of a download: `12.0 MiB/s down, 1.0 MiB/s up, 4 min left, ratio 0.50`.
+/// What moves of a download: `12.0 MiB/s down, 1.0 MiB/s up, 4 min left, ratio 0.50`; of what is
+/// verified: `1.2 GiB/s hashed, 4 min left`.
 pub(super) fn transfer(torrent: &TorrentReport) -> Option<String> {
+    if torrent.hashed_bytes_per_s > 0 {
+        let mut line = format!("{}/s hashed", print::size(torrent.hashed_bytes_per_s));
+        if let Some(seconds) = torrent.eta_s {
+            let _ = write!(line, ", {} left", duration(seconds as f64));
+        }
+        return Some(line);
+    }
     if torrent.missing_bytes == 0 && torrent.downloaded_bytes == 0 {
         return None;
     }

@@ -63,7 +63,7 @@ fn page(detail: &TorrentDetail) -> String {
         row("downloaded", &print::size(torrent.downloaded_bytes));
     }
     if let Some(line) = list::transfer(torrent) {
-        row("transfer", &line);
+        row(if torrent.hashed_bytes_per_s > 0 { "verifying" } else { "transfer" }, &line);
     }
     row("content", &detail.content);
     row(".torrent", &detail.torrent_file);

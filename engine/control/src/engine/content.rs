@@ -85,7 +85,7 @@ impl Engine {
         let doublings = torrent.troubles.saturating_sub(1).min(TROUBLES_MAX);
         torrent.state = State::Waiting(why);
         torrent.awaits_contents = false;
-        torrent.verifying = 0;
+        torrent.verifying = Default::default();
         torrent.shared.set_phase(Phase::Parked);
         torrent.shared.contents.store(None);
         torrent.touch();

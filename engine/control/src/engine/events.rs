@@ -38,8 +38,8 @@ impl Engine {
         match event {
             Event::Activate(id) => self.activate(id),
             Event::Idle(id) => self.went_idle(id),
-            Event::Verified { torrent, pieces, failed, done, .. } => {
-                self.verified(torrent, pieces, failed, done).await;
+            Event::Verified { torrent, pieces, failed, bytes, done } => {
+                self.verified(shard, torrent, (pieces, failed), bytes, done).await;
             }
             Event::Offered { torrent, piece } => {
                 self.shards.send_all(|| Command::Have { torrent, piece });

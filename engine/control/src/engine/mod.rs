@@ -223,7 +223,7 @@ impl Engine {
         );
         self.muffled.second();
         self.look_again();
-        self.verify_due();
+        self.verify_second();
         self.pending.retry(Instant::now());
         self.prepare_next();
         self.turn_over();

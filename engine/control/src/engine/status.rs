@@ -24,6 +24,7 @@ use super::{
     download::missing_bytes,
     start::ANSWER_WITHIN,
     torrents::{State, Torrent},
+    verify::unhashed_bytes,
 };
 use crate::{plan::uses_embedded, state::Moving};
 
@@ -114,7 +115,10 @@ pub struct TorrentReport {
     pub download_bytes_per_s: u64,
     #[serde(default)]
     pub upload_bytes_per_s: u64,
-    /// At the rate of now; `None`: nothing is missing, or nothing comes.
+    /// How fast it is hashed, while it is verified.
+    #[serde(default)]
+    pub hashed_bytes_per_s: u64,
+    /// Until it is verified or downloaded, at the rate of now; `None`: it is, or nothing comes.
     #[serde(default)]
     pub eta_s: Option<u64>,
     #[serde(default)]
@@ -327,8 +331,10 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         },
     };
     let rates = torrent.download.as_ref().map(|it| it.rates).unwrap_or_default();
-    let missing_bytes = missing_bytes(torrent);
-    let comes = missing_bytes > 0 && rates.down >= 1.0;
+    let (missing_bytes, unhashed_bytes) = (missing_bytes(torrent), unhashed_bytes(torrent));
+    let hashed = if unhashed_bytes > 0 { torrent.hashing.bytes_per_s() } else { 0.0 };
+    let (left, rate) =
+        if unhashed_bytes > 0 { (unhashed_bytes, hashed) } else { (missing_bytes, rates.down) };
     TorrentReport {
         info_hash: torrent.info_hash().to_string(),
         name: torrent.name.clone(),
@@ -346,7 +352,8 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         missing_bytes,
         download_bytes_per_s: rates.down as u64,
         upload_bytes_per_s: rates.up as u64,
-        eta_s: comes.then(|| (missing_bytes as f64 / rates.down).ceil() as u64),
+        hashed_bytes_per_s: hashed as u64,
+        eta_s: (left > 0 && rate >= 1.0).then(|| (left as f64 / rate).ceil() as u64),
         labels: torrent.download.as_ref().map(|it| it.row.labels.clone()).unwrap_or_default(),
         added: torrent.wanted.origin.is_added(),
     }

@@ -22,6 +22,7 @@ use super::{
     download::Downloading,
     look::Condition,
     prepare::{Place, Prepared},
+    verify::{Hashing, Parts},
 };
 use crate::{config::model::Verify, plan::Wanted, state::Record};
 
@@ -69,8 +70,8 @@ pub struct Torrent {
     pub uploaded_before: u64,
     /// Something went wrong that did not stop it: said once in the log, shown in listings.
     pub note: Option<String>,
-    /// Verification parts under way (one a shard).
-    pub verifying: u32,
+    pub verifying: Parts,
+    pub hashing: Hashing,
     /// Verification begins when the contents are loaded.
     pub awaits_contents: bool,
     /// Every piece was hashed and none matches: as long as the files stay as they are, hashing
@@ -127,7 +128,8 @@ impl Torrent {
             announced: false,
             added_at,
             note: None,
-            verifying: 0,
+            verifying: Parts::default(),
+            hashing: Hashing::default(),
             awaits_contents: false,
             hopeless: false,
             troubles: 0,
@@ -151,7 +153,8 @@ impl Torrent {
         self.doubted.clear();
         self.state = State::Seeding;
         self.note = None;
-        self.verifying = 0;
+        self.verifying = Parts::default();
+        self.hashing = Hashing::default();
         self.awaits_contents = false;
         self.hopeless = false;
         self.touch();

@@ -1,9 +1,12 @@
 //! Verification of whole torrents: which pieces are hashed where, and what came of it.
 //!
-//! Owns: the sharing out, progress, the verdict. Never: hashes; shards do.
+//! Owns: the sharing out, progress and its speed, the verdict. Never: hashes; shards do.
 //! Flow: begin -> Command::Verify to the shards -> Event::Verified -> seeding, partial or waiting.
 
-use std::time::Instant;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use seedring_proto::units::PieceIndex;
 use seedring_shard::{
@@ -11,11 +14,70 @@ use seedring_shard::{
     torrent::{Phase, Shared, TorrentId},
 };
 
-use super::{Engine, LOOK_EVERY, torrents::State};
+use super::{
+    Engine, LOOK_EVERY,
+    torrents::{State, Torrent},
+};
 use crate::config::model::Verify;
 
-/// Pieces that a shard is given at least: a small torrent stays on one shard.
-const PART_PIECES_MIN: u32 = 256;
+/// Pieces of a torrent that stays on one shard.
+const SMALL_PIECES: u32 = 256;
+/// A larger one is cut into so many parts a shard, of so many pieces at least. Each shard takes the
+/// next when it has done one, so that none waits for another that is slower.
+const PARTS_A_SHARD: u32 = 16;
+const PART_PIECES_MIN: u32 = 32;
+/// Parts that a shard has at a time: the next one is there when one is done.
+const PARTS_AHEAD: usize = 2;
+/// Weight of the newest second in the speed.
+const SMOOTHING: f64 = 0.3;
+
+/// How fast a torrent is hashed.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Hashing {
+    /// Hashed since the last look, and when that was; `None`: not begun.
+    bytes: u64,
+    looked_at: Option<Instant>,
+    /// Bytes a second, smoothed; `None`: too early to say.
+    per_s: Option<f64>,
+}
+
+impl Hashing {
+    fn begun(now: Instant) -> Hashing {
+        Hashing { looked_at: Some(now), ..Hashing::default() }
+    }
+
+    /// Once a second.
+    fn look(&mut self, now: Instant) {
+        let Some(before) = self.looked_at else { return };
+        let elapsed = now.saturating_duration_since(before);
+        if elapsed < Duration::from_millis(100) {
+            return; // it has just begun
+        }
+        let newest = std::mem::take(&mut self.bytes) as f64 / elapsed.as_secs_f64();
+        let smoothed = self.per_s.map_or(newest, |rate| rate + (newest - rate) * SMOOTHING);
+        (self.looked_at, self.per_s) = (Some(now), Some(smoothed));
+    }
+
+    pub fn bytes_per_s(&self) -> f64 {
+        self.per_s.unwrap_or(0.0)
+    }
+}
+
+/// What a torrent's verification is cut into.
+#[derive(Default)]
+pub struct Parts {
+    /// First piece and number of each that no shard has yet.
+    waiting: VecDeque<(u32, u32)>,
+    /// Those that shards have.
+    under_way: u32,
+}
+
+/// Bytes of a torrent that are still to be hashed; 0 where nothing is.
+pub fn unhashed_bytes(torrent: &Torrent) -> u64 {
+    let State::Verifying { done, of, .. } = torrent.state else { return 0 };
+    let left = u128::from(torrent.total_bytes) * u128::from(of.saturating_sub(done));
+    (left / u128::from(torrent.shared.pieces.piece_count().max(1))) as u64
+}
 
 impl Engine {
     /// Hashes every piece that is not verified, in parts over all shards.
@@ -40,33 +102,50 @@ impl Engine {
         };
         let mut parts = parts_of(ranges, torrent.shared.pieces.piece_count(), shards as u32);
         if parts.is_empty() {
-            parts.push((0, 0)); // verified meanwhile: an empty part says so
+            parts.push_back((0, 0)); // verified meanwhile: an empty part says so
         }
-        torrent.verifying = parts.len() as u32;
+        torrent.verifying = Parts { waiting: parts, under_way: 0 };
+        torrent.hashing = Hashing::begun(Instant::now());
         let home = Shared::home(&torrent.info_hash(), shards);
-        for (n, (first, count)) in parts.into_iter().enumerate() {
-            let first = PieceIndex(first);
-            let command = Command::Verify { torrent: id, first, count, offer: true };
-            self.shards.send((home + n) % shards, command);
+        for n in 0..shards * PARTS_AHEAD {
+            self.send_part(id, (home + n) % shards);
         }
+    }
+
+    /// The next part that nobody has. `false`: there is none.
+    fn send_part(&mut self, id: TorrentId, shard: usize) -> bool {
+        let parts = self.torrents.get_mut(id).map(|torrent| &mut torrent.verifying);
+        let Some(parts) = parts else { return false };
+        let Some((first, count)) = parts.waiting.pop_front() else { return false };
+        parts.under_way += 1;
+        let first = PieceIndex(first);
+        self.shards.send(shard, Command::Verify { torrent: id, first, count, offer: true });
+        true
     }
 
     pub(super) async fn verified(
         &mut self,
+        shard: usize,
         id: TorrentId,
-        pieces: u32,
-        failed: u32,
+        (pieces, failed): (u32, u32),
+        bytes: u64,
         part_done: bool,
     ) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         let State::Verifying { done, failed: so_far, of } = &mut torrent.state else { return };
+        torrent.hashing.bytes += bytes;
         *done = (*done + pieces).min(*of);
         *so_far += failed;
         let (of, failed) = (*of, *so_far);
-        if part_done {
-            torrent.verifying = torrent.verifying.saturating_sub(1);
+        if !part_done {
+            return;
         }
-        if torrent.verifying > 0 {
+        torrent.verifying.under_way = torrent.verifying.under_way.saturating_sub(1);
+        if self.send_part(id, shard) {
+            return;
+        }
+        let Some(torrent) = self.torrents.get_mut(id) else { return };
+        if torrent.verifying.under_way > 0 {
             return;
         }
         if torrent.download.is_some() {
@@ -107,9 +186,14 @@ impl Engine {
         }
     }
 
-    /// Once a second.
-    pub(super) fn verify_due(&mut self) {
+    /// Once a second: how fast it goes, and what is due.
+    pub(super) fn verify_second(&mut self) {
         let now = Instant::now();
+        self.torrents.iter_mut().for_each(|torrent| torrent.hashing.look(now));
+        self.verify_due(now);
+    }
+
+    fn verify_due(&mut self, now: Instant) {
         let due: Vec<TorrentId> =
             self.rehash.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
         for id in due {
@@ -149,9 +233,13 @@ fn unverified(shared: &Shared) -> Vec<(u32, u32)> {
     ranges
 }
 
-/// Runs of pieces cut so that every shard has some.
-fn parts_of(ranges: Vec<(u32, u32)>, count: u32, shards: u32) -> Vec<(u32, u32)> {
-    let part = count.div_ceil(shards).max(PART_PIECES_MIN);
+/// Runs of pieces cut into parts.
+fn parts_of(ranges: Vec<(u32, u32)>, count: u32, shards: u32) -> VecDeque<(u32, u32)> {
+    let part = if shards == 1 || count <= SMALL_PIECES {
+        count.max(1)
+    } else {
+        count.div_ceil(shards * PARTS_A_SHARD).max(PART_PIECES_MIN)
+    };
     let cuts = |(first, length): (u32, u32)| {
         (0..length).step_by(part as usize).map(move |at| (first + at, part.min(length - at)))
     };
@@ -174,9 +262,31 @@ mod tests {
         let pieces: Vec<u32> = parts.iter().flat_map(|(at, n)| *at..*at + *n).collect();
         let expected: Vec<u32> = (0..2_000).filter(|p| ![0, 700, 701, 1_999].contains(p)).collect();
         assert_eq!(pieces, expected);
-        assert!(parts.len() > 2 && parts.iter().all(|(_, n)| *n <= 1_000));
+        assert!(parts.len() > 30 && parts.iter().all(|(_, n)| *n <= 63), "{parts:?}");
         assert_eq!(shared.pieces.offered_count(), 4);
         let fresh = Shared::new(TorrentId(2), InfoHash([0; 20]), 200);
         assert_eq!(parts_of(unverified(&fresh), 200, 2), [(0, 200)]);
+        assert_eq!(parts_of(vec![(0, 9_000)], 9_000, 1), [(0, 9_000)], "nobody to share with");
+    }
+    #[test]
+    fn the_speed_is_that_of_the_last_seconds() {
+        let began = Instant::now();
+        let at = |ms: u64| began + Duration::from_millis(ms);
+        let mut hashing = Hashing::begun(began);
+        hashing.bytes = 100;
+        hashing.look(at(20));
+        assert_eq!(hashing.bytes_per_s(), 0.0, "too early to say");
+        hashing.bytes += 400;
+        hashing.look(at(500));
+        assert_eq!(hashing.bytes_per_s(), 1_000.0);
+        for second in 1..30 {
+            hashing.bytes = 3_000;
+            hashing.look(at(500 + 1_000 * second));
+        }
+        assert!((2_990.0..=3_000.0).contains(&hashing.bytes_per_s()), "{hashing:?}");
+        for second in 30..60 {
+            hashing.look(at(500 + 1_000 * second));
+        }
+        assert!(hashing.bytes_per_s() < 1.0, "{hashing:?}");
     }
 }

@@ -5,7 +5,18 @@
 //! into lanes, each group of lanes advances by the blocks that all of it have at hand, an empty
 //! lane takes the next feed.
 
-use super::{Block, PieceHasher, State, kernels::STREAMS_MAX, pace::Pace};
+use std::ops::Range;
+
+use super::{Block, Kernel, PieceHasher, State, kernels::STREAMS_MAX, pace::Pace};
+
+/// The same place of the pages of 16 streams is one set of the caches, which has eight ways: each
+/// would push out what was prefetched for another. So a group of streams is ahead of the group
+/// before it by this many blocks, more than are prefetched.
+const GROUP: usize = 4;
+const STAGGER_BLOCKS: usize = 8;
+/// Shorter runs are not worth the steps of fewer streams that it takes.
+const STAGGERED_MIN_BLOCKS: usize = 256;
+const PAGE_BYTES: usize = 4096;
 
 /// Bytes for one hasher: these parts, one after the other.
 pub struct Feed<'a> {
@@ -48,6 +59,7 @@ pub fn update_at(pace: &Pace, feeds: &mut [Feed<'_>]) {
         if lanes.runs.is_empty() {
             return;
         }
+        lanes.stagger(pace);
         lanes.advance(pace);
         lanes.refill();
     }
@@ -100,6 +112,25 @@ impl<'f, 'a> Lanes<'f, 'a> {
         }
     }
 
+    /// Content lies in pages, and pieces go on in step: without this the same lines of all lanes'
+    /// pages are in use at once (4.8 GiB/s of 16 streams from memory, and 5.6 with it, on Zen 4).
+    fn stagger(&mut self, pace: &Pace) {
+        let place = |lane: usize| self.runs[lane].as_ptr().addr() % PAGE_BYTES;
+        let kernel = pace.kernel(GROUP);
+        if self.runs.len() < STREAMS_MAX
+            || pace.kernel(STREAMS_MAX).streams() < STREAMS_MAX
+            || kernel.streams() < GROUP
+            || self.runs.iter().any(|run| run.len() < STAGGERED_MIN_BLOCKS)
+            || (GROUP..STREAMS_MAX).step_by(GROUP).any(|lane| place(lane) != place(0))
+        {
+            return;
+        }
+        for group in 1..STREAMS_MAX / GROUP {
+            let lanes = group * GROUP..(group + 1) * GROUP;
+            self.go_on(kernel, lanes, group * STAGGER_BLOCKS);
+        }
+    }
+
     /// Each group of lanes goes on by the blocks that all of the group have.
     fn advance(&mut self, pace: &Pace) {
         let mut from = 0;
@@ -107,16 +138,20 @@ impl<'f, 'a> Lanes<'f, 'a> {
             let left = self.runs.len() - from;
             let kernel = pace.kernel(left);
             let to = from + kernel.streams().min(left);
-            let group = &mut self.runs[from..to];
-            let blocks = group.iter().map(|run| run.len()).min().unwrap_or(0);
-            let mut now: [&[Block]; STREAMS_MAX] = [&[]; STREAMS_MAX];
-            for (now, run) in now.iter_mut().zip(group) {
-                (*now, *run) = run.split_at(blocks);
-            }
-            kernel.advance(&mut self.states[from..to], &now[..to - from]);
-            self.rest[from..to].iter_mut().for_each(|rest| rest.hasher.took(blocks));
+            let blocks = self.runs[from..to].iter().map(|run| run.len()).min().unwrap_or(0);
+            self.go_on(kernel, from..to, blocks);
             from = to;
         }
+    }
+
+    /// These lanes, no more than the kernel takes, go on by so many blocks.
+    fn go_on(&mut self, kernel: Kernel, lanes: Range<usize>, blocks: usize) {
+        let mut now: [&[Block]; STREAMS_MAX] = [&[]; STREAMS_MAX];
+        for (now, run) in now.iter_mut().zip(&mut self.runs[lanes.clone()]) {
+            (*now, *run) = run.split_at(blocks);
+        }
+        kernel.advance(&mut self.states[lanes.clone()], &now[..lanes.len()]);
+        self.rest[lanes].iter_mut().for_each(|rest| rest.hasher.took(blocks));
     }
 
     /// Lanes that have no block left take their next part, or close.

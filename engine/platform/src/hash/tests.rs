@@ -111,6 +111,37 @@ fn results_keep_the_inputs_order() {
     assert_eq!(sha1_many(&[]), Vec::<Sha1Hash>::new());
 }
 
+/// As content lies in memory: pieces begin with a page, and so do steps.
+#[test]
+fn pieces_at_the_same_place_of_their_pages_are_told_apart() {
+    const PAGE: usize = 4096;
+    for lengths in [[20 * PAGE; 20], std::array::from_fn(|n| 20 * PAGE - n * 700)] {
+        let memory: Vec<Vec<u8>> =
+            lengths.iter().enumerate().map(|(n, length)| bytes(n, length + PAGE)).collect();
+        let piece = |(memory, length): (&'_ Vec<u8>, &usize)| {
+            let from = memory.as_ptr().align_offset(PAGE);
+            from..from + length
+        };
+        let ranges: Vec<_> = memory.iter().zip(&lengths).map(piece).collect();
+        let inputs: Vec<Vec<&[u8]>> = memory
+            .iter()
+            .zip(&ranges)
+            .map(|(memory, range)| memory[range.clone()].chunks(10 * PAGE).collect())
+            .collect();
+        let expected: Vec<Sha1Hash> = memory
+            .iter()
+            .zip(&ranges)
+            .map(|(memory, range)| oracle(&memory[range.clone()]))
+            .collect();
+        let paces = available().map(only).chain([Pace::measured().clone()]);
+        for pace in paces {
+            for batches in [1, 2] {
+                assert_eq!(hash_cut(&pace, &inputs, batches), expected, "{pace:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_cheapest_kernels_are_chosen_for_each_number_of_streams() {
     let pace = Pace::of(&[

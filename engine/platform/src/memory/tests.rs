@@ -22,14 +22,21 @@ fn the_cap_holds_and_everything_comes_home() {
 #[test]
 fn a_pool_grows_by_arenas_up_to_its_cap() {
     let pool = pool((64 << 20) + (512 << 10));
-    assert_eq!(pool.arenas(), 1);
-    let leases: Vec<_> =
+    assert_eq!((pool.arenas(), pool.mapped_bytes()), (1, 4 << 20), "little is pinned at first");
+    let mut leases: Vec<_> =
         (0..258).map(|_| pool.lease(Class::K256).expect("under the cap")).collect();
-    assert_eq!(pool.arenas(), 2);
+    let spans: Vec<usize> = (0..pool.arenas()).map(|arena| pool.arena_span(arena).1).collect();
+    assert_eq!(spans, [4 << 20, 4 << 20, 8 << 20, 16 << 20, 32 << 20, 512 << 10]);
     assert_eq!(pool.mapped_bytes(), (64 << 20) + (512 << 10));
     assert!(pool.lease(Class::K16).is_none());
-    assert_eq!(leases[257].arena(), 1);
-    assert_eq!(pool.arena_span(1).1, 512 << 10);
+    assert_eq!(leases[257].arena(), 5);
+    for (n, lease) in leases.iter_mut().enumerate() {
+        let (base, length) = pool.arena_span(usize::from(lease.arena()));
+        let offset = lease.as_ptr().addr() - base.as_ptr().addr();
+        assert!(offset + lease.len() <= length, "in its arena");
+        lease[..4].copy_from_slice(&(n as u32).to_le_bytes());
+    }
+    assert!(leases.iter().enumerate().all(|(n, lease)| lease[..4] == (n as u32).to_le_bytes()));
 }
 
 #[test]

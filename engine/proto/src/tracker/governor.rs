@@ -352,6 +352,7 @@ mod tests {
         governor.enqueue(now, &h, Class::Event, 1);
         assert_eq!(governor.grant(now), Some(1));
         assert_eq!(governor.turned_away(now, &h), None);
+        now += ms(20);
         assert!(!ask(&mut governor, now, Contact::Made));
         governor.finished(now, &h, Contact::Made);
         now += ms(20);

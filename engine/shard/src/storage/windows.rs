@@ -18,12 +18,13 @@ use super::{
 };
 use crate::torrent::{Contents, TorrentId};
 
-/// A window starts at a multiple of this in its file. Mapping costs some microseconds each time.
-const WINDOW_BYTES: u64 = 2 << 20;
+/// A window starts at a multiple of this in its file. Mapping costs some microseconds each time,
+/// and unmapping interrupts the other cores.
+const WINDOW_BYTES: u64 = 8 << 20;
 /// Smaller files are read: mapping them costs as much as copying.
 const FILE_BYTES_MIN: u64 = 64 << 10;
 /// Two for each of as many pieces as are hashed at once at the most: they may lie across two.
-const HELD_MAX: usize = 64;
+const HELD_MAX: usize = 32;
 
 /// Bytes that are to be hashed: `from .. to` of a chunk or a window.
 pub struct Seen {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use seedring_platform::{memory::Class, op::Io};
 use seedring_proto::units::PieceIndex;
 
-use super::{Job, Lane};
+use super::{Job, lane::Lane};
 use crate::{shard::Shard, torrent::Contents};
 
 /// Bytes read ahead of the hashing, over all active jobs; at most a quarter of the pool.

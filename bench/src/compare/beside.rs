@@ -1,0 +1,251 @@
+//! Owns: what a recheck of another torrent costs those who are uploaded to: the latency of their
+//! blocks, open loop at half of the engine's speed, without it and beside it, hot and cold.
+//! Never: counts a window that the recheck did not outlast. Flow: engine with two torrents -> its
+//! speed -> half of that alone -> beside a recheck in the page cache -> beside one from the disk.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    Cores, Options, TARGET, cold, seeding,
+    summary::{Report, Spread, table},
+    target::{self, Running, Settings},
+};
+use crate::{leech::Outcome, payload, torrent::Torrent};
+
+/// The torrent that is rechecked: its folder and its name.
+const CHECKED: &str = "beside";
+/// So many times the content, which is one inode: more than is hashed in any window, in no more
+/// memory.
+const COPIES: usize = 24;
+const CONNECTIONS: usize = 50;
+const GIB: f64 = 1_073_741_824.0;
+/// Until a recheck has begun, or is over.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Beside what the blocks are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Beside {
+    Nothing,
+    /// A recheck of what lies in the page cache.
+    Hot,
+    /// One of what has to be read.
+    Cold,
+}
+
+#[derive(Serialize)]
+struct Run {
+    round: usize,
+    beside: Beside,
+    /// What was asked for, half of what the engine gave at full speed.
+    half_mib_per_s: f64,
+    /// Statistics are a second old at most: wrong by that much of the window.
+    hashed_gib_per_s: f64,
+    outcome: Outcome,
+}
+
+pub fn run(options: &Options) -> Result<Report> {
+    let title = "Uploads at half load beside a recheck".into();
+    let mut report = Report { title, ..Report::default() };
+    report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
+    let content = seeding::hot_content(options)?;
+    let file = content.folder.join(seeding::CONTENT);
+    make_checked(&content.torrent, &file)?;
+    let mut runs = Vec::new();
+    for round in 1..=options.rounds {
+        let state = options.run_folder("seedring")?;
+        let settings = Settings {
+            shards: 1,
+            cache: format!("{}MiB", (options.size_bytes() >> 20) + 512),
+            verify: "trust",
+            state,
+            torrents: content.folder.join("*.torrent").display().to_string(),
+            content: content.folder.clone(),
+            listen: TARGET,
+            direct_io: "auto",
+            io: "uring",
+        };
+        let mut running =
+            target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
+        running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
+        if round == 1 {
+            report.commands.push(format!("`{}`", running.command));
+        }
+        let engine = Engine { options, settings: &settings, running: &running };
+        runs.extend(engine.round(&content.torrent, &file, round)?);
+        running.end()?;
+    }
+    report.sections.push(result_table(options, &runs));
+    report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    Ok(report)
+}
+
+/// A torrent of many files, which are all the one that is there.
+fn make_checked(torrent: &Path, file: &Path) -> Result<()> {
+    let folder = file.with_file_name(CHECKED);
+    fs::create_dir_all(&folder)?;
+    let names: Vec<String> = (0..COPIES).map(|n| format!("{n:02}")).collect();
+    for name in &names {
+        let link: PathBuf = folder.join(name);
+        // One that was made of another content is not this inode any more.
+        fs::remove_file(&link).ok();
+        fs::hard_link(file, &link).with_context(|| format!("linking {}", link.display()))?;
+    }
+    let bytes = payload::repeated(&fs::read(torrent)?, CHECKED, &names)?;
+    Ok(fs::write(file.with_file_name(format!("{CHECKED}.torrent")), bytes)?)
+}
+
+/// The engine that is measured.
+struct Engine<'a> {
+    options: &'a Options,
+    settings: &'a Settings,
+    running: &'a Running,
+}
+
+impl Engine<'_> {
+    fn round(&self, torrent: &Path, file: &Path, round: usize) -> Result<Vec<Run>> {
+        // All of it into the engine's own cache, then its full speed.
+        self.leech(torrent, &["--once", "--pattern", "sequential", "--connections", "1"])?;
+        let full = self.leech_window(torrent, None)?.mib_per_s;
+        let half_mib_per_s = (full / 2.0).round().max(1.0);
+        let mut runs = Vec::new();
+        for beside in [Beside::Nothing, Beside::Hot, Beside::Cold] {
+            match beside {
+                Beside::Nothing => {}
+                Beside::Hot => {
+                    std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
+                }
+                Beside::Cold => cold::forget(file)?,
+            }
+            if beside != Beside::Nothing {
+                target::ask(self.options, self.settings, &["recheck", CHECKED])?;
+                self.wait_for("verifying")?;
+            }
+            let (before, began) = (self.hashed_bytes()?, Instant::now());
+            let outcome = self.leech_window(torrent, Some(half_mib_per_s))?;
+            let hashed = (self.hashed_bytes()? - before) as f64 / GIB;
+            let hashed_gib_per_s = hashed / began.elapsed().as_secs_f64();
+            if beside != Beside::Nothing {
+                let state = self.state()?;
+                ensure!(state == "verifying", "the recheck was over before the window: {state}");
+            }
+            eprintln!(
+                "round {round}  beside {beside:?}: {:.0} MiB/s p50 {:.2} ms p99 {:.2} ms, \
+                 {hashed_gib_per_s:.2} GiB/s hashed",
+                outcome.mib_per_s, outcome.latency_ms.p50, outcome.latency_ms.p99
+            );
+            runs.push(Run { round, beside, half_mib_per_s, hashed_gib_per_s, outcome });
+            if beside != Beside::Nothing {
+                self.wait_for("seeding")?;
+            }
+        }
+        Ok(runs)
+    }
+
+    /// At full speed, or open loop at so many MiB/s.
+    fn leech_window(&self, torrent: &Path, open_loop: Option<f64>) -> Result<Outcome> {
+        let mut arguments = self.options.window();
+        arguments.extend(["--connections".into(), CONNECTIONS.to_string()]);
+        if let Some(rate) = open_loop {
+            arguments.extend(["--open-loop".into(), format!("{rate:.0}")]);
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.leech(torrent, &arguments)
+    }
+
+    fn leech(&self, torrent: &Path, arguments: &[&str]) -> Result<Outcome> {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        self.options
+            .leech(torrent, self.running.pid(), &arguments)
+            .with_context(|| format!("its output: {}", self.running.last_words()))
+    }
+
+    fn list(&self) -> Result<Value> {
+        target::list(self.options, self.settings)
+    }
+
+    fn state(&self) -> Result<String> {
+        let list = self.list()?;
+        let torrents = list["torrents"].as_array().context("list: no torrents")?;
+        let torrent = torrents.iter().find(|torrent| torrent["name"] == CHECKED);
+        let state = torrent.and_then(|torrent| torrent["state"].as_str());
+        Ok(state.context("list: the torrent is missing")?.to_string())
+    }
+
+    fn hashed_bytes(&self) -> Result<u64> {
+        let list = self.list()?;
+        let shards = list["shards"].as_array().context("list: no shards")?;
+        Ok(shards.iter().filter_map(|shard| shard["hashed_bytes"].as_u64()).sum())
+    }
+
+    fn wait_for(&self, state: &str) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let is = self.state()?;
+            if is == state {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < LIMIT, "{CHECKED} is {is}, not {state}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn result_table(options: &Options, runs: &[Run]) -> String {
+    let row = |name: &str, beside: Beside| {
+        let text = |digits: usize, of: &dyn Fn(&Run) -> f64| {
+            let chosen = runs.iter().filter(|run| run.beside == beside).map(of);
+            Spread::of(chosen).map_or("-".into(), |spread| spread.text(digits))
+        };
+        vec![
+            name.to_string(),
+            text(0, &|run| run.outcome.mib_per_s),
+            text(2, &|run| run.outcome.latency_ms.p50),
+            text(2, &|run| run.outcome.latency_ms.p99),
+            text(2, &|run| run.outcome.latency_ms.p99_9),
+            text(1, &|run| run.outcome.latency_ms.max),
+            text(2, &|run| run.hashed_gib_per_s),
+            text(2, &|run| run.outcome.load_busy),
+        ]
+    };
+    let rows = [
+        row("no recheck", Beside::Nothing),
+        row("a recheck of what lies in the page cache", Beside::Hot),
+        row("a recheck from the disk", Beside::Cold),
+    ];
+    let head = [
+        "beside the uploads",
+        "MiB/s sent: median (min..max)",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "max ms",
+        "GiB/s hashed",
+        "load busy",
+    ];
+    format!(
+        "{CONNECTIONS} connections, 16 KiB random blocks of {:.0} MiB in the engine's cache, open \
+         loop at half of what the same engine gave at full speed, one shard on core {}, the load \
+         on core {}, both nice -20; {} rounds, the engine fresh each round; {} s after {} s of \
+         warm-up. Latency is from when a block was due until it was there. The recheck is of \
+         another torrent on the same shard, of {COPIES} files of {:.0} MiB that are one inode; it \
+         goes on before, during and after the window.\n\n{}",
+        options.size_bytes() as f64 / 1_048_576.0,
+        options.site.server_core,
+        options.site.load_core,
+        options.rounds,
+        options.seconds,
+        options.warm_up,
+        options.size_bytes() as f64 / 1_048_576.0,
+        table(&head, &rows)
+    )
+}
