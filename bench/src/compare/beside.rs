@@ -144,7 +144,7 @@ impl Engine<'_> {
                 outcome.mib_per_s, outcome.latency_ms.p50, outcome.latency_ms.p99
             );
             runs.push(Run { round, beside, half_mib_per_s, hashed_gib_per_s, outcome });
-            if beside != Beside::Nothing {
+            if beside == Beside::Hot {
                 self.wait_for("seeding")?;
             }
         }
