@@ -7,6 +7,7 @@ mod download;
 mod downloader;
 mod follow;
 mod many;
+mod pictures;
 mod plot;
 mod recheck;
 mod seeding;
@@ -25,6 +26,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 pub use summary::{Spread, table};
+pub use target::Kind;
 
 use crate::{
     leech::{Outcome, parse_bytes},
@@ -36,7 +38,8 @@ const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(namespace::ADDRE
 /// Where the load connects from: each connection has an address of its own.
 const SOURCES: &str = "10.77.0.0/16";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// Hot content, 1, 50 and 500 connections, rivals and the iperf3 ceiling interleaved.
     Seeding,
@@ -56,12 +59,6 @@ pub enum Preset {
 pub struct Options {
     #[arg(long, value_enum, default_value = "seeding")]
     pub preset: Preset,
-    /// Content, configurations and state are kept here; content is made once.
-    #[arg(long, default_value = "var/bench")]
-    pub work: PathBuf,
-    /// Where PRESET.md and PRESET.json go; the work folder by default.
-    #[arg(long)]
-    pub out: Option<PathBuf>,
     /// Targets, in the order they run; all of the preset's by default.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub targets: Vec<target::Kind>,
@@ -90,6 +87,19 @@ pub struct Options {
     /// Numbers of seeders of the preset `download`; several give a curve.
     #[arg(long, value_delimiter = ',', default_value = "4")]
     pub peers: Vec<usize>,
+    #[command(flatten)]
+    pub site: Site,
+}
+
+/// Where things are, and what runs where: the same for every comparison.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Site {
+    /// Content, configurations and state are kept here; content is made once.
+    #[arg(long, default_value = "var/bench")]
+    pub work: PathBuf,
+    /// Where the report goes; the work folder by default.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     pub server_core: usize,
     #[arg(long, default_value_t = 1)]
@@ -114,17 +124,42 @@ pub struct Options {
     inside: bool,
 }
 
-pub fn run(mut options: Options) -> Result<ExitCode> {
-    if !options.inside {
+impl Default for Options {
+    /// What the command line has where nothing is said.
+    fn default() -> Options {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            options: Options,
+        }
+        <Alone as clap::Parser>::parse_from(["compare"]).options
+    }
+}
+
+impl Site {
+    pub fn is_inside(&self) -> bool {
+        self.inside
+    }
+}
+
+pub fn run(options: Options) -> Result<ExitCode> {
+    if !options.site.inside {
         return namespace::run_inside();
     }
+    let name = format!("{:?}", options.preset).to_lowercase();
+    measure(options, &name, None)
+}
+
+/// Runs a comparison, and writes its report as NAME.md, NAME.json and NAME.html. In a namespace of
+/// its own already.
+pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<ExitCode> {
     ensure!(options.rounds > 0 && options.seconds > 0.0, "--rounds and --seconds must be above 0");
     ensure!(!options.connections.is_empty(), "--connections needs a number");
-    fs::create_dir_all(&options.work)
-        .with_context(|| format!("cannot make the work folder {}", options.work.display()))?;
-    options.work = options.work.canonicalize()?;
+    fs::create_dir_all(&options.site.work)
+        .with_context(|| format!("cannot make the work folder {}", options.site.work.display()))?;
+    options.site.work = options.site.work.canonicalize()?;
     let congestion = namespace::prepare()?;
-    let report = match options.preset {
+    let mut report = match options.preset {
         Preset::Seeding => seeding::run(&options)?,
         Preset::Cold => cold::run(&options)?,
         Preset::Spread => spread::run(&options)?,
@@ -132,9 +167,11 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
         Preset::Download => download::run(&options)?,
         Preset::Recheck => recheck::run(&options)?,
     };
-    let out = options.out.clone().unwrap_or_else(|| options.work.clone());
-    let name = format!("{:?}", options.preset).to_lowercase();
-    report.write(&out, &name, &congestion)?;
+    if let Some(title) = title {
+        report.title = title.to_owned();
+    }
+    let out = options.site.out.clone().unwrap_or_else(|| options.site.work.clone());
+    report.write(&out, name, &congestion)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -150,7 +187,7 @@ impl Options {
 
     /// An empty folder for one target's state.
     pub fn run_folder(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.work.join("run").join(name);
+        let folder = self.site.work.join("run").join(name);
         if folder.exists() {
             fs::remove_dir_all(&folder)
                 .with_context(|| format!("cannot empty {}", folder.display()))?;
@@ -161,7 +198,7 @@ impl Options {
 
     /// One run of the load on its own core, as a process of its own; `more`: its arguments.
     pub fn leech(&self, torrent: &Path, pid: u32, more: &[String]) -> Result<Outcome> {
-        self.leech_on(&Cores::one(self.load_core), torrent, pid, more)
+        self.leech_on(&Cores::one(self.site.load_core), torrent, pid, more)
     }
 
     /// The same on these cores.

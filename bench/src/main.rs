@@ -8,9 +8,11 @@ mod compare;
 mod leech;
 mod micro;
 mod namespace;
+mod page;
 mod payload;
 mod probe;
 mod report;
+mod scenario;
 mod torrent;
 
 use std::process::ExitCode;
@@ -30,6 +32,8 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a scenario file: targets side by side, a report with plots.
+    Run(scenario::Options),
     /// Open connections to a seeder, keep requests outstanding, report its speed and its cost.
     Leech(leech::Options),
     /// Run seeders side by side, interleaved, and write a report.
@@ -42,6 +46,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Options::parse().command {
+        Command::Run(options) => scenario::run(options),
         Command::Leech(options) => leech::run(options),
         Command::Compare(options) => compare::run(options),
         Command::Payload(options) => payload::run(options),

@@ -5,7 +5,7 @@
 //! how often it went well (`cargo test ... --test interop_swarm -- --nocapture`).
 
 use anyhow::{Context, Result, bail, ensure};
-use seedring_tests::interop::swarm::{Link, repeat};
+use seedring_tests::interop::swarm::{Link, Round, repeat};
 use seedring_tests::interop::{
     Client, ControlledSeed, Downloader, Has, Place, RunningClient, SeedingClient, Source, Swarm,
     put_pieces, wait_until,
@@ -22,19 +22,25 @@ const SEED: usize = 0;
 const ENGINE: usize = 1;
 const LEECH: usize = 2;
 
-/// The engine gets everything from `client`, its only seed.
-fn seeds(client: Client) -> Result<()> {
-    for link in [Link::Torrent, Link::Magnet] {
-        if client.is_there() {
-            let what = format!("{client:?} seeds, {link:?}");
-            repeat(&what, |test, piece_bytes| seeds_once(client, link, test, piece_bytes))?;
-        }
+/// By .torrent and by magnet link; what the first one gives does not keep the second one away.
+fn both_links(client: Client, does: &str, once: impl Fn(Link, &Round) -> Result<()>) -> Result<()> {
+    if !client.is_there() {
+        return Ok(());
     }
-    Ok(())
+    let [torrent, magnet] = [Link::Torrent, Link::Magnet].map(|link| {
+        let what = format!("{client:?} {does}, {link:?}");
+        repeat(TMP, &what, |round| once(link, round))
+    });
+    torrent.and(magnet)
 }
 
-fn seeds_once(client: Client, link: Link, test: &str, piece_bytes: u32) -> Result<()> {
-    let mut swarm = Swarm::new(TMP, test, 2, piece_bytes)?;
+/// The engine gets everything from `client`, its only seed.
+fn seeds(client: Client) -> Result<()> {
+    both_links(client, "seeds", |link, round| seeds_once(client, link, round))
+}
+
+fn seeds_once(client: Client, link: Link, round: &Round) -> Result<()> {
+    let mut swarm = Swarm::of(round, 2)?;
     let (content, torrent) = (&swarm.content, &swarm.torrent);
     let folder = swarm.scratch.folder("seed")?;
     let mut seed = SeedingClient::start(client, &swarm.host(SEED), &folder, content, torrent)?;
@@ -56,22 +62,16 @@ fn seeds_once(client: Client, link: Link, test: &str, piece_bytes: u32) -> Resul
 /// `client` gets everything from an engine that does not have everything yet itself: nobody else
 /// is within its reach.
 fn leeches(client: Client) -> Result<()> {
-    for link in [Link::Torrent, Link::Magnet] {
-        if client.is_there() {
-            let what = format!("{client:?} leeches, {link:?}");
-            repeat(&what, |test, piece_bytes| leeches_once(client, link, test, piece_bytes))?;
-        }
-    }
-    Ok(())
+    both_links(client, "leeches", |link, round| leeches_once(client, link, round))
 }
 
-fn leeches_once(client: Client, link: Link, test: &str, piece_bytes: u32) -> Result<()> {
+fn leeches_once(client: Client, link: Link, round: &Round) -> Result<()> {
     /// The engine needs 22 s for everything, unless the seed is let loose.
     const SLOW: u32 = 1 << 20;
     /// What the client gets meanwhile, at least. Not more: rTorrent that has all that the engine
     /// has may ask for more 30 s later only.
     const TRADED: u64 = 32 << 10;
-    let mut swarm = Swarm::new(TMP, test, 3, piece_bytes)?;
+    let mut swarm = Swarm::of(round, 3)?;
     let folder = swarm.scratch.folder("seed")?;
     let (host, content) = (swarm.host(SEED), &swarm.content);
     swarm.network.separate(SEED, LEECH)?;
@@ -172,9 +172,9 @@ fn others() -> Vec<Client> {
 /// trade. (It is there first: rqbit, given a magnet link, asks its first peers for the metadata and
 /// then nobody any more.)
 fn all_trade(link: Link) -> Result<()> {
-    repeat(&format!("all trade, {link:?}"), |test, piece_bytes| {
+    repeat(TMP, &format!("all trade, {link:?}"), |round| {
         const SLOW: u32 = 2 << 20;
-        let mut swarm = Swarm::new(TMP, test, 8, piece_bytes)?;
+        let mut swarm = Swarm::of(round, 8)?;
         let folder = swarm.scratch.folder("seed")?;
         let (host, content) = (swarm.host(SEED), &swarm.content);
         let seed = ControlledSeed::slow(&host, &folder, content, &swarm.torrent, SLOW)?;
@@ -202,8 +202,8 @@ fn all_trade(link: Link) -> Result<()> {
 /// Each member has other pieces, one has none, nobody has all: all complete.
 #[test]
 fn parts_make_a_whole() -> Result<()> {
-    repeat("parts make a whole", |test, piece_bytes| {
-        let mut swarm = Swarm::new(TMP, test, 8, piece_bytes)?;
+    repeat(TMP, "parts make a whole", |round| {
+        let mut swarm = Swarm::of(round, 8)?;
         let others = others();
         let parts = others.len() + 1;
         let mut members = Members { engines: Vec::new(), clients: Vec::new() };
@@ -227,8 +227,8 @@ fn parts_make_a_whole() -> Result<()> {
 /// everything gets it from both.
 #[test]
 fn selections_make_a_whole() -> Result<()> {
-    repeat("selections make a whole", |test, piece_bytes| {
-        let mut swarm = Swarm::new(TMP, test, 9, piece_bytes)?;
+    repeat(TMP, "selections make a whole", |round| {
+        let mut swarm = Swarm::of(round, 9)?;
         let folder = swarm.scratch.folder("seed")?;
         let (host, content, torrent) = (swarm.host(SEED), &swarm.content, &swarm.torrent);
         let seed = SeedingClient::start(Client::Libtorrent, &host, &folder, content, torrent)?;

@@ -1,6 +1,7 @@
-//! Pieces in part that outlive a stop or a crash, and the rate at which downloads ask.
+//! Pieces in part that outlive a seed, a stop or a crash, and the rate at which downloads ask.
 //!
-//! Owns: what a stop, and the loss of power at any moment, may cost of what was gathered.
+//! Owns: what the end of a seed, a stop, and the loss of power at any moment may cost of what was
+//! gathered.
 //! Never: real time, files or sockets. Flow: a swarm downloads -> ends -> the disk as it was left
 //! -> another swarm goes on with what the store would have. `SEEDRING_SIM_SEEDS` says how many
 //! seeds.
@@ -8,7 +9,10 @@
 use std::{net::SocketAddr, rc::Rc, sync::atomic::Ordering, time::Duration};
 
 use seedring_proto::units::PieceIndex;
-use seedring_shard::torrent::{Download, KeptPiece};
+use seedring_shard::{
+    Command,
+    torrent::{Download, KeptPiece},
+};
 use seedring_tests::sim::{
     FaultKind, Faults, Link, Rng, Survives, World,
     seed::{Gifts, Manners, Seed},
@@ -48,16 +52,23 @@ impl Run {
 
     fn add_seeds(&mut self, count: u8, bytes_per_s: u64) {
         let pieces = self.torrent.layout.piece_count();
-        for n in 0..count {
-            let (torrent, gifts, to) =
-                (self.torrent.clone(), self.gifts.clone(), self.swarm.address);
-            let manners = Manners::plain(pieces, bytes_per_s);
-            let seed = Seed::new(torrent, manners, gifts, to, u64::from(n));
-            let from = SocketAddr::from(([10, 9, 0, n + 1], 7_000));
-            let peer = self.swarm.world.add_peer(Box::new(seed), from);
-            let begin = self.swarm.world.now().max(START);
-            self.swarm.world.dial_at(peer, to, begin);
+        (0..count).for_each(|n| self.add_seed(n, Manners::plain(pieces, bytes_per_s)));
+    }
+
+    /// One that comes by itself, or one that is dialled and, once it is gone, stays away.
+    fn add_seed(&mut self, n: u8, manners: Manners) {
+        let (torrent, gifts, to) = (self.torrent.clone(), self.gifts.clone(), self.swarm.address);
+        let waits = manners.waits;
+        let seed = Seed::new(torrent, manners, gifts, to, u64::from(n));
+        let from = SocketAddr::from(([10, 9, 0, n + 1], 7_000));
+        let peer = self.swarm.world.add_peer(Box::new(seed), from);
+        if waits {
+            self.swarm.world.peer_listens(peer);
+            let torrent = self.torrent.id;
+            return self.swarm.tell(0, Command::Dial { torrent, address: from });
         }
+        let begin = self.swarm.world.now().max(START);
+        self.swarm.world.dial_at(peer, to, begin);
     }
 
     /// What the store would have: pieces synced, and the blocks of others.
@@ -129,6 +140,59 @@ fn a_stop_in_the_middle_of_pieces_costs_nothing_that_was_gathered() {
         let fetched = run.complete().unwrap_or_else(|why| panic!("seed {seed}: {why:?}"));
         let rest = bytes / BLOCK - had;
         assert!(fetched <= rest + 16, "seed {seed}: {fetched} blocks, {rest} were missing");
+    }
+}
+
+#[test]
+fn a_seed_that_vanishes_and_comes_again_costs_only_what_was_on_its_way() {
+    for seed in seeds(8) {
+        let mut rng = Rng::new(seed ^ 0x7a);
+        let (bytes, piece_bytes) = (24 << 20, 4 << 20);
+        let all = torrent(bytes, piece_bytes);
+        let pieces = all.layout.piece_count();
+        let shards = rng.between(1, 2) as usize;
+        let world = World::new(seed, Faults::none());
+        let mut run = Run::new(world, shards, false, all, Download::new(pieces));
+        let mut manners = Manners::plain(pieces, 400_000);
+        manners.vanishes_at = Some(rng.between(100, 1_400));
+        run.add_seed(0, manners);
+        let fetched = run.complete().unwrap_or_else(|why| panic!("seed {seed}: {why:?}"));
+        let twice = fetched - bytes / BLOCK;
+        assert!(twice <= PIPELINE, "seed {seed}: {twice} blocks were fetched twice");
+    }
+}
+
+#[test]
+fn pieces_whose_seeds_are_gone_do_not_keep_others_from_coming() {
+    for shards in [1, 2] {
+        let piece_bytes = 4 << 20;
+        // Half of the pool is for downloads: eight such pieces.
+        let all = torrent(12 * u64::from(piece_bytes), piece_bytes);
+        let pieces = all.layout.piece_count();
+        let world = World::new(shards as u64, Faults::none());
+        let mut run = Run::new(world, shards, false, all, Download::new(pieces));
+        let of = |has: &dyn Fn(usize) -> bool| {
+            let mut manners = Manners::plain(pieces, 400_000);
+            manners.has = (0..pieces as usize).map(has).collect();
+            manners
+        };
+        for n in 0..9_u8 {
+            let mut manners = of(&|piece| piece == usize::from(n));
+            manners.waits = true;
+            manners.vanishes_at = Some(100);
+            run.add_seed(n, manners);
+        }
+        run.swarm.run(Duration::from_secs(20), |_| false);
+        run.add_seed(9, of(&|piece| piece >= 9));
+        let had = |swarm: &Swarm| {
+            let all = &swarm.loadings.all[0].shared.pieces;
+            (9..12).all(|piece| all.is_verified(PieceIndex(piece)))
+        };
+        // That a seed is gone without a word is noticed after minutes.
+        assert!(run.swarm.run(Duration::from_secs(900), had), "{shards} shards: they do not come");
+        run.add_seed(10, Manners::plain(pieces, 4_000_000));
+        let fetched = run.complete().unwrap_or_else(|why| panic!("{shards} shards: {why:?}"));
+        println!("{shards} shards: {fetched} blocks of {}", 12 * piece_bytes / BLOCK as u32);
     }
 }
 

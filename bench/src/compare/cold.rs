@@ -61,9 +61,11 @@ pub fn run(options: &Options) -> Result<Report> {
             content: content.folder.clone(),
             listen: TARGET,
             direct_io: "auto",
+            io: "uring",
         };
         forget(&file)?;
-        let mut running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
+        let mut running =
+            target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
         running.wait_until_served(TARGET, &torrent)?;
         if round == 1 {
             report.commands.push(format!("`{}`", running.command));

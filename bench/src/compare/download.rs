@@ -19,7 +19,7 @@ use super::{
     Options,
     downloader::{self, Place, can_download},
     follow::{self, Start, Work},
-    plot::{Chart, Series},
+    plot::{Chart, Series, Steps},
     seeding::{self, as_text},
     summary::{Report, Spread, table},
     swarm::Swarm,
@@ -214,8 +214,8 @@ fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
          its children; what the kernel writes back later is nobody's. Where \"seeders busy\" nears \
          1 the seeders were the limit.\n\n{}",
         options.size_bytes() as f64 / MIB,
-        options.server_core,
-        options.load_core,
+        options.site.server_core,
+        options.site.load_core,
         options.rounds,
         table(&head, &rows)
     )
@@ -238,6 +238,9 @@ fn curve(options: &Options, targets: &[Kind], runs: &[Run]) -> Chart {
         across: "seeders".into(),
         up: "MiB/s: median, min to max".into(),
         series: series.collect(),
+        across_steps: Steps::Factors,
+        up_steps: Steps::Equal,
+        marks: Vec::new(),
     }
 }
 

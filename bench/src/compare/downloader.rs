@@ -38,7 +38,7 @@ impl Place {
 /// Why a target that is installed cannot download, if so.
 pub fn can_download(kind: Kind, options: &Options) -> Result<()> {
     if kind == Kind::Seedring {
-        let output = Command::new(&options.seedring).args(["download", "--help"]).output()?;
+        let output = Command::new(&options.site.seedring).args(["download", "--help"]).output()?;
         ensure!(output.status.success(), "this build has no `download`");
     }
     Ok(())
@@ -60,28 +60,28 @@ pub fn start(
 }
 
 fn command(kind: Kind, options: &Options, torrent: &Path, place: &Place) -> Result<Command> {
-    let core = Cores::one(options.server_core);
+    let core = Cores::one(options.site.server_core);
     let (address, port) = (TARGET.ip().to_string(), TARGET.port().to_string());
     let mut command;
     match kind {
         Kind::Seedring => {
-            let program = options.seedring.canonicalize();
+            let program = options.site.seedring.canonicalize();
             command = on_cores(&program.context("cargo build --release")?, &core);
             command.arg("download").arg(torrent).arg("--to").arg(&place.content);
         }
         Kind::Libtorrent => {
-            command = on_cores(&absolute(&options.python), &core);
+            command = on_cores(&absolute(&options.site.python), &core);
             command.arg(script(options, LIBTORRENT_DOWNLOAD)?).arg(torrent).arg(&place.content);
             command.arg(TARGET.to_string());
         }
         Kind::Transmission => {
             transmission_settings(place)?;
-            command = on_cores(&absolute(&options.transmission), &core);
+            command = on_cores(&absolute(&options.site.transmission), &core);
             command.args(["--no-portmap", "--port", &port, "--config-dir"]).arg(&place.run);
             command.arg("--download-dir").arg(&place.content).arg(torrent);
         }
         Kind::Rqbit => {
-            command = on_cores(&absolute(&options.rqbit), &core);
+            command = on_cores(&absolute(&options.site.rqbit), &core);
             command.args(["-v", "error", "--disable-dht", "--disable-lsd", "--ipv4-only"]);
             command.args(["--disable-upnp-port-forward"]);
             command.args(["--listen-ip", &address, "--listen-port", &port]);
@@ -89,7 +89,7 @@ fn command(kind: Kind, options: &Options, torrent: &Path, place: &Place) -> Resu
             command.arg(&place.content).arg(torrent);
         }
         Kind::Aria2 => {
-            command = on_cores(&absolute(&options.aria2), &core);
+            command = on_cores(&absolute(&options.site.aria2), &core);
             command.args(["--no-conf", "--quiet", "--seed-time=0", "--enable-dht=false"]);
             command.args(["--enable-dht6=false", "--bt-enable-lpd=false"]);
             command.args(["--enable-peer-exchange=false", "--disable-ipv6"]);
@@ -98,7 +98,7 @@ fn command(kind: Kind, options: &Options, torrent: &Path, place: &Place) -> Resu
             command.arg(format!("--listen-port={port}")).arg("--dir").arg(&place.content);
             command.arg(torrent);
         }
-        Kind::Iperf3 | Kind::TokioUring | Kind::Rtorrent | Kind::Sha1sum => {
+        Kind::Iperf3 | Kind::SeedringEpoll | Kind::TokioUring | Kind::Rtorrent | Kind::Sha1sum => {
             bail!("{kind} has no part in downloading")
         }
     }

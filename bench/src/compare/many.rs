@@ -60,10 +60,12 @@ pub fn run(options: &Options) -> Result<Report> {
             content: folder.clone(),
             listen: TARGET,
             direct_io: "auto",
+            io: "uring",
         };
         for second in [false, true] {
             let start = Instant::now();
-            let running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
+            let running =
+                target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
             if starts.is_empty() {
                 report.commands.push(format!("`{}`", running.command));
             }
@@ -87,7 +89,7 @@ pub fn run(options: &Options) -> Result<Report> {
 
 /// Small single-file torrents, made once; an even sample of them.
 fn content(options: &Options) -> Result<(PathBuf, Vec<PathBuf>)> {
-    let folder = options.work.join(format!("many-{}", options.torrents));
+    let folder = options.site.work.join(format!("many-{}", options.torrents));
     eprintln!("content: {} torrents in {}", options.torrents, folder.display());
     let mut torrents = Vec::new();
     for number in 0..options.torrents {
@@ -112,8 +114,9 @@ fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
         content: first.parent().context("a folder")?.to_path_buf(),
         listen: TARGET,
         direct_io: "auto",
+        io: "uring",
     };
-    let mut running = target::seedring(options, &settings, &Cores::one(options.server_core))?;
+    let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
     running.wait_until_served(TARGET, &Torrent::read(first)?)?;
     thread::sleep(Duration::from_secs(2));
     let bytes = Reading::take(running.pid())?.private_bytes;

@@ -1,7 +1,8 @@
 //! Owns: a line chart as SVG text: axes, a line a series with its spread, a legend.
 //! Never: computes what it shows. Flow: a preset fills a `Chart` -> text beside the report.
 //!
-//! Across, each step is a doubling; up starts at 0, so that heights compare.
+//! Across, equal steps or each a factor; up starts at 0, so that heights compare, or goes by
+//! factors as well.
 
 use std::fmt::Write as _;
 
@@ -14,7 +15,17 @@ const RIGHT: f64 = 24.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 56.0;
 const TICKS: f64 = 5.0;
-const COLORS: [&str; 5] = ["#0b6e4f", "#c1440e", "#3366aa", "#8a5a00", "#6a3d9a"];
+const COLORS: [&str; 8] =
+    ["#0b6e4f", "#c1440e", "#3366aa", "#8a5a00", "#6a3d9a", "#b0126b", "#4d4d4d", "#1b9e9e"];
+
+/// How far apart values are drawn.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub enum Steps {
+    #[default]
+    Equal,
+    /// Ten times as much is as far as ten times that; values are above 0.
+    Factors,
+}
 
 pub struct Series {
     pub name: String,
@@ -27,23 +38,43 @@ pub struct Chart {
     pub across: String,
     pub up: String,
     pub series: Vec<Series>,
+    pub across_steps: Steps,
+    pub up_steps: Steps,
+    /// Where there are marks across, and what stands there; empty: at each value.
+    pub marks: Vec<(f64, String)>,
 }
 
 /// From values to the place in the picture.
 struct Scale {
     from: f64,
     to: f64,
+    bottom: f64,
     top: f64,
+    across: Steps,
+    up: Steps,
+}
+
+impl Steps {
+    /// The part of the way from one value to another at which a third lies.
+    fn part(self, value: f64, from: f64, to: f64) -> f64 {
+        match self {
+            Steps::Equal => (value - from) / (to - from).max(f64::MIN_POSITIVE),
+            Steps::Factors => (value / from).ln() / (to / from).ln().max(f64::MIN_POSITIVE),
+        }
+    }
 }
 
 impl Scale {
     fn x(&self, value: f64) -> f64 {
-        let width = (self.to / self.from).log2().max(1.0);
-        LEFT + (value / self.from).log2() / width * (WIDTH - LEFT - RIGHT)
+        if self.to <= self.from {
+            return f64::midpoint(LEFT, WIDTH - RIGHT); // a single point
+        }
+        LEFT + self.across.part(value, self.from, self.to) * (WIDTH - LEFT - RIGHT)
     }
 
     fn y(&self, value: f64) -> f64 {
-        HEIGHT - BOTTOM - value / self.top * (HEIGHT - TOP - BOTTOM)
+        let part = self.up.part(value, self.bottom, self.top).max(0.0);
+        HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
     }
 }
 
@@ -58,19 +89,29 @@ impl Chart {
             .iter()
             .flat_map(|series| series.points.iter().map(|at| at.1.max))
             .fold(0.0, f64::max);
-        let step = nice_step(greatest / TICKS);
+        let least = self.series.iter().flat_map(|series| series.points.iter().map(|at| at.1.min));
+        let least = least.fold(f64::INFINITY, f64::min);
+        let ticks = match self.up_steps {
+            Steps::Equal => equal_ticks(greatest),
+            Steps::Factors => factor_ticks(least, greatest),
+        };
         let scale = Scale {
             from: across.first().copied().unwrap_or(1.0),
             to: across.last().copied().unwrap_or(1.0),
-            top: (greatest / step).ceil().max(1.0) * step,
+            bottom: ticks.first().copied().unwrap_or(0.0),
+            top: ticks.last().copied().unwrap_or(1.0),
+            across: self.across_steps,
+            up: self.up_steps,
         };
+        let all = || across.iter().map(|value| (*value, value.to_string())).collect();
+        let marks = if self.marks.is_empty() { all() } else { self.marks.clone() };
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
              font-family=\"sans-serif\" font-size=\"13\">\n\
              <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
         );
         text(&mut out, (WIDTH / 2.0, 22.0), "middle", &self.title);
-        self.axes(&mut out, &scale, &across, step);
+        self.axes(&mut out, &scale, &marks, &ticks);
         for (number, series) in self.series.iter().enumerate() {
             let color = COLORS[number % COLORS.len()];
             line(&mut out, &scale, series, color);
@@ -82,18 +123,17 @@ impl Chart {
         out
     }
 
-    fn axes(&self, out: &mut String, scale: &Scale, across: &[f64], step: f64) {
+    fn axes(&self, out: &mut String, scale: &Scale, marks: &[(f64, String)], ticks: &[f64]) {
         let (floor, end) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
-        for tick in 0..=(scale.top / step).round() as u32 {
-            let value = f64::from(tick) * step;
-            let y = scale.y(value);
+        for value in ticks {
+            let y = scale.y(*value);
             stroke(out, (LEFT, y), (end, y), "#dddddd", 1.0);
             text(out, (LEFT - 8.0, y + 4.0), "end", &value.to_string());
         }
-        for value in across {
+        for (value, name) in marks {
             let x = scale.x(*value);
             stroke(out, (x, floor), (x, floor + 5.0), "black", 1.0);
-            text(out, (x, floor + 20.0), "middle", &value.to_string());
+            text(out, (x, floor + 20.0), "middle", name);
         }
         stroke(out, (LEFT, floor), (end, floor), "black", 1.0);
         stroke(out, (LEFT, TOP), (LEFT, floor), "black", 1.0);
@@ -126,6 +166,21 @@ fn line(out: &mut String, scale: &Scale, series: &Series, color: &str) {
         let y = scale.y(spread.median);
         let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{color}\"/>");
     }
+}
+
+/// From 0 to what is not below `greatest`, by a round step.
+fn equal_ticks(greatest: f64) -> Vec<f64> {
+    let step = nice_step(greatest / TICKS);
+    let count = (greatest / step).ceil().max(1.0) as u32;
+    // Of a step such as 0.05 the multiples have no short name.
+    let round = |value: f64| (value * 1e9).round() / 1e9;
+    (0..=count).map(|tick| round(f64::from(tick) * step)).collect()
+}
+
+/// Powers of ten around these values.
+fn factor_ticks(least: f64, greatest: f64) -> Vec<f64> {
+    let (from, to) = (least.max(1e-3).log10().floor(), greatest.max(1e-3).log10().ceil());
+    (from as i32..=(to as i32).max(from as i32 + 1)).map(|power| 10_f64.powi(power)).collect()
 }
 
 /// 1, 2 or 5 times a power of ten, not below `least`.
@@ -184,6 +239,9 @@ mod tests {
             across: "seeders".into(),
             up: "MiB/s".into(),
             series: vec![one, two],
+            across_steps: Steps::Factors,
+            up_steps: Steps::Equal,
+            marks: Vec::new(),
         };
         let svg = chart.svg();
         // 0..500 over 320 units above the floor at 364; 1..4 from 70 to 696.

@@ -185,6 +185,7 @@ fn seedring(
         content: content.folder.clone(),
         listen: TARGET,
         direct_io,
+        io: "uring",
     };
     let start = Start::now();
     let running = target::seedring(options, &settings, &Cores::range(0, cores))?;
@@ -220,7 +221,7 @@ fn rival(options: &Options, content: &Content, kind: Kind, cores: usize) -> Resu
     let where_it_runs = Cores::range(0, cores);
     let mut command;
     if kind == Kind::Libtorrent {
-        command = on_cores(&absolute(&options.python), &where_it_runs);
+        command = on_cores(&absolute(&options.site.python), &where_it_runs);
         command.arg(target::script(options, LIBTORRENT_RECHECK)?).arg(&content.torrent);
         command.arg(&content.folder).args([TARGET.to_string(), cores.to_string()]);
     } else {

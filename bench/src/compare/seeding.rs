@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Cores, Options, TARGET, on_cores,
+    Cores, Options, TARGET, on_cores, pictures,
     summary::{Report, Spread, table},
     target::{self, Content, Kind, Running},
 };
@@ -24,16 +24,16 @@ const TARGETS: [Kind; 6] =
     [Kind::Iperf3, Kind::Seedring, Kind::TokioUring, Kind::Libtorrent, Kind::Rtorrent, Kind::Rqbit];
 
 #[derive(Serialize)]
-struct Run {
-    round: usize,
+pub struct Run {
+    pub round: usize,
     #[serde(serialize_with = "as_text")]
-    target: Kind,
-    connections: usize,
-    cpu_seconds_per_gib: f64,
-    mib_per_s: f64,
-    outcome: Option<Outcome>,
+    pub target: Kind,
+    pub connections: usize,
+    pub cpu_seconds_per_gib: f64,
+    pub mib_per_s: f64,
+    pub outcome: Option<Outcome>,
     /// At half of `mib_per_s`.
-    open_loop: Option<Outcome>,
+    pub open_loop: Option<Outcome>,
 }
 
 pub fn as_text<S: serde::Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
@@ -45,7 +45,7 @@ pub const CONTENT: &str = "payload.bin";
 
 /// The hot content: made once, and read once so that the page cache holds it.
 pub fn hot_content(options: &Options) -> Result<Content> {
-    let folder = options.work.join("hot");
+    let folder = options.site.work.join("hot");
     let file = folder.join(CONTENT);
     eprintln!("content: {} bytes in {}", options.size_bytes(), file.display());
     let torrent = payload::make(&file, options.size_bytes(), 1 << 20, 1)?;
@@ -76,6 +76,7 @@ pub fn run(options: &Options) -> Result<Report> {
     }
     report.sections.push(main_table(options, &targets, &runs));
     report.sections.push(detail_table(options, &targets, &runs));
+    report.plots = pictures::of_seeding(&targets, &options.connections, &runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -138,7 +139,7 @@ fn one_round(
 fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
     thread::sleep(Duration::from_millis(300));
     let seconds = (options.seconds + options.warm_up + 1.0).ceil();
-    let mut command: Command = on_cores(Path::new("iperf3"), &Cores::one(options.load_core));
+    let mut command: Command = on_cores(Path::new("iperf3"), &Cores::one(options.site.load_core));
     command.args(["-c", &TARGET.ip().to_string(), "-p", &TARGET.port().to_string(), "-R", "-J"]);
     command.args(["-t", &seconds.to_string()]);
     let client = command.stdout(std::process::Stdio::piped()).spawn().context("iperf3")?;
@@ -207,8 +208,8 @@ fn main_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
          heated by one whole download; {} s measured after {} s warm-up. CPU is \
          user + system time of the target and its children.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
-        options.server_core,
-        options.load_core,
+        options.site.server_core,
+        options.site.load_core,
         options.rounds,
         options.seconds,
         options.warm_up,

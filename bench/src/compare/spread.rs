@@ -107,6 +107,7 @@ fn one_run(
         content: content.folder.clone(),
         listen: TARGET,
         direct_io: "auto",
+        io: "uring",
     };
     let mut running = target::seedring(options, &settings, &places.engine(shards))?;
     running.wait_until_served(TARGET, &torrent)?;

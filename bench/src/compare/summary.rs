@@ -6,7 +6,7 @@ use std::{fs, path::Path, time::SystemTime};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::probe::Machine;
+use crate::{page, probe::Machine};
 
 #[derive(Default, Serialize)]
 pub struct Report {
@@ -83,7 +83,7 @@ fn civil(days: u64) -> String {
 }
 
 impl Report {
-    /// Writes NAME.md and NAME.json into `folder`, and the Markdown to stdout.
+    /// Writes NAME.md, NAME.html and NAME.json into `folder`, and the Markdown to stdout.
     pub fn write(&self, folder: &Path, name: &str, congestion: &str) -> Result<()> {
         fs::create_dir_all(folder)?;
         let machine = Machine::read();
@@ -123,6 +123,7 @@ impl Report {
         });
         let mut files = vec![
             (format!("{name}.md"), text.clone()),
+            (format!("{name}.html"), page::html(&text, &self.plots)),
             (format!("{name}.json"), serde_json::to_string_pretty(&json)?),
         ];
         files.extend(self.plots.iter().map(|(of, svg)| (format!("{name}-{of}.svg"), svg.clone())));

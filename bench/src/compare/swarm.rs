@@ -61,8 +61,10 @@ impl Swarm {
                 content: content.folder.clone(),
                 listen: SocketAddr::V4(address),
                 direct_io: "off",
+                io: "uring",
             };
-            let running = target::seedring(options, &settings, &Cores::one(options.load_core))?;
+            let running =
+                target::seedring(options, &settings, &Cores::one(options.site.load_core))?;
             seeders.push((running, address));
         }
         for (running, address) in &mut seeders {
@@ -72,7 +74,7 @@ impl Swarm {
         let listener = TcpListener::bind(TRACKER).context("the tracker's address")?;
         let answered = Arc::clone(&offered);
         thread::spawn(move || serve(&listener, &answered));
-        let path = options.work.join("swarm.torrent");
+        let path = options.site.work.join("swarm.torrent");
         let announce = format!("http://{TRACKER}/announce");
         fs::write(&path, payload::with_announce(&fs::read(&content.torrent)?, &announce)?)?;
         Ok(Swarm { seeders, offered, torrent: path })

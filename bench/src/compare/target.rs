@@ -22,10 +22,15 @@ const SERVES_MAX: Duration = Duration::from_secs(120);
 /// Until a target that was asked to end is killed.
 const END_MAX: Duration = Duration::from_secs(10);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     Iperf3,
     Seedring,
+    /// The same engine where io_uring can't be had.
+    SeedringEpoll,
     TokioUring,
     Libtorrent,
     Rtorrent,
@@ -43,6 +48,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Iperf3 => "iperf3 (ceiling)",
             Kind::Seedring => "seedring",
+            Kind::SeedringEpoll => "seedring on epoll",
             Kind::TokioUring => "tokio-uring, straightforward",
             Kind::Libtorrent => "libtorrent",
             Kind::Rtorrent => "rTorrent",
@@ -59,11 +65,11 @@ impl Kind {
     pub fn version(self, options: &Options) -> Result<String> {
         let (program, arguments, remedy): (&Path, Vec<String>, &str) = match self {
             Kind::Iperf3 => (Path::new("iperf3"), vec!["--version".into()], "apt install iperf3"),
-            Kind::Seedring => {
-                (&options.seedring, vec!["--version".into()], "cargo build --release")
+            Kind::Seedring | Kind::SeedringEpoll => {
+                (&options.site.seedring, vec!["--version".into()], "cargo build --release")
             }
             Kind::TokioUring => (
-                &options.baseline,
+                &options.site.baseline,
                 vec!["--version".into()],
                 "cargo build --release --manifest-path bench/baselines/Cargo.toml",
             ),
@@ -71,19 +77,19 @@ impl Kind {
                 let script = script(options, LIBTORRENT_SEED)?;
                 let arguments = vec![script.display().to_string(), "--version".into()];
                 (
-                    &options.python,
+                    &options.site.python,
                     arguments,
                     "python3 -m venv V; V/bin/pip install libtorrent; --python V/bin/python",
                 )
             }
-            Kind::Rtorrent => (&options.rtorrent, vec!["-h".into()], "apt install rtorrent"),
-            Kind::Rqbit => (&options.rqbit, vec!["--version".into()], "cargo install rqbit"),
+            Kind::Rtorrent => (&options.site.rtorrent, vec!["-h".into()], "apt install rtorrent"),
+            Kind::Rqbit => (&options.site.rqbit, vec!["--version".into()], "cargo install rqbit"),
             Kind::Transmission => (
-                &options.transmission,
+                &options.site.transmission,
                 vec!["--version".into()],
                 "apt install transmission-cli (3.00)",
             ),
-            Kind::Aria2 => (&options.aria2, vec!["--version".into()], "apt install aria2"),
+            Kind::Aria2 => (&options.site.aria2, vec!["--version".into()], "apt install aria2"),
             Kind::Sha1sum => {
                 (Path::new("sha1sum"), vec!["--version".into()], "apt install coreutils")
             }
@@ -120,7 +126,7 @@ pub const LIBTORRENT_SEED: Script =
 
 /// Puts a script where its target can run it.
 pub fn script(options: &Options, (name, text): Script) -> Result<PathBuf> {
-    let path = options.work.join(name);
+    let path = options.site.work.join(name);
     fs::write(&path, text)?;
     Ok(path)
 }
@@ -171,6 +177,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// `auto`, `on` or `off`.
     pub direct_io: &'static str,
+    /// `uring` or `epoll`.
+    pub io: &'static str,
 }
 
 /// Starts a target on its core and waits until it serves a block.
@@ -178,7 +186,7 @@ pub fn start(kind: Kind, options: &Options, content: &Content) -> Result<Running
     let name = format!("{kind:?}").to_lowercase();
     let run = options.run_folder(&name)?;
     let mut running = match kind {
-        Kind::Seedring => {
+        Kind::Seedring | Kind::SeedringEpoll => {
             let cache_mib = (options.size_bytes() >> 20) + 512;
             let settings = Settings {
                 shards: 1,
@@ -189,8 +197,9 @@ pub fn start(kind: Kind, options: &Options, content: &Content) -> Result<Running
                 content: content.folder.clone(),
                 listen: TARGET,
                 direct_io: "auto",
+                io: if kind == Kind::Seedring { "uring" } else { "epoll" },
             };
-            seedring(options, &settings, &Cores::one(options.server_core))?
+            seedring(options, &settings, &Cores::one(options.site.server_core))?
         }
         _ => spawn(rival(kind, options, content, &run)?, &run)?,
     };
@@ -201,13 +210,15 @@ pub fn start(kind: Kind, options: &Options, content: &Content) -> Result<Running
 }
 
 fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result<Command> {
-    let core = &Cores::one(options.server_core);
+    let core = &Cores::one(options.site.server_core);
     let (address, port) = (TARGET.ip().to_string(), TARGET.port().to_string());
     let torrent = content.torrent.display().to_string();
     let folder = content.folder.display().to_string();
     let mut command;
     match kind {
-        Kind::Seedring => unreachable!("invariant: seedring has settings of its own"),
+        Kind::Seedring | Kind::SeedringEpoll => {
+            unreachable!("invariant: seedring has settings of its own")
+        }
         Kind::Iperf3 => {
             command = on_cores(Path::new("iperf3"), core);
             command.args(["-s", "-B", &address, "-p", &port]);
@@ -218,12 +229,12 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
                 .map(|entry| entry.path())
                 .find(|path| path.extension().is_some_and(|extension| extension == "bin"))
                 .context("the content's file")?;
-            command = on_cores(&absolute(&options.baseline), core);
+            command = on_cores(&absolute(&options.site.baseline), core);
             command.args(["--torrent", &torrent, "--content"]).arg(file);
             command.args(["--listen", &TARGET.to_string()]);
         }
         Kind::Libtorrent => {
-            command = on_cores(&absolute(&options.python), core);
+            command = on_cores(&absolute(&options.site.python), core);
             command.arg(script(options, LIBTORRENT_SEED)?);
             command.args([&torrent, &folder, &TARGET.to_string()]);
         }
@@ -240,11 +251,11 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
             }
             let path = run.join("rtorrent.rc");
             fs::write(&path, settings)?;
-            command = on_cores(&absolute(&options.rtorrent), core);
+            command = on_cores(&absolute(&options.site.rtorrent), core);
             command.args(["-n", "-o", &format!("import={}", path.display())]);
         }
         Kind::Rqbit => {
-            command = on_cores(&absolute(&options.rqbit), core);
+            command = on_cores(&absolute(&options.site.rqbit), core);
             command.args(["-v", "error", "--disable-dht", "--disable-lsd", "--disable-trackers"]);
             command.args(["--disable-upnp-port-forward", "--ipv4-only"]);
             command.args(["--listen-ip", &address, "--listen-port", &port]);
@@ -261,7 +272,7 @@ fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result
 pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result<Running> {
     fs::create_dir_all(&settings.state)?;
     let yaml = format!(
-        "state_dir: {}\nlisten: [\"{}\"]\nshards: {}\npin: off\nio: uring\ndirect_io: {}\n\
+        "state_dir: {}\nlisten: [\"{}\"]\nshards: {}\npin: off\nio: {}\ndirect_io: {}\n\
          memory: {{ cache: {} }}\n\
          limits: {{ upload: unlimited, connections: 10000, connections_per_torrent: 5000, \
          upload_slots: unlimited }}\n\
@@ -269,6 +280,7 @@ pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result
         settings.state.display(),
         settings.listen,
         settings.shards,
+        settings.io,
         settings.direct_io,
         settings.cache,
         settings.torrents,
@@ -277,10 +289,10 @@ pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result
     );
     let path = settings.state.join("bench.yaml");
     fs::write(&path, yaml)?;
-    let program = options
-        .seedring
-        .canonicalize()
-        .with_context(|| format!("{}: cargo build --release", options.seedring.display()))?;
+    let program =
+        options.site.seedring.canonicalize().with_context(|| {
+            format!("{}: cargo build --release", options.site.seedring.display())
+        })?;
     let mut command = on_cores(&program, cores);
     command.arg("run").arg(&path).current_dir(&settings.state);
     spawn(command, &settings.state)
@@ -288,7 +300,7 @@ pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result
 
 /// What the engine of these settings says of itself.
 pub fn list(options: &Options, settings: &Settings) -> Result<serde_json::Value> {
-    let output = Command::new(options.seedring.canonicalize()?)
+    let output = Command::new(options.site.seedring.canonicalize()?)
         .args(["list", "--json", "--config"])
         .arg(settings.state.join("bench.yaml"))
         .current_dir(&settings.state)

@@ -29,6 +29,7 @@ const READY_MAX: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(2);
 /// Idle connections are held so long before memory is read, so that buffers settle.
 const IDLE_SETTLE: Duration = Duration::from_secs(3);
+const TENTH: Duration = Duration::from_millis(100);
 const GIB: f64 = 1_073_741_824.0;
 
 /// What a run of the load found. Figures of the target are `None` without --pid.
@@ -44,6 +45,9 @@ pub struct Outcome {
     pub seconds: f64,
     pub payload_bytes: u64,
     pub mib_per_s: f64,
+    /// The same of each tenth of a second of the window.
+    #[serde(default)]
+    pub mib_per_s_by_tenth: Vec<f64>,
     pub latency_ms: Latency,
     pub target_cpu_seconds_per_gib: Option<f64>,
     pub target_user_seconds_per_gib: Option<f64>,
@@ -77,8 +81,31 @@ pub struct Latency {
     pub p90: f64,
     pub p99: f64,
     pub p99_9: f64,
+    #[serde(default)]
+    pub p99_99: f64,
     pub max: f64,
+    /// Percentiles and their values, for a curve.
+    #[serde(default)]
+    pub curve: Vec<(f64, f64)>,
 }
+
+/// Percentiles of a curve: each step leaves half of the blocks above.
+const CURVE: [f64; 14] = [
+    0.0,
+    50.0,
+    75.0,
+    87.5,
+    93.75,
+    96.875,
+    98.4375,
+    99.21875,
+    99.609_375,
+    99.804_687_5,
+    99.902_343_75,
+    99.951_171_875,
+    99.975_585_937_5,
+    99.987_792_968_75,
+];
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct IdleBytes {
@@ -100,7 +127,9 @@ impl Latency {
             p90: at(0.9),
             p99: at(0.99),
             p99_9: at(0.999),
+            p99_99: at(0.9999),
             max: histogram.max() as f64 / 1000.0,
+            curve: CURVE.iter().map(|percent| (*percent, at(percent / 100.0))).collect(),
         }
     }
 }
@@ -207,6 +236,7 @@ struct Window {
     served: usize,
     seconds: f64,
     payload_bytes: u64,
+    by_tenth: Vec<f64>,
     own_cpu_seconds: f64,
     before: Option<Reading>,
     after: Option<Reading>,
@@ -235,8 +265,14 @@ impl Window {
         let begin = if options.once { start } else { Instant::now() };
         let mut cut_short = false;
         let mut last_bytes = (bytes_before, Instant::now());
+        let (mut by_tenth, mut tenth) = (Vec::new(), (bytes_before, begin));
         loop {
             let bytes = board.payload_bytes.load(Relaxed);
+            if tenth.1.elapsed() >= TENTH {
+                let mib = (bytes - tenth.0) as f64 / 1_048_576.0;
+                by_tenth.push(mib / tenth.1.elapsed().as_secs_f64());
+                tenth = (bytes, Instant::now());
+            }
             let over = match options.bytes {
                 _ if options.once => board.done.load(Relaxed) == connections,
                 Some(wanted) => bytes - bytes_before >= wanted,
@@ -265,6 +301,7 @@ impl Window {
             served: board.ready.load(Relaxed),
             seconds,
             payload_bytes,
+            by_tenth,
             own_cpu_seconds,
             before,
             after,
@@ -301,6 +338,7 @@ impl Window {
             seconds: self.seconds,
             payload_bytes: self.payload_bytes,
             mib_per_s: gib * 1024.0 / self.seconds,
+            mib_per_s_by_tenth: self.by_tenth.clone(),
             latency_ms: Latency::of(tally),
             target_cpu_seconds_per_gib: of_target(|reading| reading.cpu_seconds),
             target_user_seconds_per_gib: of_target(|reading| reading.user_seconds),

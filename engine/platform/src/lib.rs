@@ -9,6 +9,8 @@
 pub mod conformance;
 pub mod cpu;
 pub mod descriptors;
+pub mod epoll;
+mod files;
 pub mod hash;
 pub mod memory;
 pub mod op;
@@ -17,6 +19,7 @@ mod receive;
 pub mod resources;
 pub mod ring;
 pub mod send_batch;
+mod slots;
 pub mod wake;
 pub mod window;
 pub mod write_batch;

@@ -1,13 +1,15 @@
 //! What a completed receive brings: bytes, wherever they lie.
 //!
-//! Owns: the two kinds of received bytes. Never: their meaning.
-//! Flow: ring (a provided buffer, returned to the kernel on drop) or simulator (a vector) -> shard.
+//! Owns: the kinds of received bytes. Never: their meaning.
+//! Flow: ring (a provided buffer, returned to the kernel on drop), epoll (a buffer, kept on drop)
+//! or simulator (a vector) -> shard.
 
-use crate::ring::buffers::RingBuffer;
+use crate::{epoll::Buffer, ring::buffers::RingBuffer};
 
 pub(crate) enum ReceivedInner {
     Owned(Vec<u8>),
     Ring(RingBuffer),
+    Epoll(Buffer),
 }
 
 impl ReceivedInner {
@@ -15,6 +17,7 @@ impl ReceivedInner {
         match self {
             ReceivedInner::Owned(bytes) => bytes,
             ReceivedInner::Ring(buffer) => buffer.bytes(),
+            ReceivedInner::Epoll(buffer) => buffer.bytes(),
         }
     }
 }

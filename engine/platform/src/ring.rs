@@ -10,12 +10,10 @@
 
 pub(crate) mod buffers;
 mod complete;
-mod create;
 mod entries;
-mod open;
 mod queue;
 mod setup;
-mod slots;
+mod work;
 
 use std::{
     collections::VecDeque,
@@ -32,13 +30,14 @@ use self::{
     entries::{CANCEL, WAKE},
     queue::Queue,
     setup::build,
-    slots::{SlotId, Slots, Work},
+    work::{Slots, Work},
 };
 use crate::{
     descriptors::{self, File, Socket},
     memory::{ARENAS_MAX, Pool},
     op::{Completion, Io, Op, Outcome, Shutdown, Token},
     send_batch::SendBatch,
+    slots::SlotId,
     wake::{Sleeper, Waker},
     window::Window,
 };

@@ -1,4 +1,4 @@
-//! The conformance suite on the ring: the real kernel, loopback, a temporary folder.
+//! The conformance suite on the ring and on epoll: the real kernel, loopback, a temporary folder.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -7,8 +7,10 @@ use std::{
 };
 
 use seedring_platform::{
+    Io,
     conformance::{Rig, World, run},
     descriptors::{self, File, ListenOptions, Socket},
+    epoll::{Epoll, EpollOptions},
     memory::{Pool, PoolOptions},
     ring::{Ring, RingOptions},
 };
@@ -52,26 +54,43 @@ impl World for Kernel {
     }
 }
 
+fn pool() -> Pool {
+    Pool::new(PoolOptions { cap_bytes: 16 << 20, huge_pages: false }).expect("pool")
+}
+
 fn rig(folder: tempfile::TempDir, receive_buffers: u32) -> Rig<Ring> {
-    let pool = Pool::new(PoolOptions { cap_bytes: 16 << 20, huge_pages: false }).expect("pool");
-    let path = folder.path().join("root");
-    std::fs::create_dir(&path).expect("folder");
     let options = RingOptions {
         entries: 32,
         in_flight_max: 64,
         receive_buffers,
-        ..RingOptions::new(pool, Instant::now())
+        ..RingOptions::new(pool(), Instant::now())
     };
-    Rig {
-        io: Ring::new(options).expect("ring"),
-        world: Box::new(Kernel {
-            root: descriptors::open_directory(&path).expect("root"),
-            path,
-            _folder: folder,
-        }),
-        in_flight_max: 64,
-        threads: true,
-    }
+    rig_over(Ring::new(options).expect("ring"), folder)
+}
+
+fn epoll_rig(folder: tempfile::TempDir) -> Rig<Epoll> {
+    let options = EpollOptions { in_flight_max: 64, ..EpollOptions::new(pool(), Instant::now()) };
+    rig_over(Epoll::new(options).expect("epoll"), folder)
+}
+
+fn rig_over<I: Io>(io: I, folder: tempfile::TempDir) -> Rig<I> {
+    let path = folder.path().join("root");
+    std::fs::create_dir(&path).expect("folder");
+    let root = descriptors::open_directory(&path).expect("root");
+    let world = Box::new(Kernel { root, path, _folder: folder });
+    Rig { io, world, in_flight_max: 64, threads: true }
+}
+
+#[test]
+fn epoll_keeps_the_promises_of_the_seam() {
+    run(|| epoll_rig(tempfile::tempdir().expect("folder")));
+}
+
+#[test]
+fn epoll_keeps_them_on_the_disk_of_the_build() {
+    let beside = std::env::current_exe().expect("path");
+    let beside = beside.parent().expect("folder");
+    run(|| epoll_rig(tempfile::tempdir_in(beside).expect("folder")));
 }
 
 #[test]

@@ -6,11 +6,12 @@
 
 use super::seeder::quoted;
 use super::{Host, Process, Source, seedring_binary, wait_until};
+use crate::live::engine::IO;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LISTEN_PORT: u16 = 6881;
 
@@ -71,13 +72,18 @@ impl Downloader {
     fn run(host: &Host, folder: &Path, torrents: &str) -> Result<Self> {
         let (configuration, state) = (folder.join("seedring.yaml"), folder.join("state"));
         let yaml = format!(
-            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n{torrents}",
+            "state_dir: {}\nlisten: [\"{}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n{IO}\
+             {torrents}",
             quoted(&state)?,
             host.address(),
         );
         std::fs::write(&configuration, yaml)?;
         let mut command = host.command(seedring_binary()?);
         command.arg("run").arg(&configuration);
+        if std::env::var_os("SEEDRING_LOG").is_none() {
+            // Why peers went: what is asked first when a transfer fails.
+            command.env("SEEDRING_LOG", "info,seedring_control=debug");
+        }
         let process = Process::start("seedring", &mut command, &folder.join("seedring.log"))?;
         Ok(Self { process, state })
     }
@@ -137,9 +143,15 @@ impl Downloader {
         Ok(self.torrent().unwrap_or_default()["state"] == "seeding")
     }
 
-    /// Waits until it says that all is there.
+    /// Waits until it says that all is there. Prints how long it stood still, where that is worth
+    /// a look.
     pub fn wait_complete(&mut self, limit: Duration) -> Result<()> {
-        self.wait("the download", limit, |torrent| torrent["state"] == "seeding").map(drop)
+        let mut pauses = Pauses::default();
+        self.wait("the download", limit, |torrent| {
+            pauses.look(torrent);
+            torrent["state"] == "seeding"
+        })
+        .map(drop)
     }
 
     /// Waits until what `list` says of its one torrent is as awaited, and returns that.
@@ -147,7 +159,7 @@ impl Downloader {
         &mut self,
         what: &str,
         limit: Duration,
-        awaited: impl Fn(&Value) -> bool,
+        mut awaited: impl FnMut(&Value) -> bool,
     ) -> Result<Value> {
         let mut last = Value::Null;
         let found = wait_until(what, limit, || {
@@ -157,5 +169,30 @@ impl Downloader {
             Ok(awaited(&last).then(|| last.clone()))
         });
         found.map_err(|error| self.process.failure(&format!("{error:#}; it is {last}")))
+    }
+}
+
+/// When nothing came, after the first byte had come, and what came of it.
+#[derive(Default)]
+struct Pauses {
+    last: (u64, bool),
+    since: Option<Instant>,
+}
+
+impl Pauses {
+    const WORTH_A_LOOK: Duration = Duration::from_secs(3);
+
+    fn look(&mut self, torrent: &Value) {
+        let bytes = torrent["downloaded_bytes"].as_u64().unwrap_or(0);
+        let now = (bytes, torrent["state"] == "seeding");
+        if now == self.last {
+            return;
+        }
+        let pause = self.since.replace(Instant::now()).map(|since| since.elapsed());
+        if let Some(pause) = pause.filter(|pause| *pause >= Self::WORTH_A_LOOK) {
+            let (before, seconds) = (self.last.0, pause.as_secs_f64());
+            println!("  nothing came for {seconds:.1} s after {before} bytes, then: {torrent}");
+        }
+        self.last = now;
     }
 }

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod content;
 pub mod downloader;
+pub mod evidence;
 pub mod network;
 pub mod process;
 pub mod seeder;

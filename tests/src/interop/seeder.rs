@@ -7,6 +7,7 @@
 //! that too, the harness or the client is at fault.
 
 use super::{Client, Content, Host, Opentracker, Process, python, script, seedring_binary};
+use crate::live::engine::IO;
 use anyhow::{Context, Result, bail};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,8 @@ impl Recipe<'_> {
     fn yaml(&self, host: &Host, state: &Path) -> Result<String> {
         let address = host.address();
         let mut yaml = format!(
-            "state_dir: {}\nlisten: [\"{address}:{LISTEN_PORT}\"]\nmemory: {{ cache: 64MiB }}\n",
+            "state_dir: {}\nlisten: [\"{address}:{LISTEN_PORT}\"]\n{IO}\
+             memory: {{ cache: 64MiB }}\n",
             quoted(state)?
         );
         if self.embedded_tracker {

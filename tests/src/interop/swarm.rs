@@ -4,9 +4,12 @@
 //! Flow: [`Swarm::new`] -> members are started at their [`Swarm::place`] -> [`Swarm::check`].
 
 use super::seeder::make_torrent;
-use super::{Client, Content, Has, Host, Network, Opentracker, Place, Scratch, Shape, Source};
+use super::{
+    Client, Content, Has, Host, Network, Opentracker, Place, Scratch, Shape, Source, evidence,
+};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 #[derive(Debug)]
@@ -17,7 +20,15 @@ pub struct Swarm {
     pub magnet: String,
     pub tracker: Opentracker,
     pub network: Network,
-    pub scratch: Scratch,
+    pub scratch: Rc<Scratch>,
+}
+
+/// One of the transfers that [`repeat`] makes; its folder outlives the programs that log there.
+#[derive(Debug)]
+pub struct Round {
+    scratch: Rc<Scratch>,
+    /// 0 is libtorrent's choice.
+    piece_bytes: u32,
 }
 
 /// What the members are given.
@@ -31,7 +42,14 @@ impl Swarm {
     /// With `hosts` hosts, beside the tracker's. `base` as in [`Scratch::new`]; `piece_bytes` 0 is
     /// libtorrent's choice.
     pub fn new(base: &str, test: &str, hosts: u8, piece_bytes: u32) -> Result<Self> {
-        let scratch = Scratch::new(base, test)?;
+        Self::within(Rc::new(Scratch::new(base, test)?), hosts, piece_bytes)
+    }
+
+    pub fn of(round: &Round, hosts: u8) -> Result<Self> {
+        Self::within(round.scratch.clone(), hosts, round.piece_bytes)
+    }
+
+    fn within(scratch: Rc<Scratch>, hosts: u8, piece_bytes: u32) -> Result<Self> {
         let content = Content::make(&scratch.folder("content")?.join("mixed"), Shape::Mixed)?;
         let network = Network::new(hosts + 1)?;
         let host = network.host(hosts.into());
@@ -78,21 +96,35 @@ pub fn rounds() -> Result<u32> {
 }
 
 /// Runs `round` so often, says how often it went well and how long that took, and fails if it
-/// failed once. Rounds take turns with two sizes of pieces, which `round` is given.
-pub fn repeat(what: &str, mut round: impl FnMut(&str, u32) -> Result<()>) -> Result<()> {
+/// failed once, with what all who took part said. Rounds take turns with two sizes of pieces.
+/// `base` as in [`Scratch::new`].
+pub fn repeat(base: &str, what: &str, mut round: impl FnMut(&Round) -> Result<()>) -> Result<()> {
     let rounds = rounds()?;
     let (mut seconds, mut failures) = (Vec::new(), Vec::new());
     for number in 1..=rounds {
         let piece_bytes = if number % 2 == 1 { 0 } else { 1 << 20 };
+        let name = format!("{}-{number}", what.replace([' ', '.', ','], "-"));
+        let this = Round { scratch: Rc::new(Scratch::new(base, &name)?), piece_bytes };
         let began = Instant::now();
-        match round(&format!("{}-{number}", what.replace([' ', '.', ','], "-")), piece_bytes) {
-            Ok(()) => seconds.push(began.elapsed().as_secs_f64()),
-            Err(error) => failures.push(format!("round {number}: {error:#}")),
+        let ended = round(&this);
+        let took = began.elapsed().as_secs_f64();
+        match ended {
+            Ok(()) => seconds.push(took),
+            Err(error) => {
+                let scratch = this.scratch.path();
+                let folder = scratch.file_name().context("invariant: it has a name")?;
+                let kept = evidence::keep(scratch, &Path::new(base).join("failed").join(folder));
+                let kept = kept.unwrap_or_else(|error| format!("no logs are kept: {error:#}"));
+                let failure = format!("round {number}, after {took:.1} s: {error:#}\n{kept}");
+                println!("{what}: {failure}"); // the other rounds take minutes
+                failures.push(failure);
+            }
         }
     }
     let longest = seconds.iter().copied().fold(0.0, f64::max);
     let good = seconds.len();
-    println!("{what}: {good} of {rounds}, at most {longest:.0} s each");
+    let each: Vec<String> = seconds.iter().map(|seconds| format!("{seconds:.0}")).collect();
+    println!("{what}: {good} of {rounds}, at most {longest:.0} s each ({})", each.join(" "));
     if !failures.is_empty() {
         bail!("{what}: {good} of {rounds} went well\n{}", failures.join("\n"));
     }

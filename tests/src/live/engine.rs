@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 const PORT: u16 = 6881;
+/// The way to the kernel is `SEEDRING_TEST_IO`'s, so that all tests can be run on the other one.
+pub const IO: &str = "io: ${SEEDRING_TEST_IO:-auto}\n";
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Numbers the addresses of this process; nothing is published through it.
@@ -72,7 +74,8 @@ impl Engine {
             "state_dir: state\nbase_dir: {}\nlisten: [\"{address}\"]\nmemory: {{ cache: 32MiB }}\n",
             serde_json::to_string(folder.to_str().context("a path outside UTF-8")?)?
         );
-        std::fs::write(&path, head + yaml)?;
+        let io = if yaml.starts_with("io:") { "" } else { IO };
+        std::fs::write(&path, head + io + yaml)?;
         Ok(path)
     }
 
@@ -154,8 +157,15 @@ impl Engine {
 
 /// Runs the engine's program to its end: exit status and everything it printed.
 pub fn run_program(arguments: &[&str]) -> Result<(i32, String)> {
-    let output =
-        Command::new(seedring_binary()?).args(arguments).current_dir(repository_root()).output()?;
+    run_program_behind(&["env"], arguments)
+}
+
+/// The same behind `wrapper`, a command that runs its arguments.
+pub fn run_program_behind(wrapper: &[&str], arguments: &[&str]) -> Result<(i32, String)> {
+    let (program, first) = wrapper.split_first().context("a wrapper")?;
+    let mut command = Command::new(program);
+    command.args(first).arg(seedring_binary()?).args(arguments);
+    let output = command.current_dir(repository_root()).output()?;
     let text = [output.stdout, output.stderr].concat();
     Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned()))
 }

@@ -18,7 +18,7 @@ pub mod torrent;
 pub mod watcher;
 
 pub use announces::{Announce, RecordingTracker};
-pub use engine::{Engine, loopback_address};
+pub use engine::{Engine, loopback_address, run_program_behind};
 pub use faulty_disk::FaultyDisk;
 pub use haves::{Stored, StoredHaves};
 pub use peer::{Message, Peer};

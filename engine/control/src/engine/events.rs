@@ -179,11 +179,17 @@ impl Engine {
                 self.learn(id, &peers, Source::Tracker);
                 self.dial();
             }
-            trackers::Event::Announced { info_hash, tracker, event, result } => {
+            trackers::Event::Announced { info_hash, tracker, event, asked, result } => {
                 if event == AnnounceEvent::Completed {
                     self.completed_told(&info_hash);
                 }
-                self.log_announce(&info_hash, &tracker, event, result);
+                match result {
+                    // Who was asked in its place has said so.
+                    Err(why) if !asked => {
+                        tracing::debug!("{info_hash}: {event:?} to {tracker}: {why}");
+                    }
+                    result => self.log_announce(&info_hash, &tracker, event, result),
+                }
             }
             trackers::Event::Removed { info_hash } => self.torrents.forget_totals(&info_hash),
         }

@@ -15,10 +15,11 @@ use anyhow::{Context as _, anyhow};
 use seedring_platform::{
     cpu,
     descriptors::{File, ListenOptions, OwnedFile, OwnedSocket, listen, open_directory},
+    epoll::{Epoll, EpollOptions},
     hash::Pace,
     memory::{Pool, PoolOptions},
-    op::Io as _,
-    ring::{Ring, RingOptions},
+    op::Io,
+    ring::{Ring, RingOptions, SetupError},
     wake::Waker,
 };
 use seedring_shard::{
@@ -27,6 +28,8 @@ use seedring_shard::{
     storage,
 };
 use tokio::sync::Notify;
+
+use crate::config::model::IoBackend;
 
 /// Messages to a shard that wait; what does not fit waits in control.
 const COMMANDS_MAX: usize = 1_024;
@@ -44,6 +47,7 @@ pub struct Setup {
     pub cache_bytes: usize,
     pub connections_max: u32,
     pub open_files_max: usize,
+    pub io: IoBackend,
     pub zero_copy: bool,
     /// Content that lies in the page cache is hashed there.
     pub in_place: bool,
@@ -55,7 +59,7 @@ pub struct Shards {
     threads: Vec<JoinHandle<()>>,
     /// The addresses listened on, ports resolved.
     pub listening: Vec<SocketAddr>,
-    /// What each ring had to do without.
+    /// What each shard has to do without, a sentence each.
     pub steps_down: Vec<String>,
     /// What the shards' clocks count from.
     epoch: Instant,
@@ -103,6 +107,7 @@ impl Shards {
                 cache_bytes: setup.cache_bytes / setup.shards,
                 in_flight_max: setup.connections_max.saturating_mul(4).clamp(4_096, 1 << 20),
                 open_files_max: (setup.open_files_max / setup.shards).max(16),
+                io: setup.io,
                 zero_copy: setup.zero_copy,
                 in_place: setup.in_place,
                 globals: globals.clone(),
@@ -258,6 +263,7 @@ struct Start {
     cache_bytes: usize,
     in_flight_max: u32,
     open_files_max: usize,
+    io: IoBackend,
     zero_copy: bool,
     in_place: bool,
     globals: Arc<Globals>,
@@ -272,16 +278,23 @@ impl Start {
         {
             tracing::warn!("shard {}: not pinned to core {}: {error}", self.shard, core.0);
         }
-        let ring = match self.ring() {
-            Ok(ring) => ring,
+        match self.backend() {
+            Ok((Backend::Ring(ring), steps_down)) => self.run_on(ring, steps_down, tell),
+            Ok((Backend::Epoll(epoll), steps_down)) => self.run_on(epoll, steps_down, tell),
             Err(error) => {
                 let _ = tell.send(Err(error));
-                return;
             }
-        };
+        }
+    }
+
+    fn run_on<I: Io>(
+        self,
+        io: I,
+        steps_down: Vec<String>,
+        tell: &mpsc::Sender<anyhow::Result<Ready>>,
+    ) {
         let (links, ends) = mpsc::channel();
-        let steps_down = ring.features().steps_down.clone();
-        if tell.send(Ok(Ready { waker: ring.waker(), links, steps_down })).is_err() {
+        if tell.send(Ok(Ready { waker: io.waker(), links, steps_down })).is_err() {
             return;
         }
         let Ok(links) = ends.recv() else { return };
@@ -297,15 +310,48 @@ impl Start {
             root: File::from(self.root),
             seed: rand::random(),
         };
-        Shard::new(ring, options, links, self.listeners).run();
+        Shard::new(io, options, links, self.listeners).run();
     }
 
-    fn ring(&self) -> anyhow::Result<Ring> {
+    /// The way to the kernel, and what it has to do without.
+    fn backend(&self) -> anyhow::Result<(Backend, Vec<String>)> {
         let pool = Pool::new(PoolOptions { cap_bytes: self.cache_bytes, huge_pages: true })
             .with_context(|| format!("reserving {} bytes for the block cache", self.cache_bytes))?;
-        let mut options = RingOptions::new(pool, self.epoch);
+        if self.io == IoBackend::Epoll {
+            return Ok((self.epoll(pool)?, Vec::new()));
+        }
+        let mut options = RingOptions::new(pool.clone(), self.epoch);
         options.zero_copy = self.zero_copy;
         options.in_flight_max = self.in_flight_max;
-        Ok(Ring::new(options)?)
+        match Ring::new(options) {
+            Ok(ring) => {
+                let without = |step: &String| format!("io_uring: doing without {step}");
+                let steps_down = ring.features().steps_down.iter().map(without).collect();
+                Ok((Backend::Ring(ring), steps_down))
+            }
+            Err(SetupError::Unavailable(why)) if self.io == IoBackend::Auto => {
+                let step = format!(
+                    "{why}. Until then epoll and threads for files do its work, for more CPU \
+                     (`io: epoll` takes them without this warning, `io: uring` ends here)"
+                );
+                Ok((self.epoll(pool)?, vec![step]))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
+
+    fn epoll(&self, pool: Pool) -> anyhow::Result<Backend> {
+        let options = EpollOptions {
+            in_flight_max: self.in_flight_max,
+            ..EpollOptions::new(pool, self.epoch)
+        };
+        Ok(Backend::Epoll(Epoll::new(options).context("setting up epoll")?))
+    }
+}
+
+/// A shard's way to the kernel.
+#[allow(clippy::large_enum_variant)] // one a shard, for a moment
+enum Backend {
+    Ring(Ring),
+    Epoll(Epoll),
 }

@@ -35,7 +35,7 @@ use super::{
     torrents::Torrents,
 };
 use crate::{
-    config::model::{CacheSize, Config, IoBackend, Shards as ShardCount, Switch},
+    config::model::{CacheSize, Config, Shards as ShardCount, Switch},
     control_socket,
     state::Store,
     trackers::{
@@ -82,12 +82,6 @@ async fn start(
     notify: &Arc<Notify>,
 ) -> anyhow::Result<(Engine, mpsc::Receiver<trackers::Event>, mpsc::Receiver<Request>)> {
     let began = Instant::now();
-    if config.io == IoBackend::Epoll {
-        return Err(anyhow!(
-            "`io: epoll` is not in this version; set `io: auto`, and run `seedring doctor` if \
-             io_uring is not available here"
-        ));
-    }
     let descriptors = raise_descriptors(&config);
     let (store, loaded) = {
         let state_dir = config.state_dir.clone();
@@ -104,7 +98,7 @@ async fn start(
     let setup = setup(&config, descriptors)?;
     let shards = Shards::start(&setup, &globals, notify)?;
     for step in &shards.steps_down {
-        tracing::warn!("io_uring: doing without {step}");
+        tracing::warn!("{step}");
     }
     let announced_port = announced_port(&config, &shards.listening);
     globals.listen_port.store(announced_port, Ordering::Relaxed);
@@ -215,6 +209,7 @@ fn setup(config: &Config, descriptors: u64) -> anyhow::Result<Setup> {
         cache_bytes: cache.clamp(CACHE_BYTES_MIN, CACHE_BYTES_MAX) as usize,
         connections_max: config.limits.connections,
         open_files_max: for_files as usize,
+        io: config.io,
         zero_copy: config.zero_copy != Switch::Off,
         in_place: config.direct_io != Switch::On,
     })

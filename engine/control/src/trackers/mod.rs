@@ -93,6 +93,8 @@ pub enum Event {
         info_hash: InfoHash,
         tracker: String,
         event: AnnounceEvent,
+        /// `false`: its host can't be reached, which others found out.
+        asked: bool,
         result: Result<Heard, String>,
     },
     /// A removed torrent's `stopped` was sent or given up.

@@ -168,6 +168,11 @@ impl Task {
     }
 
     fn request(&mut self, job: Job) {
+        if let Some(failure) = job.turned_away {
+            let tracker = job.endpoint.url.redacted();
+            let asked = (job.info_hash, tracker, job.event);
+            return self.finished(job.id, asked, false, Err(failure));
+        }
         let totals = job.final_totals.unwrap_or_else(|| self.totals.totals(&job.info_hash));
         let numwant = if job.event == AnnounceEvent::Stopped { 0 } else { self.options.numwant };
         let request = Request {
@@ -214,8 +219,18 @@ impl Task {
             }
         };
         let running = self.running.remove(&id).expect("invariant: a request ends once");
-        let effect = self.schedule.finished(self.now(), running.job, &outcome);
-        let info_hash = running.info_hash;
+        let asked = (running.info_hash, running.tracker, running.event);
+        self.finished(running.job, asked, true, outcome);
+    }
+
+    fn finished(
+        &mut self,
+        job: JobId,
+        (info_hash, tracker, event): (InfoHash, String, AnnounceEvent),
+        asked: bool,
+        outcome: Outcome,
+    ) {
+        let effect = self.schedule.finished(self.now(), job, &outcome);
         let result = match outcome {
             Ok(reply) => {
                 let heard = Heard {
@@ -224,9 +239,7 @@ impl Task {
                     leechers: reply.leechers,
                     warning: reply.warning,
                 };
-                if running.event != AnnounceEvent::Stopped
-                    && (effect.switched || !reply.peers.is_empty())
-                {
+                if event != AnnounceEvent::Stopped && (effect.switched || !reply.peers.is_empty()) {
                     let (peers, replace) = (reply.peers, effect.switched);
                     self.emit(Event::Peers { info_hash, peers, replace });
                 }
@@ -234,8 +247,7 @@ impl Task {
             }
             Err(failure) => Err(failure.message),
         };
-        let (tracker, event) = (running.tracker, running.event);
-        self.emit(Event::Announced { info_hash, tracker, event, result });
+        self.emit(Event::Announced { info_hash, tracker, event, asked, result });
         if effect.removed {
             self.emit(Event::Removed { info_hash });
         }
@@ -273,12 +285,15 @@ impl Task {
 }
 
 fn failure(message: String, retry: Retry, maybe_heard: bool) -> Failure {
-    Failure { message, retry, refused: false, maybe_heard }
+    Failure { message, retry, refused: false, maybe_heard, unreached: false }
 }
 
 /// What a tracker's answer, or the lack of one, means to the schedule.
 fn outcome(answer: Result<Answer, Failed>) -> Outcome {
-    let answer = answer.map_err(|f| failure(describe(&f.error), Retry::Backoff, f.maybe_heard))?;
+    let answer = answer.map_err(|failed| Failure {
+        unreached: !failed.maybe_heard,
+        ..failure(describe(&failed.error), Retry::Backoff, failed.maybe_heard)
+    })?;
     let parsed = Reply::parse(&answer.body);
     if let Err(ReplyError::Refused { reason, retry }) = parsed {
         let retry = match (retry, answer.retry_after) {
@@ -286,7 +301,13 @@ fn outcome(answer: Result<Answer, Failed>) -> Outcome {
             (said, _) => said,
         };
         let refused = true;
-        return Err(Failure { message: reason, retry, refused, maybe_heard: false });
+        return Err(Failure {
+            message: reason,
+            retry,
+            refused,
+            maybe_heard: false,
+            unreached: false,
+        });
     }
     if answer.status != 200 {
         let name = hyper::StatusCode::from_u16(answer.status).ok();

@@ -91,7 +91,9 @@ impl Client {
     pub async fn announce(&self, url: &TrackerUrl, request: Request, origin: Origin) -> Outcome {
         let addresses = match self.addresses(url, origin).await {
             Ok(addresses) => addresses,
-            Err(error) => return Err(not_sent(describe(&error))),
+            Err(error) => {
+                return Err(Failure { unreached: true, ..not_sent(describe(&error)) });
+            }
         };
         let (answer, outcome) = oneshot::channel();
         let what = Announcement { request, url: url.clone() };
@@ -284,5 +286,5 @@ fn drop_socket(socket: &mut Option<UdpSocket>, error: &io::Error) {
 }
 
 fn not_sent(message: String) -> Failure {
-    Failure { message, retry: Retry::Backoff, refused: false, maybe_heard: false }
+    Failure { message, retry: Retry::Backoff, refused: false, maybe_heard: false, unreached: false }
 }

@@ -8,16 +8,16 @@ use std::io;
 use io_uring::cqueue;
 
 use super::{
-    Ring,
-    create::Next,
-    entries, open,
+    Ring, entries,
     queue::{Entry, buffer_of},
-    slots::{Accept, Receive, SlotId, Work},
+    work::{Accept, Receive, Work},
 };
 use crate::{
-    descriptors::{self, File, Socket},
+    descriptors::{self, Socket},
+    files::{self, Step},
     op::{Completion, Outcome, Received},
     receive::ReceivedInner,
+    slots::SlotId,
 };
 
 /// In the result of a zero-copy notification: the kernel copied.
@@ -47,15 +47,8 @@ impl Ring {
             Work::Receive(_) => self.received(id, entry),
             Work::Send { .. } => self.sent(id, entry),
             Work::Release { .. } => self.released(id, entry),
-            Work::Open { .. } => self.opened(id, entry),
-            Work::Create(_) => self.create_step(id, entry),
-            Work::Connect { .. }
-            | Work::OpenedStat { .. }
-            | Work::Identify { .. }
-            | Work::Read { .. }
-            | Work::Write { .. }
-            | Work::Sync { .. }
-            | Work::Allocate { .. } => self.ended(id, entry),
+            Work::File(_) => self.file_answered(id, entry),
+            Work::Connect { .. } => self.connected(id, entry),
         }
     }
 
@@ -64,36 +57,36 @@ impl Ring {
         self.ready.push_back(Completion { token, outcome });
     }
 
-    /// Operations with one completion.
-    fn ended(&mut self, id: SlotId, entry: Entry) {
-        let result = result_of(entry);
-        let outcome = match self.slots.vacate(id) {
-            Work::Connect { socket, .. } => {
-                if result.is_ok() {
-                    descriptors::connected(&socket);
-                }
-                Outcome::Connected(result.map(|_| ()))
-            }
-            Work::OpenedStat { file, status } => Outcome::Opened(
-                result.and_then(|_| open::settle(&file, &status)).map(|identity| (file, identity)),
-            ),
-            Work::Identify { file, status } => {
-                Outcome::Identified(result.and_then(|_| open::identity(&file, &status)))
-            }
-            Work::Read { lease, .. } => Outcome::Read { result, lease },
-            Work::Write { batch, .. } => Outcome::Written { result, batch },
-            Work::Sync { .. } => Outcome::Synced(result.map(|_| ())),
-            Work::Allocate { .. } => Outcome::Allocated(result.map(|_| ())),
-            _ => unreachable!("invariant: the caller matched these"),
+    fn connected(&mut self, id: SlotId, entry: Entry) {
+        let Work::Connect { socket, .. } = self.slots.vacate(id) else {
+            unreachable!("invariant: the caller matched a connect")
         };
-        self.say(id, outcome);
+        let result = result_of(entry).map(|_| descriptors::connected(&socket));
+        self.say(id, Outcome::Connected(result));
+    }
+
+    fn file_answered(&mut self, id: SlotId, entry: Entry) {
+        let token = self.slots.token(id);
+        let Work::File(work) = self.slots.vacate(id) else {
+            unreachable!("invariant: the caller matched an operation on a file")
+        };
+        let outcome = match work.step(entry.result) {
+            Step::Done(outcome) => outcome,
+            Step::Again(work) if !self.draining => {
+                let id = self.slots.occupy(token, Work::File(work));
+                return self.arm(id);
+            }
+            // Only opens have several steps.
+            Step::Again(_) => Outcome::Opened(Err(entries::cancelled())),
+        };
+        self.ready.push_back(Completion { token, outcome });
     }
 
     fn accepted(&mut self, id: SlotId, entry: Entry) {
         let more = cqueue::more(entry.flags);
         match result_of(entry) {
             Ok(_) => {
-                let socket = Socket::from_os(open::adopt(entry.result));
+                let socket = Socket::from_os(files::adopt(entry.result));
                 // A peer that left meanwhile has no address: nobody is there to hear of it.
                 if let Ok(address) = descriptors::peer_addr(&socket) {
                     self.say(id, Outcome::Accepted(Ok((socket, address))));
@@ -199,59 +192,5 @@ impl Ring {
         };
         let copied = entry.result as u32 & NOTIF_USAGE_COPIED != 0;
         self.say(id, Outcome::Released { batch, copied });
-    }
-
-    fn opened(&mut self, id: SlotId, entry: Entry) {
-        let Some(Work::Open { request, how, direct }) = self.slots.work_mut(id) else {
-            unreachable!("invariant: the caller matched an open")
-        };
-        // The file system has no direct I/O (overlayfs, old tmpfs): once more without.
-        if *direct && entry.result == -libc::EINVAL && !self.draining {
-            *direct = false;
-            **how = open::how(request.access, false);
-            self.arm(id);
-            return;
-        }
-        match result_of(entry) {
-            Ok(_) => {
-                let file = File::from_os(open::adopt(entry.result));
-                self.look_at_opened(id, file);
-            }
-            Err(error) => {
-                self.slots.vacate(id);
-                self.say(id, Outcome::Opened(Err(error)));
-            }
-        }
-    }
-
-    fn create_step(&mut self, id: SlotId, entry: Entry) {
-        let Some(Work::Create(creating)) = self.slots.work_mut(id) else {
-            unreachable!("invariant: the caller matched a create")
-        };
-        match creating.step(entry.result) {
-            Next::Step if !self.draining => self.arm(id),
-            Next::Step => {
-                self.slots.vacate(id);
-                self.say(id, Outcome::Opened(Err(entries::cancelled())));
-            }
-            Next::Made(file) => self.look_at_opened(id, file),
-            Next::Failed(error) => {
-                self.slots.vacate(id);
-                self.say(id, Outcome::Opened(Err(error)));
-            }
-        }
-    }
-
-    /// The second half of an open.
-    fn look_at_opened(&mut self, id: SlotId, file: File) {
-        if self.draining {
-            drop(file);
-            self.slots.vacate(id);
-            self.say(id, Outcome::Opened(Err(entries::cancelled())));
-            return;
-        }
-        self.slots.take(id);
-        self.slots.put(id, Work::OpenedStat { file, status: open::empty_status() });
-        self.arm(id);
     }
 }

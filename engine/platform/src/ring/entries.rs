@@ -13,14 +13,12 @@ use io_uring::{
 use super::{
     Ring,
     buffers::{BULK, GROUP},
-    create::Creating,
-    open,
-    slots::{Accept, Receive, SlotId, Work},
+    work::{Accept, Receive, Work},
 };
 use crate::{
-    descriptors::File,
-    op::{Access, Allocation, Op, Token},
-    write_batch::WriteBatch,
+    files::{Call, FOLDER_MODE, FileWork, STATUS_MASK},
+    op::{Op, Token},
+    slots::SlotId,
 };
 
 /// Names that are not slots: the generation that a slot of the highest index never reaches.
@@ -57,28 +55,11 @@ pub(super) fn work_of(op: Op, zero_copy_allowed: bool) -> (Token, Work) {
             assert!(!batch.is_empty(), "a batch to send has bytes");
             (token, Work::Send { socket, batch, zero_copy: zero_copy && zero_copy_allowed })
         }
-        Op::Open { token, request } => {
-            let (access, direct) = (request.access, request.direct);
-            if access == Access::Create {
-                return (token, Work::Create(Box::new(Creating::new(request))));
-            }
-            let how = Box::new(open::how(access, direct));
-            (token, Work::Open { request, how, direct })
-        }
-        Op::Identify { token, file } => {
-            (token, Work::Identify { file, status: open::empty_status() })
-        }
-        Op::Read { token, file, offset, length, lease } => {
-            assert!(length as usize <= lease.len(), "{length} bytes into {}", lease.len());
-            (token, Work::Read { file, offset, length, lease })
-        }
-        Op::Write { token, file, offset, batch } => {
-            assert!(!batch.is_empty(), "a batch to write has bytes");
-            (token, Work::Write { file, offset, batch })
-        }
-        Op::Sync { token, file, data_only } => (token, Work::Sync { file, data_only }),
-        Op::Allocate { token, file, length_bytes, mode } => {
-            (token, Work::Allocate { file, length_bytes, mode })
+        file => {
+            let Ok((token, work)) = FileWork::of(file) else {
+                unreachable!("invariant: every other operation is one on a file")
+            };
+            (token, Work::File(work))
         }
     }
 }
@@ -128,60 +109,49 @@ fn entry_of(work: &mut Work, arenas_registered: usize) -> squeue::Entry {
                 .flags(SEND_ZC_FLAGS)
                 .build()
         }
-        Work::Open { request, how, .. } => {
-            opcode::OpenAt2::new(types::Fd(request.root.raw()), request.path.as_ptr(), &**how)
-                .build()
-        }
-        Work::OpenedStat { file, status } | Work::Identify { file, status } => {
-            open::status_entry(file, status)
-        }
-        Work::Read { file, offset, length, lease } => {
-            let fd = types::Fd(file.raw());
-            let data = lease.data().as_ptr();
-            if usize::from(lease.arena()) < arenas_registered {
-                opcode::ReadFixed::new(fd, data, *length, lease.arena()).offset(*offset).build()
-            } else {
-                opcode::Read::new(fd, data, *length).offset(*offset).build()
-            }
-        }
-        Work::Write { file, offset, batch } => write_entry(file, *offset, batch, arenas_registered),
-        Work::Create(creating) => creating.entry(),
-        Work::Sync { file, data_only } => {
-            let flags = if *data_only { FsyncFlags::DATASYNC } else { FsyncFlags::empty() };
-            opcode::Fsync::new(types::Fd(file.raw())).flags(flags).build()
-        }
-        Work::Allocate { file, length_bytes, mode } => {
-            let fd = types::Fd(file.raw());
-            // Mode 0 of fallocate takes the space of a range and never shrinks: of the last byte
-            // alone, that makes a file of this size with a hole before it.
-            let offset = match mode {
-                Allocation::Sparse => *length_bytes - 1,
-                Allocation::Full => 0,
-            };
-            opcode::Fallocate::new(fd, *length_bytes - offset).offset(offset).build()
-        }
+        Work::File(work) => file_entry(work.call(), arenas_registered),
         Work::Release { .. } => unreachable!("invariant: a taken send is not armed again"),
     }
 }
 
-/// One range of registered memory needs no pinning of pages; several go as vectors.
-fn write_entry(
-    file: &File,
-    offset: u64,
-    batch: &mut WriteBatch,
-    arenas_registered: usize,
-) -> squeue::Entry {
-    let fd = types::Fd(file.raw());
-    let registered = batch.only_arena().filter(|arena| usize::from(*arena) < arenas_registered);
-    let vectors = batch.prepare();
-    match (registered, vectors) {
-        (Some(arena), [only]) => {
-            let (data, len) = (only.iov_base.cast_const().cast(), only.iov_len as u32);
-            opcode::WriteFixed::new(fd, data, len, arena).offset(offset).build()
+/// Transfers from or to one range of registered memory need no pinning of pages.
+fn file_entry(call: Call, arenas_registered: usize) -> squeue::Entry {
+    let is_registered = |arena: u16| usize::from(arena) < arenas_registered;
+    match call {
+        Call::Open { folder, path, how } => {
+            // The same struct of three u64 of the kernel's interface.
+            opcode::OpenAt2::new(types::Fd(folder), path, how.cast::<types::OpenHow>()).build()
         }
-        _ => {
-            let (data, count) = (vectors.as_ptr(), vectors.len() as u32);
-            opcode::Writev::new(fd, data, count).offset(offset).build()
+        Call::MakeFolder { folder, name } => {
+            opcode::MkDirAt::new(types::Fd(folder), name).mode(FOLDER_MODE).build()
+        }
+        Call::Status { fd, status } => {
+            let status = status.cast::<types::statx>();
+            opcode::Statx::new(types::Fd(fd), c"".as_ptr(), status)
+                .flags(libc::AT_EMPTY_PATH)
+                .mask(STATUS_MASK)
+                .build()
+        }
+        Call::Read { fd, data, length, offset, arena } if is_registered(arena) => {
+            opcode::ReadFixed::new(types::Fd(fd), data, length, arena).offset(offset).build()
+        }
+        Call::Read { fd, data, length, offset, .. } => {
+            opcode::Read::new(types::Fd(fd), data, length).offset(offset).build()
+        }
+        Call::Write { fd, range: Some(range), offset, .. } if is_registered(range.arena) => {
+            opcode::WriteFixed::new(types::Fd(fd), range.data, range.length, range.arena)
+                .offset(offset)
+                .build()
+        }
+        Call::Write { fd, vectors, count, offset, .. } => {
+            opcode::Writev::new(types::Fd(fd), vectors, count).offset(offset).build()
+        }
+        Call::Sync { fd, data_only } => {
+            let flags = if data_only { FsyncFlags::DATASYNC } else { FsyncFlags::empty() };
+            opcode::Fsync::new(types::Fd(fd)).flags(flags).build()
+        }
+        Call::Allocate { fd, offset, length } => {
+            opcode::Fallocate::new(types::Fd(fd), length).offset(offset).build()
         }
     }
 }

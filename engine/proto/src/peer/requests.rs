@@ -116,9 +116,10 @@ impl Requests {
         }
     }
 
-    /// What the peer says that it queues (`reqq`).
+    /// What the peer says that it queues (`reqq`). One less is asked for where there are many:
+    /// Transmission (3.00) says 512, rejects the 512th, and sends the reject up to 10 s later.
     pub fn set_depth_max(&mut self, reqq: u32) {
-        self.depth_max = reqq.max(1);
+        self.depth_max = reqq.max(1) - u32::from(reqq > DEPTH_FIRST);
         self.depth = self.depth.min(self.depth_max);
     }
 

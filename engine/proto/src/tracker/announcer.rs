@@ -85,6 +85,8 @@ pub struct Failure {
     pub refused: bool,
     /// The request may have arrived although no answer did, so `stopped` is owed.
     pub maybe_heard: bool,
+    /// Nothing was sent, because its host has no address or takes no connection.
+    pub unreached: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,13 +1,14 @@
 //! Turns at a tracker's host.
 //!
-//! Owns: how many requests run at once and how fast they start, a host and in all. Never: knows
-//! what
-//! a request says; one ticket a torrent, so the queues are bounded by the number of torrents.
-//! Flow: the schedule queues tickets, takes granted ones, and says when each finished.
+//! Owns: how many requests run at once and how fast they start, a host and in all; which hosts
+//! can't be reached. Never: knows what a request says; one ticket a torrent, so the queues are
+//! bounded by the number of torrents.
+//! Flow: the schedule queues tickets, takes granted ones, and says how each finished.
 //!
-//! 10,000 torrents of one tracker that start together become an even stream of requests over a
-//! few
-//! kept connections, instead of a storm that the tracker answers with a ban.
+//! 10,000 torrents of one tracker that start together become an even stream of requests over a few
+//! kept connections, instead of a storm that the tracker answers with a ban. A host that takes no
+//! connection is tried by one of them every now and then; the others hear of it at once, so that
+//! they go on to their next tracker.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,6 +16,13 @@ use std::time::Duration;
 
 /// After this many urgent grants in a row a regular one has its turn, so that none starves.
 const URGENT_RUN_MAX: u8 = 8;
+/// After so many requests in a row that did not reach it, a host is down.
+const UNREACHED_MAX: u32 = 4;
+/// A host that is down is tried again after this, and after twice as long each time.
+const DOWN_MIN: Duration = Duration::from_secs(15);
+const DOWN_MAX: Duration = Duration::from_secs(300);
+/// While one tries, others are turned away: for at most as long as its connect may take.
+const TRIAL: Duration = Duration::from_secs(60);
 /// Idle hosts are forgotten when there are this many.
 const HOSTS_SWEEP: usize = 1024;
 
@@ -53,8 +61,29 @@ const CLASSES: usize = 3;
 /// A torrent's slot in the schedule.
 pub type Ticket = u32;
 
+/// What the end of a request says of its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contact<'a> {
+    Made,
+    /// No address, no connection; why.
+    Failed(&'a str),
+    /// It was turned away.
+    NotTried,
+}
+
+/// A host that could not be reached.
+#[derive(Debug)]
+struct Down {
+    /// Requests in a row.
+    failures: u32,
+    /// From then on one may try.
+    until: Duration,
+    why: String,
+}
+
 #[derive(Debug, Default)]
 struct Host {
+    down: Option<Down>,
     queues: [VecDeque<Ticket>; CLASSES],
     running: usize,
     /// Earliest next start.
@@ -106,7 +135,8 @@ impl Governor {
 
     pub fn enqueue(&mut self, now: Duration, host: &Arc<str>, class: Class, ticket: Ticket) {
         if self.hosts.len() >= HOSTS_SWEEP && !self.hosts.contains_key(host) {
-            self.hosts.retain(|_, h| h.running > 0 || h.is_waiting() || h.next_at > now);
+            let is_idle = |h: &Host| h.running == 0 && !h.is_waiting() && h.next_at <= now;
+            self.hosts.retain(|_, h| !is_idle(h) || h.is_down(now));
         }
         self.change(host, |h| h.queues[class as usize].push_back(ticket));
         self.queued += 1;
@@ -135,7 +165,8 @@ impl Governor {
         if at > now {
             return None;
         }
-        let gap = match self.hurry {
+        let is_down = self.hosts.get(&host).is_some_and(|h| h.is_down(now));
+        let gap = match self.hurry || is_down {
             true => Duration::ZERO,
             false => Duration::from_secs(1) / self.limits.requests_per_host_per_s,
         };
@@ -150,10 +181,29 @@ impl Governor {
         Some(ticket.expect("invariant: an eligible host has a ticket"))
     }
 
-    pub fn finished(&mut self, host: &Arc<str>) {
+    /// Asked with each ticket that is granted: why its host is not to be asked now. `None`: ask it;
+    /// where it is down, this one tries whether it still is.
+    pub fn turned_away(&mut self, now: Duration, host: &Arc<str>) -> Option<String> {
+        let host = self.hosts.get_mut(host)?;
+        let is_down = host.is_down(now);
+        let down = host.down.as_mut().filter(|down| down.failures >= UNREACHED_MAX)?;
+        if is_down {
+            let again = (down.until - now).as_secs_f32().ceil();
+            return Some(format!("{} (tried again in {again} s at the earliest)", down.why));
+        }
+        down.until = now + TRIAL;
+        None
+    }
+
+    pub fn finished(&mut self, now: Duration, host: &Arc<str>, contact: Contact<'_>) {
         self.change(host, |h| {
             assert!(h.running > 0, "a request finished that was not granted");
             h.running -= 1;
+            match contact {
+                Contact::Made => h.down = None,
+                Contact::Failed(why) => h.not_reached(now, why),
+                Contact::NotTried => {}
+            }
         });
         self.running -= 1;
     }
@@ -197,6 +247,17 @@ impl Governor {
 }
 
 impl Host {
+    fn is_down(&self, now: Duration) -> bool {
+        self.down.as_ref().is_some_and(|d| d.failures >= UNREACHED_MAX && now < d.until)
+    }
+
+    fn not_reached(&mut self, now: Duration, why: &str) {
+        let failures = self.down.as_ref().map_or(0, |down| down.failures).saturating_add(1);
+        let doublings = failures.saturating_sub(UNREACHED_MAX).min(8);
+        let wait = (DOWN_MIN * (1 << doublings)).min(DOWN_MAX);
+        self.down = Some(Down { failures, until: now + wait, why: why.to_owned() });
+    }
+
     fn is_waiting(&self) -> bool {
         self.queues.iter().any(|q| !q.is_empty())
     }
@@ -265,6 +326,40 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_is_down_is_tried_by_one_at_a_time() {
+        let mut governor = Governor::new(Limits::default());
+        let (h, mut now) = (host("a"), ms(0));
+        let mut ask = |governor: &mut Governor, now, contact| {
+            governor.enqueue(now, &h, Class::Event, 1);
+            assert_eq!(governor.grant(now), Some(1));
+            let why = governor.turned_away(now, &h);
+            let contact = if why.is_some() { Contact::NotTried } else { contact };
+            governor.finished(now, &h, contact);
+            why.is_none()
+        };
+        for _ in 0..UNREACHED_MAX {
+            assert!(ask(&mut governor, now, Contact::Failed("refused")));
+            now += ms(100);
+        }
+        // At once, a hundred of them: no pace is kept with what is not asked.
+        assert!((0..100).all(|_| !ask(&mut governor, now, Contact::Made)));
+        let asked: Vec<u64> = (0..1200)
+            .filter(|s| ask(&mut governor, now + ms(1000 * s), Contact::Failed("refused")))
+            .collect();
+        assert_eq!(asked, [15, 45, 105, 225, 465, 765, 1065]);
+        // One that tries and has not come back yet.
+        now += ms(1_400_000);
+        governor.enqueue(now, &h, Class::Event, 1);
+        assert_eq!(governor.grant(now), Some(1));
+        assert_eq!(governor.turned_away(now, &h), None);
+        assert!(!ask(&mut governor, now, Contact::Made));
+        governor.finished(now, &h, Contact::Made);
+        now += ms(20);
+        assert!(ask(&mut governor, now, Contact::Made), "it is back, for all");
+        assert!(ask(&mut governor, now + ms(20), Contact::Made));
+    }
+
+    #[test]
     fn idle_hosts_are_forgotten() {
         let mut governor = Governor::new(Limits::default());
         for n in 0..(HOSTS_SWEEP * 3) {
@@ -272,7 +367,7 @@ mod tests {
             let now = ms(n as u64 * 100);
             governor.enqueue(now, &h, Class::Regular, 1);
             assert_eq!(governor.grant(now), Some(1));
-            governor.finished(&h);
+            governor.finished(now, &h, Contact::Made);
         }
         assert!(governor.hosts.len() <= HOSTS_SWEEP);
     }
@@ -316,7 +411,7 @@ mod tests {
                     prop_assert!(governor.running_at(name) <= per_host);
                 }
                 if let Some(t) = running.pop_front() {
-                    governor.finished(&names[tickets[t as usize].0]);
+                    governor.finished(now, &names[tickets[t as usize].0], Contact::Made);
                 }
                 now += ms(7);
             }

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use super::announce::{Event, Totals};
 use super::announcer::{Announce, Announcer, Endpoint, Failure, Origin, Timing, TrackerStatus};
-use super::governor::{Class, Governor, Limits, Ticket};
+use super::governor::{Class, Contact, Governor, Limits, Ticket};
 use super::jitter::Jitter;
-use super::reply::Reply;
+use super::reply::{Reply, Retry};
 use super::url::{TrackerUrl, UrlError};
 use crate::units::InfoHash;
 
@@ -49,6 +49,8 @@ pub struct Job {
     pub tracker_id: Option<Vec<u8>>,
     /// Set for a torrent that was removed: what to report instead of asking.
     pub final_totals: Option<Totals>,
+    /// Set where its host can't be reached: the outcome, at once, without asking.
+    pub turned_away: Option<Failure>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,7 +90,8 @@ pub struct TorrentStatus {
 #[derive(Debug)]
 enum Place {
     Queued(Announce, Class),
-    Running(Announce, u64),
+    /// With its serial number, and whether the tracker is asked.
+    Running(Announce, u64, bool),
 }
 
 #[derive(Debug)]
@@ -230,6 +233,16 @@ impl Schedule {
         let Some(Place::Queued(announce, _)) = entry.place.take() else {
             unreachable!("invariant: a granted ticket is queued")
         };
+        let turned_away = self.governor.turned_away(now, &announce.endpoint.host);
+        let turned_away = turned_away.map(|message| Failure {
+            message,
+            retry: Retry::Backoff,
+            refused: false,
+            maybe_heard: false,
+            unreached: true,
+        });
+        let entry = self.entry(slot);
+        let asked = turned_away.is_none();
         let job = Job {
             id,
             info_hash: entry.info_hash,
@@ -237,8 +250,9 @@ impl Schedule {
             event: announce.event,
             tracker_id: announce.tracker_id.clone(),
             final_totals: entry.final_totals,
+            turned_away,
         };
-        entry.place = Some(Place::Running(announce, id.serial));
+        entry.place = Some(Place::Running(announce, id.serial, asked));
         Some(job)
     }
 
@@ -258,11 +272,18 @@ impl Schedule {
     ) -> Effect {
         let entry =
             self.slots[id.slot as usize].as_mut().expect("invariant: a running job keeps its slot");
-        let announce = match entry.place.take() {
-            Some(Place::Running(announce, serial)) if serial == id.serial => announce,
+        let (announce, asked) = match entry.place.take() {
+            Some(Place::Running(announce, serial, asked)) if serial == id.serial => {
+                (announce, asked)
+            }
             other => unreachable!("invariant: one outcome a job: {other:?}"),
         };
-        self.governor.finished(&announce.endpoint.host);
+        let contact = match outcome {
+            _ if !asked => Contact::NotTried,
+            Err(failure) if failure.unreached => Contact::Failed(&failure.message),
+            _ => Contact::Made,
+        };
+        self.governor.finished(now, &announce.endpoint.host, contact);
         let owed_before = entry.announcer.stops_owed();
         let mut effect = Effect::default();
         match outcome {

@@ -32,8 +32,8 @@ const ASKED_MAX: usize = 512;
 const BLOCKS_MAX: usize = 256;
 /// A peer that rejected a request though it does not choke us is left alone for this long.
 const REJECTED_REST: Duration = Duration::from_secs(1);
-/// Where there are several shards, a piece that nothing comes of for this long goes back, so that
-/// another one may get it from its peers; seconds.
+/// A piece that nothing comes of for this long goes back where another shard has a peer that has it;
+/// seconds.
 const STALLED_AFTER_S: u32 = 30;
 /// And who did not bring it is not asked for so long.
 const STALLED_REST: Duration = Duration::from_secs(10);
@@ -264,12 +264,12 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Gives back what this shard's peers do not bring: at once where none of them has it.
+    /// Gives back what this shard's peers do not bring and another shard's may: at once where none
+    /// of its own has it. What nobody else has stays, with all that came of it: whoever brings the
+    /// rest may come back.
     pub(super) fn give_up_stalled(&mut self, id: TorrentId, now: Duration) {
-        if self.links.to_shards.len() < 2 {
-            return;
-        }
         let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
+        let (download, shared) = (fetch.download.clone(), fetch.shared.clone());
         let quiet = fetch.partials.values_mut().map(|partial| {
             (partial.piece(), partial.look() >= STALLED_AFTER_S, partial.is_asked_for())
         });
@@ -278,10 +278,33 @@ impl<I: Io> Shard<I> {
             .map(|(piece, stalled, _)| (piece, stalled))
             .collect();
         let keys = self.keys_here(id);
+        let choice = Choice { download: &download, had: &shared.pieces };
+        let mut orphans = Vec::new();
         for (piece, stalled) in quiet {
-            if stalled || !keys.iter().any(|key| self.has_for_us(*key, piece)) {
+            let here = keys.iter().filter(|key| self.has_for_us(**key, piece)).count();
+            let elsewhere = choice.availability(piece) as usize > here;
+            if elsewhere && (stalled || here == 0) {
                 self.give_up(id, piece, &keys, now);
+            } else if here == 0 {
+                orphans.push(piece);
             }
+        }
+        self.drop_orphan(id, &orphans);
+    }
+
+    /// Pieces that nobody can go on with must not hold the memory that the next one needs: of them
+    /// the one that has come least far goes.
+    fn drop_orphan(&mut self, id: TorrentId, orphans: &[PieceIndex]) {
+        let budget = self.io.pool().cap_bytes() / POOL_PART;
+        let under_way = self.downloads.held_bytes - self.downloads.write_back_bytes;
+        let Some(fetch) = self.downloads.torrents.get(&id) else { return };
+        if under_way + Partial::buffer_bytes(fetch.contents.layout.piece_bytes) <= budget {
+            return;
+        }
+        let orphans = orphans.iter().filter_map(|piece| fetch.partials.get(piece));
+        if let Some(partial) = orphans.min_by_key(|partial| partial.here()) {
+            let piece = partial.piece();
+            self.drop_partial(id, piece);
         }
     }
 

@@ -71,7 +71,11 @@ fn io_uring(seen: &probe::Probe, config: Option<&Config>) -> Finding {
         Err(unavailable) => {
             let text = unavailable.to_string();
             let (found, remedy) = text.split_once(": ").unwrap_or((&text, "see the message"));
-            Finding::bad("io_uring", found, remedy)
+            if config.is_some_and(|config| config.io == IoBackend::Uring) {
+                return Finding::bad("io_uring", found, remedy);
+            }
+            let found = format!("{found}; the engine runs on epoll, for more CPU");
+            Finding::warning("io_uring", found, remedy)
         }
     }
 }

@@ -52,6 +52,17 @@ fn a_fast_peer_nearby_holds_no_more_than_keeps_it_busy() {
     assert!((16..=most).contains(&requests.depth), "{}", requests.depth);
 }
 
+/// Transmission, which says that it queues 512, rejects what would be the 512th.
+#[test]
+fn a_queue_is_not_filled_to_its_last_place() {
+    for (reqq, most) in [(512, 511), (250, 249), (4, 4), (1, 1), (0, 1)] {
+        let mut requests = Requests::new(Duration::ZERO);
+        requests.set_depth_max(reqq);
+        run(&mut requests, 500_000_000, Duration::from_millis(200), 3);
+        assert_eq!(requests.depth, most, "{reqq}");
+    }
+}
+
 #[test]
 fn a_slow_peer_holds_few_blocks() {
     let mut requests = Requests::new(Duration::ZERO);

@@ -36,7 +36,8 @@ impl Bench {
     }
 
     fn bad(&mut self, now: Duration, retry: Retry, maybe_heard: bool) {
-        let failure = Failure { message: "no".into(), retry, refused: false, maybe_heard };
+        let (message, refused, unreached) = ("no".into(), false, false);
+        let failure = Failure { message, retry, refused, maybe_heard, unreached };
         self.announcer.failed(now, &failure, &self.timing, &mut self.jitter);
     }
 }

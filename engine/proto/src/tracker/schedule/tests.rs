@@ -23,7 +23,13 @@ fn good() -> Result<Reply, Failure> {
 
 fn bad() -> Result<Reply, Failure> {
     let retry = Retry::Backoff;
-    Err(Failure { message: "no".into(), retry, refused: false, maybe_heard: false })
+    Err(Failure {
+        message: "no".into(),
+        retry,
+        refused: false,
+        maybe_heard: false,
+        unreached: false,
+    })
 }
 
 /// Trackers in virtual time: each request takes `latency`; what arrives is recorded.

@@ -409,6 +409,7 @@ impl Exchanges {
                         retry: Retry::Backoff,
                         refused: true,
                         maybe_heard: exchange.announced_to.iter().any(|a| *a != from),
+                        unreached: false,
                     };
                     self.end(id, Err(failure));
                 }
@@ -435,7 +436,9 @@ impl Exchanges {
             _ => "no answer from the tracker".to_owned(),
         });
         let retry = if hopeless { Retry::After(again) } else { Retry::Backoff };
-        self.end(id, Err(Failure { message, retry, refused, maybe_heard }));
+        // Silence is kept account of here, an address at a time.
+        let unreached = false;
+        self.end(id, Err(Failure { message, retry, refused, maybe_heard, unreached }));
     }
 
     fn end(&mut self, id: ExchangeId, outcome: Result<Reply, Failure>) {

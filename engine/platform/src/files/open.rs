@@ -5,7 +5,6 @@
 
 use std::{io, os::fd::OwnedFd};
 
-use io_uring::{opcode, squeue, types};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::{
@@ -13,8 +12,6 @@ use crate::{
     op::{Access, DirectAlignment, Identity},
 };
 
-const RESOLVE_BENEATH: u64 = 0x08;
-const RESOLVE_NO_SYMLINKS: u64 = 0x04;
 /// `STATX_DIOALIGN`, Linux 6.1.
 const STATX_DIOALIGN: u32 = 0x2000;
 /// Where the file system does not say: what every device in use accepts.
@@ -23,10 +20,14 @@ const ALIGNMENT_UNSAID: DirectAlignment =
 
 /// Of files that are made, less the umask.
 const FILE_MODE: u64 = 0o644;
+/// Of folders that are made, less the umask.
+pub(crate) const FOLDER_MODE: libc::mode_t = 0o755;
+/// What is asked of `statx`.
+pub(crate) const STATUS_MASK: u32 = libc::STATX_BASIC_STATS | STATX_DIOALIGN;
 
 /// `O_NONBLOCK`: a FIFO in the content must not hang the open; it is cleared afterwards. Never
 /// `O_TRUNC`.
-pub(super) fn how(access: Access, direct: bool) -> types::OpenHow {
+pub(super) fn how(access: Access, direct: bool) -> libc::open_how {
     let (kind, mode) = match access {
         Access::Read => (libc::O_RDONLY, 0),
         Access::Write => (libc::O_RDWR, 0),
@@ -36,29 +37,26 @@ pub(super) fn how(access: Access, direct: bool) -> types::OpenHow {
     if direct {
         flags |= libc::O_DIRECT;
     }
-    beneath(flags).mode(mode)
+    beneath(flags, mode)
 }
 
 /// A directory to make something in, and to sync: `O_PATH` would not do for that.
-pub(super) fn how_directory() -> types::OpenHow {
-    beneath(libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC)
+pub(super) fn how_directory() -> libc::open_how {
+    beneath(libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)
 }
 
-fn beneath(flags: i32) -> types::OpenHow {
-    types::OpenHow::new().flags(flags as u64).resolve(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+fn beneath(flags: i32, mode: u64) -> libc::open_how {
+    // SAFETY: a C struct of integers, for which all zeroes is valid.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = flags as u64;
+    how.mode = mode;
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS;
+    how
 }
 
 pub(super) fn empty_status() -> Box<libc::statx> {
     // SAFETY: a C struct of integers, for which all zeroes is valid.
     unsafe { Box::new(std::mem::zeroed()) }
-}
-
-pub(super) fn status_entry(file: &File, status: &mut libc::statx) -> squeue::Entry {
-    let status: *mut libc::statx = status;
-    opcode::Statx::new(types::Fd(file.raw()), c"".as_ptr(), status.cast::<types::statx>())
-        .flags(libc::AT_EMPTY_PATH)
-        .mask(libc::STATX_BASIC_STATS | STATX_DIOALIGN)
-        .build()
 }
 
 /// After an open: refuses what is not a regular file, settles the descriptor's flags.
@@ -107,10 +105,10 @@ fn nanoseconds(time: &libc::statx_timestamp) -> i128 {
     i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
 }
 
-/// Takes the descriptor that a completion brought.
-pub(super) fn adopt(result: i32) -> OwnedFd {
+/// Takes the descriptor that an answer brought.
+pub(crate) fn adopt(result: i32) -> OwnedFd {
     assert!(result >= 0, "the caller looked at the sign");
-    // SAFETY: the kernel made this descriptor for the completion that is being looked at, once;
-    // nobody else knows it.
+    // SAFETY: the kernel made this descriptor for the answer that is being looked at, once; nobody
+    // else knows it.
     unsafe { std::os::fd::FromRawFd::from_raw_fd(result) }
 }

@@ -6,144 +6,65 @@
 
 use std::collections::HashMap;
 
-use io_uring::types::OpenHow;
-
-use super::create::Creating;
-use crate::{
-    descriptors::{File, Socket},
-    memory::Lease,
-    op::{Allocation, OpenRequest, Token},
-    send_batch::SendBatch,
-    write_batch::WriteBatch,
-};
+use crate::op::Token;
 
 const NONE: u32 = u32::MAX;
 
 /// A slot's name. The generation tells a late completion of a former use apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct SlotId {
+pub(crate) struct SlotId {
     index: u32,
     generation: u32,
 }
 
 impl SlotId {
-    pub(super) fn user_data(self) -> u64 {
+    pub(crate) fn user_data(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
-    pub(super) fn from_user_data(user_data: u64) -> SlotId {
+    pub(crate) fn from_user_data(user_data: u64) -> SlotId {
         SlotId { index: user_data as u32, generation: (user_data >> 32) as u32 }
     }
 }
 
-/// What an operation holds while it is in flight. Boxed parts are those that the kernel has
-/// addresses of.
-pub(super) enum Work {
-    Accept(Accept),
-    Connect {
-        socket: Socket,
-        address: Box<socket2::SockAddr>,
-    },
-    Receive(Receive),
-    Send {
-        socket: Socket,
-        batch: Box<SendBatch>,
-        zero_copy: bool,
-    },
-    /// A zero-copy send that was taken whole; the kernel still reads the pages. No descriptor.
-    Release {
-        batch: Box<SendBatch>,
-    },
-    Open {
-        request: Box<OpenRequest>,
-        how: Box<OpenHow>,
-        direct: bool,
-    },
-    /// An open that may have to make what is missing, and syncs directories.
-    Create(Box<Creating>),
-    /// The second half of an open.
-    OpenedStat {
-        file: File,
-        status: Box<libc::statx>,
-    },
-    Identify {
-        file: File,
-        status: Box<libc::statx>,
-    },
-    Read {
-        file: File,
-        offset: u64,
-        length: u32,
-        lease: Lease,
-    },
-    Write {
-        file: File,
-        offset: u64,
-        batch: Box<WriteBatch>,
-    },
-    Sync {
-        file: File,
-        data_only: bool,
-    },
-    Allocate {
-        file: File,
-        length_bytes: u64,
-        mode: Allocation,
-    },
+/// What an operation holds while it is in flight.
+pub(crate) trait Held {
+    /// Whether `Io::cancel` finds it by its token.
+    fn is_cancellable(&self) -> bool;
 }
 
-pub(super) struct Accept {
-    pub listener: Socket,
-    pub cancelled: bool,
-}
-
-pub(super) struct Receive {
-    pub socket: Socket,
-    pub once: bool,
-    pub bulk: bool,
-    /// In the kernel; otherwise it waits for buffers (`Ring::starved`).
-    pub armed: bool,
-    pub cancelled: bool,
-}
-
-impl Work {
-    fn is_cancellable(&self) -> bool {
-        matches!(self, Work::Accept(_) | Work::Connect { .. } | Work::Receive(_))
-    }
-}
-
-struct Slot {
+struct Slot<W> {
     generation: u32,
     token: Token,
     /// The next cancellable slot with the same token.
     next_same: u32,
-    work: Option<Work>,
+    work: Option<W>,
 }
 
-pub(super) struct Slots {
-    slots: Vec<Slot>,
+pub(crate) struct Slots<W> {
+    slots: Vec<Slot<W>>,
     vacant: Vec<u32>,
     max: u32,
     /// Heads of the chains of cancellable operations.
     by_token: HashMap<Token, u32>,
 }
 
-impl Slots {
-    pub(super) fn new(max: u32) -> Slots {
+impl<W: Held> Slots<W> {
+    pub(crate) fn new(max: u32) -> Slots<W> {
         assert!(max > 0 && max < NONE, "a table of {max} operations");
         Slots { slots: Vec::new(), vacant: Vec::new(), max, by_token: HashMap::new() }
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.vacant.is_empty() && self.slots.len() == self.max as usize
     }
 
-    pub(super) fn occupied(&self) -> usize {
+    pub(crate) fn occupied(&self) -> usize {
         self.slots.len() - self.vacant.len()
     }
 
     /// The table must not be full.
-    pub(super) fn occupy(&mut self, token: Token, work: Work) -> SlotId {
+    pub(crate) fn occupy(&mut self, token: Token, work: W) -> SlotId {
         assert!(!self.is_full(), "the caller asked is_full");
         let index = self.vacant.pop().unwrap_or_else(|| {
             if self.slots.len() == self.slots.capacity() {
@@ -166,27 +87,27 @@ impl Slots {
         SlotId { index, generation: slot.generation }
     }
 
-    pub(super) fn token(&self, id: SlotId) -> Token {
+    pub(crate) fn token(&self, id: SlotId) -> Token {
         self.slots[id.index as usize].token
     }
 
     /// `None`: the slot was vacated since (or never was).
-    pub(super) fn work_mut(&mut self, id: SlotId) -> Option<&mut Work> {
+    pub(crate) fn work_mut(&mut self, id: SlotId) -> Option<&mut W> {
         let slot = self.slots.get_mut(id.index as usize)?;
         if slot.generation == id.generation { slot.work.as_mut() } else { None }
     }
 
     /// Takes the work out for a further stage; `put` follows before anything else.
-    pub(super) fn take(&mut self, id: SlotId) -> Option<Work> {
+    pub(crate) fn take(&mut self, id: SlotId) -> Option<W> {
         let slot = &mut self.slots[id.index as usize];
         assert!(slot.generation == id.generation, "the operation is in flight");
         let work = slot.work.take();
-        let chained = work.as_ref().is_some_and(Work::is_cancellable);
+        let chained = work.as_ref().is_some_and(W::is_cancellable);
         assert!(!chained, "a further stage does not touch the chain of its token");
         work
     }
 
-    pub(super) fn put(&mut self, id: SlotId, work: Work) {
+    pub(crate) fn put(&mut self, id: SlotId, work: W) {
         let slot = &mut self.slots[id.index as usize];
         assert!(slot.generation == id.generation && slot.work.is_none(), "taken before");
         assert!(!work.is_cancellable(), "a further stage does not touch the chain of its token");
@@ -194,7 +115,7 @@ impl Slots {
     }
 
     /// The last completion came.
-    pub(super) fn vacate(&mut self, id: SlotId) -> Work {
+    pub(crate) fn vacate(&mut self, id: SlotId) -> W {
         let slot = &mut self.slots[id.index as usize];
         assert!(slot.generation == id.generation, "an operation ends once");
         let work = slot.work.take().expect("invariant: a slot of this generation is occupied");
@@ -225,7 +146,7 @@ impl Slots {
     }
 
     /// Operations with this token that can be cancelled.
-    pub(super) fn cancellable(&self, token: Token) -> impl Iterator<Item = SlotId> {
+    pub(crate) fn cancellable(&self, token: Token) -> impl Iterator<Item = SlotId> {
         let mut at = self.by_token.get(&token).copied().unwrap_or(NONE);
         std::iter::from_fn(move || {
             let slot = self.slots.get(at as usize)?;
@@ -235,7 +156,7 @@ impl Slots {
         })
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = SlotId> {
+    pub(crate) fn ids(&self) -> impl Iterator<Item = SlotId> {
         self.slots
             .iter()
             .enumerate()
@@ -247,28 +168,22 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::descriptors::Virtual;
 
-    struct Nothing;
+    struct Receive;
 
-    impl Virtual for Nothing {
-        fn id(&self) -> u64 {
-            0
+    impl Held for Receive {
+        fn is_cancellable(&self) -> bool {
+            true
         }
-    }
-
-    fn receive() -> Work {
-        let socket = Socket::from_virtual(Box::new(Nothing));
-        Work::Receive(Receive { socket, once: false, bulk: false, armed: true, cancelled: false })
     }
 
     #[test]
     fn names_survive_the_kernel_and_tell_uses_apart() {
         let mut slots = Slots::new(2);
-        let first = slots.occupy(Token(1), receive());
+        let first = slots.occupy(Token(1), Receive);
         assert_eq!(SlotId::from_user_data(first.user_data()), first);
         slots.vacate(first);
-        let second = slots.occupy(Token(1), receive());
+        let second = slots.occupy(Token(1), Receive);
         assert_ne!(first.user_data(), second.user_data());
         assert!(slots.work_mut(first).is_none(), "a late completion finds nothing");
         assert!(slots.work_mut(second).is_some());
@@ -277,8 +192,9 @@ mod tests {
     #[test]
     fn a_token_finds_its_cancellable_operations() {
         let mut slots = Slots::new(8);
-        let ids: Vec<_> = [7, 7, 9, 7].map(|token| slots.occupy(Token(token), receive())).into();
-        let of = |slots: &Slots, token| slots.cancellable(Token(token)).collect::<Vec<_>>();
+        let ids: Vec<_> = [7, 7, 9, 7].map(|token| slots.occupy(Token(token), Receive)).into();
+        let of =
+            |slots: &Slots<Receive>, token| slots.cancellable(Token(token)).collect::<Vec<_>>();
         assert_eq!(of(&slots, 7), [ids[3], ids[1], ids[0]]);
         slots.vacate(ids[1]);
         assert_eq!(of(&slots, 7), [ids[3], ids[0]]);

@@ -1,9 +1,11 @@
-//! The ring under everything at once: cancels, closing peers, few buffers, an overflowing
-//! completion queue, zero-copy, short reads, writes and new files. Streams and files stay right,
-//! every operation ends, every lease comes home; debug builds also check that nothing wrote into
-//! memory after it came home.
+//! The ring, and epoll, under everything at once: cancels, closing peers, few buffers, an
+//! overflowing completion queue, zero-copy, short reads, writes and new files. Streams and files
+//! stay right, every operation ends, every lease comes home; debug builds also check that nothing
+//! wrote into memory after it came home.
 //!
 //! `SEEDRING_STORM_SECONDS` makes it long, `SEEDRING_STORM_SEED` repeats one.
+
+mod ending;
 
 use std::{
     collections::HashMap,
@@ -15,8 +17,9 @@ use std::{
 use seedring_platform::{
     Access, Allocation, Io, Op, OpenRequest, Outcome, Shutdown, Token,
     descriptors::{self, File, ListenOptions, Socket},
+    epoll::{Epoll, EpollOptions},
     memory::{Class, Pool, PoolOptions, Share},
-    ring::{Ring, RingOptions},
+    ring::{Ring, RingOptions, Statistics},
     write_batch::WriteBatch,
 };
 
@@ -99,8 +102,8 @@ impl Scratch {
     }
 }
 
-struct Storm {
-    ring: Ring,
+struct Storm<I: Io> {
+    io: I,
     random: Random,
     share: Share,
     file: File,
@@ -115,17 +118,9 @@ struct Storm {
     written: u64,
 }
 
-impl Storm {
-    fn new(seed: u64, receive_buffers: u32, completion_entries: u32) -> Storm {
-        let pool = Pool::new(PoolOptions { cap_bytes: 4 << 20, huge_pages: true }).expect("pool");
-        let options = RingOptions {
-            entries: 8,
-            in_flight_max: 256,
-            receive_buffers,
-            receive_buffer_bytes: 4096,
-            ..RingOptions::new(pool.clone(), Instant::now())
-        };
-        let mut ring = Ring::with_completion_entries(options, completion_entries).expect("ring");
+impl<I: Io> Storm<I> {
+    fn new(seed: u64, mut io: I) -> Storm<I> {
+        let pool = io.pool().clone();
         let mut lease = pool.lease(Class::K64).expect("lease");
         lease.iter_mut().enumerate().for_each(|(at, byte)| *byte = pattern(at as u64));
         let listener = descriptors::listen(ListenOptions {
@@ -136,12 +131,12 @@ impl Storm {
         })
         .expect("listen");
         let listener_address = listener.local_addr().expect("address");
-        ring.submit(Op::Accept { token: ACCEPT, listener: listener.into() }).expect("room");
+        io.submit(Op::Accept { token: ACCEPT, listener: listener.into() }).expect("room");
         let content: Vec<u8> = (0..FILE_BYTES).map(pattern).collect();
         let file = tempfile::tempfile().expect("file");
         file.write_all_at(&content, 0).expect("write");
         Storm {
-            ring,
+            io,
             random: Random(seed | 1),
             share: lease.freeze(PERIOD),
             file: File::from_os(file.into()),
@@ -163,7 +158,7 @@ impl Storm {
     }
 
     fn submit(&mut self, op: Op, pending: Pending, token: Token) -> bool {
-        match self.ring.submit(op) {
+        match self.io.submit(op) {
             Ok(()) => {
                 self.submitted += 1;
                 assert!(self.pending.insert(token, pending).is_none());
@@ -180,8 +175,8 @@ impl Storm {
         let deadline = Instant::now() + Duration::from_secs(10);
         let far = loop {
             assert!(Instant::now() < deadline, "the connection was not accepted");
-            self.ring.wait(Some(self.ring.now() + Duration::from_millis(10)), &|| false);
-            self.ring.reap(&mut completions, 1);
+            self.io.wait(Some(self.io.now() + Duration::from_millis(10)), &|| false);
+            self.io.reap(&mut completions, 1);
             match completions.pop() {
                 Some(it) if it.token == ACCEPT => match it.outcome {
                     Outcome::Accepted(Ok((far, _))) => break far,
@@ -210,7 +205,7 @@ impl Storm {
             40..66 => self.receive(which),
             66..72 => {
                 if let Some(token) = self.streams[which].receiving {
-                    self.ring.cancel(token);
+                    self.io.cancel(token);
                 }
             }
             72..83 => self.read(),
@@ -225,8 +220,8 @@ impl Storm {
                 stream.over = true;
                 let how =
                     if self.random.below(2) == 0 { Shutdown::Reset } else { Shutdown::Orderly };
-                self.ring.shutdown(&stream.near, how);
-                self.ring.shutdown(&stream.far, how);
+                self.io.shutdown(&stream.near, how);
+                self.io.shutdown(&stream.far, how);
             }
             _ => {}
         }
@@ -238,7 +233,7 @@ impl Storm {
             return;
         }
         let (mut at, socket) = (stream.sent, stream.near.clone());
-        let mut batch = self.ring.batch();
+        let mut batch = self.io.batch();
         for _ in 0..=self.random.below(20) {
             let start = at as usize % PERIOD;
             let len = (1 + self.random.below(20_000) as usize).min(PERIOD - start);
@@ -274,7 +269,7 @@ impl Storm {
 
     fn read(&mut self) {
         let class = [Class::K16, Class::K64, Class::K256][self.random.below(3) as usize];
-        let Some(lease) = self.ring.pool().lease(class) else { return };
+        let Some(lease) = self.io.pool().lease(class) else { return };
         let offset = self.random.below(FILE_BYTES + 10_000);
         let length = 1 + self.random.below(class.bytes() as u64) as u32;
         let (token, unit) = (self.token(), self.scratch.unit);
@@ -346,14 +341,14 @@ impl Storm {
                     Err(_) => stream.over = true,
                 }
                 if let Some(batch) = batch {
-                    self.ring.recycle(batch);
+                    self.io.recycle(batch);
                     self.end(token);
                 } else {
                     self.pending.insert(token, Pending::Release);
                 }
             }
             (Pending::Release, Outcome::Released { batch, .. }) => {
-                self.ring.recycle(batch);
+                self.io.recycle(batch);
                 self.end(token);
             }
             (Pending::Receive { which, once }, Outcome::Received(result)) => {
@@ -428,13 +423,13 @@ impl Storm {
     /// A zero-copy send that the peer never reads pins its pages until the connection times out;
     /// resetting lets go of them at once.
     fn reset(&mut self, stream: &Stream) {
-        self.ring.shutdown(&stream.near, Shutdown::Reset);
-        self.ring.shutdown(&stream.far, Shutdown::Reset);
+        self.io.shutdown(&stream.near, Shutdown::Reset);
+        self.io.shutdown(&stream.far, Shutdown::Reset);
     }
 
     fn turn(&mut self, max: usize) {
         let mut completions = Vec::new();
-        self.ring.reap(&mut completions, max);
+        self.io.reap(&mut completions, max);
         for it in completions {
             self.complete(it.token, it.outcome);
         }
@@ -453,41 +448,40 @@ impl Storm {
             self.turn(max);
             self.replace_over();
             if self.random.below(3) == 0 {
-                let until = self.ring.now() + Duration::from_millis(1);
-                self.ring.wait(Some(until), &|| false);
+                let until = self.io.now() + Duration::from_millis(1);
+                self.io.wait(Some(until), &|| false);
             }
         }
     }
 
     /// Ends everything and sees it all come home.
-    fn settle(mut self) -> seedring_platform::ring::Statistics {
+    fn settle(mut self) -> I {
         let streams = std::mem::take(&mut self.streams);
         streams.iter().for_each(|stream| self.reset(stream));
         self.streams = streams;
         for token in self.pending.keys() {
-            self.ring.cancel(*token);
+            self.io.cancel(*token);
         }
         let deadline = Instant::now() + Duration::from_secs(20);
         // The accept stays in flight.
-        while self.ring.in_flight() > 1 {
+        while self.io.in_flight() > 1 {
             assert!(Instant::now() < deadline, "never ended: {:?}", self.pending);
             self.turn(64);
             if self.streams.iter().all(|it| !it.sending && it.receiving.is_none()) {
                 self.streams.clear();
             }
-            self.ring.wait(Some(self.ring.now() + Duration::from_millis(5)), &|| false);
+            self.io.wait(Some(self.io.now() + Duration::from_millis(5)), &|| false);
         }
         assert_eq!(self.submitted, self.ended);
         assert!(self.pending.is_empty());
         assert!(self.bytes > 0 && self.written > 0);
-        let statistics = self.ring.statistics();
-        let (pool, share) = (self.ring.pool().clone(), self.share);
+        let (pool, share) = (self.io.pool().clone(), self.share);
         assert_eq!(share.holders(), 1);
         drop(share);
         assert_eq!(pool.leased_bytes(), 0);
         let (ended, bytes, written) = (self.ended, self.bytes, self.written);
-        println!("{ended} operations, {bytes} bytes received, {written} written, {statistics:?}");
-        statistics
+        println!("{ended} operations, {bytes} bytes received, {written} written");
+        self.io
     }
 }
 
@@ -495,21 +489,47 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
 }
 
-fn storm(
-    seed: u64,
-    receive_buffers: u32,
-    completion_entries: u32,
-) -> seedring_platform::ring::Statistics {
+fn pool() -> Pool {
+    Pool::new(PoolOptions { cap_bytes: 4 << 20, huge_pages: true }).expect("pool")
+}
+
+fn storm_over<I: Io>(seed: u64, io: I) -> I {
     let seed = number("SEEDRING_STORM_SEED", seed);
     println!("seed {seed}");
-    let mut storm = Storm::new(seed, receive_buffers, completion_entries);
+    let mut storm = Storm::new(seed, io);
     storm.run(Duration::from_secs(number("SEEDRING_STORM_SECONDS", 2)));
     storm.settle()
+}
+
+fn storm(seed: u64, receive_buffers: u32, completion_entries: u32) -> Statistics {
+    let options = RingOptions {
+        entries: 8,
+        in_flight_max: 256,
+        receive_buffers,
+        receive_buffer_bytes: 4096,
+        ..RingOptions::new(pool(), Instant::now())
+    };
+    let ring = Ring::with_completion_entries(options, completion_entries).expect("ring");
+    let statistics = storm_over(seed, ring).statistics();
+    println!("{statistics:?}");
+    statistics
 }
 
 #[test]
 fn a_storm_with_room() {
     storm(0x5EED_0001, 256, 4096);
+}
+
+#[test]
+fn a_storm_on_epoll() {
+    for receive_buffer_bytes in [4096, 100] {
+        let options = EpollOptions {
+            in_flight_max: 256,
+            receive_buffer_bytes,
+            ..EpollOptions::new(pool(), Instant::now())
+        };
+        storm_over(0x5EED_0004, Epoll::new(options).expect("epoll"));
+    }
 }
 
 #[test]
@@ -522,59 +542,4 @@ fn a_storm_with_few_receive_buffers() {
 fn a_storm_with_a_short_completion_queue() {
     let statistics = storm(0x5EED_0003, 64, 8);
     assert!(statistics.overflows > 0, "it never overflowed: {statistics:?}");
-}
-
-/// A ring that goes with operations in flight brings their memory home first.
-#[test]
-fn dropping_the_ring_brings_everything_home() {
-    let pool = Pool::new(PoolOptions { cap_bytes: 8 << 20, huge_pages: false }).expect("pool");
-    let mut ring = Ring::new(RingOptions::new(pool.clone(), Instant::now())).expect("ring");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
-    let address = listener.local_addr().expect("address");
-    let mut ends = Vec::new();
-    for n in 0..4 {
-        let near = std::net::TcpStream::connect(address).expect("connect");
-        let (far, _) = listener.accept().expect("accept");
-        let near = Socket::from_os(near.into());
-        ring.submit(Op::Receive { token: Token(n), socket: near.clone(), bulk: false })
-            .expect("room");
-        // Stuck: nobody reads the other end.
-        let share = pool.lease(Class::K256).expect("lease").freeze(256 << 10);
-        let mut batch = ring.batch();
-        (0..120).for_each(|_| batch.push_share(&share, 0..share.len()));
-        let zero_copy = n % 2 == 0;
-        let op = Op::SendBatch { token: Token(n), socket: near, batch, zero_copy };
-        ring.submit(op).expect("room");
-        ends.push(far);
-    }
-    let scratch = Scratch::new(false);
-    for n in 0..8 {
-        let share = pool.lease(Class::K256).expect("lease").freeze(256 << 10);
-        let mut batch = Box::new(WriteBatch::new());
-        (0..32).for_each(|_| batch.push(&share, 0..share.len()));
-        let (file, offset) = (scratch.file.clone(), n * (8 << 20));
-        ring.submit(Op::Write { token: Token(20 + n), file, offset, batch }).expect("room");
-        let path = std::ffi::CString::new(format!("deep/folder/{n}/file")).expect("no zero byte");
-        let (root, access) = (scratch.root.clone(), Access::Create);
-        let request = Box::new(OpenRequest { root, path, direct: false, access });
-        ring.submit(Op::Open { token: Token(40 + n), request }).expect("room");
-    }
-    ring.submit(Op::Accept {
-        token: Token(9),
-        listener: Socket::from_os(listener.try_clone().expect("listener").into()),
-    })
-    .expect("room");
-    ring.reap(&mut Vec::new(), 64);
-    ring.wait(Some(ring.now() + Duration::from_millis(50)), &|| false);
-    assert!(ring.in_flight() >= 9);
-    let before = Instant::now();
-    // The copied bytes that a zero-copy send left in the socket's queue are its own.
-    drop(ring);
-    assert!(before.elapsed() < Duration::from_secs(3), "took {:?}", before.elapsed());
-    assert_eq!(pool.leased_bytes(), 0);
-    for end in ends {
-        end.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
-        let mut rest = Vec::new();
-        let _ = std::io::Read::read_to_end(&mut { end }, &mut rest);
-    }
 }

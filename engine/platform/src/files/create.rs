@@ -11,19 +11,14 @@
 
 use std::{ffi::CString, io};
 
-use io_uring::{opcode, squeue, types};
-
-use super::open;
+use super::{call::Call, open};
 use crate::{
     descriptors::File,
     op::{Access, OpenRequest},
 };
 
-/// Of folders that are made, less the umask.
-const FOLDER_MODE: libc::mode_t = 0o755;
-
 /// An open in steps; boxed in its slot, since the kernel has addresses of paths and `how`.
-pub(super) struct Creating {
+pub(crate) struct Creating {
     request: Box<OpenRequest>,
     /// The parts of the path above the file.
     folders: Vec<Vec<u8>>,
@@ -31,7 +26,7 @@ pub(super) struct Creating {
     depth: usize,
     direct: bool,
     step: Step,
-    how: types::OpenHow,
+    how: libc::open_how,
     /// What the step's call is given: a path beneath the root, or one part of it.
     name: CString,
     /// Missing folders are made once; if one is missing again, somebody takes them away.
@@ -48,7 +43,7 @@ enum Step {
 }
 
 pub(super) enum Next {
-    /// `entry` has the next call.
+    /// `call` has the next one.
     Step,
     Made(File),
     Failed(io::Error),
@@ -72,25 +67,20 @@ impl Creating {
         }
     }
 
-    pub(super) fn entry(&self) -> squeue::Entry {
-        let root = types::Fd(self.request.root.raw());
+    pub(super) fn call(&self) -> Call {
+        let root = self.request.root.raw();
+        let how = &raw const self.how;
         match &self.step {
-            Step::File => {
-                opcode::OpenAt2::new(root, self.request.path.as_ptr(), &raw const self.how).build()
-            }
-            Step::Folder => {
-                opcode::OpenAt2::new(root, self.name.as_ptr(), &raw const self.how).build()
-            }
+            Step::File => Call::Open { folder: root, path: self.request.path.as_ptr(), how },
+            Step::Folder => Call::Open { folder: root, path: self.name.as_ptr(), how },
             Step::Make { parent } => {
-                opcode::MkDirAt::new(types::Fd(parent.raw()), self.name.as_ptr())
-                    .mode(FOLDER_MODE)
-                    .build()
+                Call::MakeFolder { folder: parent.raw(), name: self.name.as_ptr() }
             }
-            Step::Sync { folder } => opcode::Fsync::new(types::Fd(folder.raw())).build(),
+            Step::Sync { folder } => Call::Sync { fd: folder.raw(), data_only: false },
         }
     }
 
-    /// Takes the result of the call that `entry` made.
+    /// Takes the answer to `call`.
     pub(super) fn step(&mut self, result: i32) -> Next {
         // Replaced below wherever the operation goes on.
         match std::mem::replace(&mut self.step, Step::File) {

@@ -1,0 +1,220 @@
+//! Owns: `seedring-bench run`: scenario files, what they may say, which comparison each asks for.
+//! Never: measures. Flow: file -> checked -> the engine is built where it is missing -> comparison.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::{
+    compare::{self, Kind, Preset, Site},
+    leech::parse_bytes,
+    namespace,
+};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// The scenario, a YAML file such as bench/scenarios/quick.yaml.
+    scenario: PathBuf,
+    /// Only check the file, and say what it would do.
+    #[arg(long)]
+    check: bool,
+    /// Repeats, in place of the scenario's.
+    #[arg(long)]
+    repeats: Option<usize>,
+    #[command(flatten)]
+    site: Site,
+}
+
+/// What a scenario file holds. Whatever is left out is the comparison's default.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scenario {
+    /// The report's heading.
+    title: String,
+    /// What is measured.
+    compare: Preset,
+    /// Programs, in the order of their turns.
+    targets: Option<Vec<Kind>>,
+    /// Runs of each target, interleaved.
+    repeats: Option<usize>,
+    /// Measured at each point, and before it at full speed.
+    seconds: Option<f64>,
+    warm_up_seconds: Option<f64>,
+    /// Bytes of content: a number with KiB, MiB or GiB.
+    size: Option<String>,
+    /// Of `seeding`: connections at once, a point each.
+    connections: Option<Vec<usize>>,
+    /// Of `seeding`: latency at half of each target's speed as well.
+    open_loop: Option<bool>,
+    /// Of `spread`: shards of the engine, a point each.
+    shards: Option<Vec<usize>>,
+    /// Of `many`.
+    torrents: Option<usize>,
+    /// Of `download`: seeders, a point each.
+    seeders: Option<Vec<usize>>,
+}
+
+impl Scenario {
+    fn parse(text: &str) -> Result<Scenario> {
+        // Its errors name line and column.
+        let scenario: Scenario = serde_saphyr::from_str(text)?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(!self.title.trim().is_empty(), "`title` is empty: it heads the report");
+        let some = |key: &str, list: Option<&[usize]>| -> Result<()> {
+            let Some(list) = list else { return Ok(()) };
+            ensure!(!list.is_empty(), "`{key}` is an empty list: name a number, or leave it out");
+            ensure!(!list.contains(&0), "`{key}` has a 0 in it: numbers begin at 1");
+            Ok(())
+        };
+        some("connections", self.connections.as_deref())?;
+        some("shards", self.shards.as_deref())?;
+        some("seeders", self.seeders.as_deref())?;
+        some("repeats", self.repeats.as_ref().map(std::slice::from_ref))?;
+        some("torrents", self.torrents.as_ref().map(std::slice::from_ref))?;
+        ensure!(
+            self.targets.as_ref().is_none_or(|targets| !targets.is_empty()),
+            "`targets` is an empty list: name one, or leave it out for all that have a part in it"
+        );
+        let seconds = |key: &str, value: Option<f64>, least: f64| -> Result<()> {
+            let fits = value.is_none_or(|value| (least..=3600.0).contains(&value));
+            ensure!(fits, "`{key}` is a number of seconds from {least} to 3600");
+            Ok(())
+        };
+        seconds("seconds", self.seconds, 0.1)?;
+        seconds("warm_up_seconds", self.warm_up_seconds, 0.0)?;
+        let only = |key: &str, is_set: bool, of: Preset| -> Result<()> {
+            ensure!(
+                !is_set || self.compare == of,
+                "`{key}` belongs to `compare: {}`; this scenario has `compare: {}`",
+                named(of),
+                named(self.compare)
+            );
+            Ok(())
+        };
+        only("connections", self.connections.is_some(), Preset::Seeding)?;
+        only("open_loop", self.open_loop.is_some(), Preset::Seeding)?;
+        only("shards", self.shards.is_some(), Preset::Spread)?;
+        only("torrents", self.torrents.is_some(), Preset::Many)?;
+        only("seeders", self.seeders.is_some(), Preset::Download)?;
+        self.size_bytes().map(drop)
+    }
+
+    fn size_bytes(&self) -> Result<Option<u64>> {
+        let Some(text) = &self.size else { return Ok(None) };
+        let bytes = parse_bytes(text).map_err(|why| anyhow::anyhow!("`size`: {why}"))?;
+        ensure!(bytes >= 1 << 20, "`size` is {text}: at least 1MiB");
+        Ok(Some(bytes))
+    }
+
+    fn comparison(self, site: Site) -> Result<compare::Options> {
+        let size = self.size_bytes()?;
+        let usual = compare::Options::default();
+        Ok(compare::Options {
+            preset: self.compare,
+            targets: self.targets.unwrap_or_default(),
+            rounds: self.repeats.unwrap_or(usual.rounds),
+            seconds: self.seconds.unwrap_or(usual.seconds),
+            warm_up: self.warm_up_seconds.unwrap_or(usual.warm_up),
+            connections: self.connections.unwrap_or(usual.connections),
+            no_open_loop: !self.open_loop.unwrap_or(true),
+            size: size.or(usual.size),
+            shards: self.shards.unwrap_or(usual.shards),
+            torrents: self.torrents.unwrap_or(usual.torrents),
+            peers: self.seeders.unwrap_or(usual.peers),
+            site,
+        })
+    }
+}
+
+fn named(preset: Preset) -> String {
+    format!("{preset:?}").to_lowercase()
+}
+
+pub fn run(options: Options) -> Result<ExitCode> {
+    let Options { scenario: path, check, repeats, site } = options;
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("cannot read the scenario {}", path.display()))?;
+    let mut scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;
+    scenario.repeats = repeats.or(scenario.repeats);
+    scenario.check()?;
+    if check {
+        println!("{scenario:#?}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !site.is_inside() {
+        build_engine(&site.seedring)?;
+        return namespace::run_inside();
+    }
+    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("scenario").to_owned();
+    let title = scenario.title.clone();
+    compare::measure(scenario.comparison(site)?, &name, Some(&title))
+}
+
+/// `cargo run` builds this program alone: so the engine is built here, where cargo is.
+fn build_engine(program: &Path) -> Result<()> {
+    let usual = Path::new("target/release/seedring");
+    let Some(cargo) = std::env::var_os("CARGO").filter(|_| program == usual) else {
+        return Ok(());
+    };
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--quiet", "-p", "seedring"])
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the engine was not built: `cargo build --release -p seedring` says why");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_the_default() {
+        let scenario = Scenario::parse("title: t\ncompare: seeding\nsize: 64MiB\n").expect("good");
+        let usual = compare::Options::default();
+        let options = scenario.comparison(usual.site.clone()).expect("good");
+        assert_eq!((options.rounds, options.size), (usual.rounds, Some(64 << 20)));
+        assert_eq!((options.connections, options.no_open_loop), (usual.connections, false));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_line_and_remedy() {
+        let wrong = |text: &str| format!("{:#}", Scenario::parse(text).expect_err(text));
+        let unknown = wrong("title: t\ncompare: seeding\nconections: [1]\n");
+        assert!(unknown.contains("conections") && unknown.contains("line 3"), "{unknown}");
+        let preset = wrong("title: t\ncompare: seedin\n");
+        assert!(preset.contains("seedin") && preset.contains("seeding"), "{preset}");
+        let target = wrong("title: t\ncompare: seeding\ntargets: [deluge]\n");
+        assert!(target.contains("deluge") && target.contains("libtorrent"), "{target}");
+        let other = wrong("title: t\ncompare: many\nseeders: [4]\n");
+        assert!(other.contains("belongs to `compare: download`"), "{other}");
+        let zero = wrong("title: t\ncompare: seeding\nconnections: [0]\n");
+        assert!(zero.contains("numbers begin at 1"), "{zero}");
+        let size = wrong("title: t\ncompare: seeding\nsize: 3 parsecs\n");
+        assert!(size.contains("KiB, MiB or GiB"), "{size}");
+    }
+
+    #[test]
+    fn the_scenarios_here_are_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut seen = 0;
+        for entry in fs::read_dir(folder).expect("scenarios") {
+            let path = entry.expect("entry").path();
+            let text = fs::read_to_string(&path).expect("text");
+            Scenario::parse(&text).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+            seen += 1;
+        }
+        assert!(seen >= 8, "{seen} scenarios");
+    }
+}
