@@ -25,6 +25,16 @@ pub fn fairness(given: &[u64]) -> f64 {
     if squares == 0.0 { 1.0 } else { sum * sum / (given.len() as f64 * squares) }
 }
 
+/// Least, middle and most of the ratios and of the fairness of several runs, in words; sorts them.
+pub fn spread(ratios: &mut [f64], fairness: &mut [f64]) -> String {
+    let three = |values: &mut [f64]| {
+        values.sort_unstable_by(f64::total_cmp);
+        let three = [values.first(), values.get(values.len() / 2), values.last()];
+        three.map(|value| format!("{:.3}", value.copied().unwrap_or(f64::NAN))).join(" ")
+    };
+    format!("ratio {}, fairness {} (least, middle, most)", three(ratios), three(fairness))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +46,12 @@ mod tests {
         // A quick seed and leeches that give little: 9 copies by 20 a second.
         assert_eq!(ideal_time(100, 11, &[1; 9], None), seconds(45));
         assert_eq!(ideal_time(100, 50, &[50], Some(5)), seconds(20));
+    }
+
+    #[test]
+    fn runs_are_told_by_their_least_middle_and_most() {
+        let told = spread(&mut [1.2, 1.0, 1.1], &mut [0.9, 0.8]);
+        assert!(told.starts_with("ratio 1.000 1.100 1.200, fairness 0.800 0.900 0.900"), "{told}");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Owns: a swarm of engine processes on hosts of their own: one has everything, each gives at a
 //! known rate, all complete; how long it takes beside the least possible, and how evenly it is
 //! carried.
-//! Never: fails for being a little slow: time is not a machine's alone to give.
+//! Never: fails because others took the machine's time: one round of three has to be good.
 //! Flow: network, tracker, seed -> leeches all at once -> all seed -> bytes compared, figures.
-//! `SEEDRING_FLEET_MIB` says of how many MiB (10).
+//! `SEEDRING_FLEET_MIB` says of how many MiB (10), `SEEDRING_FLEET_ROUNDS` runs so many rounds and
+//! prints their figures.
 
 use anyhow::{Context, Result, ensure};
-use seedring_tests::figures::{fairness, ideal_time};
+use seedring_tests::figures::{fairness, ideal_time, spread};
 use seedring_tests::interop::{Downloader, Network, Opentracker, Scratch, wait_until};
 use seedring_tests::live::SingleFile;
 use std::path::PathBuf;
@@ -20,8 +21,13 @@ const MIB: usize = 10;
 const PIECE_BYTES: usize = 128 << 10;
 const RATE: &str = "1MiB/s";
 const RATE_BYTES: u64 = 1 << 20;
-/// The goal is 1.3; beyond this something stands still.
-const RATIO_MAX: f64 = 6.0;
+/// Beside the ideal, from the start of the processes to the last word that all is there.
+const RATIO_MAX: f64 = 1.3;
+const FAIRNESS_MIN: f64 = 0.9;
+/// Rounds of which one has to be good.
+const ROUNDS: usize = 3;
+/// Times the ideal: beyond this something stands still.
+const STILL: f64 = 6.0;
 
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -70,20 +76,18 @@ impl Fleet {
     }
 }
 
-#[test]
-fn a_swarm_of_engine_processes_completes_near_the_ideal_and_evenly() -> Result<()> {
-    let bytes = number("SEEDRING_FLEET_MIB", MIB) << 20;
+/// How long all took beside the ideal, and Jain's index of what the leeches gave.
+fn share(bytes: usize) -> Result<(f64, f64)> {
     let mut fleet = Fleet::start(bytes)?;
     let began = Instant::now();
     let ideal = ideal_time(bytes as u64, RATE_BYTES, &[RATE_BYTES; LEECHES], None);
-    let limit = ideal.mul_f64(RATIO_MAX) + Duration::from_secs(10);
+    let limit = ideal.mul_f64(STILL) + Duration::from_secs(10);
     let mut at = vec![None; LEECHES];
     wait_until("all leeches to complete", limit, || {
         for (at, (leech, _)) in at.iter_mut().zip(&mut fleet.leeches) {
             leech.process().check_running()?;
             // Between its start and its control socket nobody answers.
-            let state = leech.torrent().unwrap_or_default()["state"].clone();
-            if at.is_none() && state == "seeding" {
+            if at.is_none() && leech.torrent().unwrap_or_default()["state"] == "seeding" {
                 *at = Some(began.elapsed());
             }
         }
@@ -97,17 +101,31 @@ fn a_swarm_of_engine_processes_completes_near_the_ideal_and_evenly() -> Result<(
     let given = fleet.leeches.iter().map(|(leech, _)| Fleet::uploaded_bytes(leech));
     let given = given.collect::<Result<Vec<u64>>>()?;
     let from_seed = Fleet::uploaded_bytes(&fleet.seed)?;
+    let (ratio, fair) = (took.as_secs_f64() / ideal.as_secs_f64(), fairness(&given));
     println!(
-        "{} processes, {} MiB: {:.1} s, ideal {:.1} s, ratio {:.2}, fairness of upload {:.3}, the \
-         seed gave {:.2} copies",
+        "{} processes, {} MiB: {:.1} s, ideal {:.1} s, ratio {ratio:.3}, fairness of upload \
+         {fair:.3}, the seed gave {:.2} copies",
         LEECHES + 1,
         bytes >> 20,
         took.as_secs_f64(),
         ideal.as_secs_f64(),
-        took.as_secs_f64() / ideal.as_secs_f64(),
-        fairness(&given),
         from_seed as f64 / bytes as f64,
     );
     ensure!(given.iter().all(|bytes| *bytes > 0), "a leech gave nothing: {given:?}");
+    Ok((ratio, fair))
+}
+
+#[test]
+fn a_swarm_of_engine_processes_completes_near_the_ideal_and_evenly() -> Result<()> {
+    let bytes = number("SEEDRING_FLEET_MIB", MIB) << 20;
+    let rounds = number("SEEDRING_FLEET_ROUNDS", 0);
+    let good = |(ratio, fair): &(f64, f64)| *ratio <= RATIO_MAX && *fair >= FAIRNESS_MIN;
+    let mut figures = Vec::new();
+    while figures.len() < rounds.max(ROUNDS) && (rounds > 0 || !figures.iter().any(good)) {
+        figures.push(share(bytes)?);
+    }
+    let (mut ratios, mut fair): (Vec<f64>, Vec<f64>) = figures.iter().copied().unzip();
+    println!("of {} rounds: {}", ratios.len(), spread(&mut ratios, &mut fair));
+    ensure!(figures.iter().any(good), "ratio and fairness of upload: {figures:?}");
     Ok(())
 }

@@ -10,7 +10,6 @@ use seedring_proto::units::PieceIndex;
 use seedring_shard::{Command, torrent::Download};
 use seedring_tests::sim::{
     FaultKind, Faults, Link, Rng, Survives, World,
-    fleet::Fleet,
     planted::Plant,
     seed::{Gifts, Malice, Manners, Seed},
     swarm::{Plan, Swarm},
@@ -339,50 +338,6 @@ fn a_stop_in_the_middle_syncs_what_was_written() {
             assert!(!download.is_claimed(piece), "seed {seed}: {piece} is claimed");
         }
     }
-}
-
-#[test]
-fn engines_share_what_they_have() {
-    let count = std::env::var("SEEDRING_SIM_ENGINES").ok().and_then(|text| text.parse().ok());
-    let count: u8 = count.unwrap_or(8);
-    let (bytes, rate) = (16u64 << 20, 1u64 << 20);
-    let seed = std::env::var("SEEDRING_SIM_SEED").ok().and_then(|text| text.parse().ok());
-    let mut fleet = Fleet::new(calm(seed.unwrap_or(9)), Plan::default(), count);
-    let mut id = None;
-    for (n, engine) in fleet.engines.iter_mut().enumerate() {
-        engine.globals.upload.set(Some(rate));
-        let torrent = SimTorrent::plain(0, bytes, 128 << 10, &mut Rng::new(9));
-        if n > 0 {
-            engine.add_download(torrent, |_| {});
-            continue;
-        }
-        id = Some(torrent.id);
-        let contents = torrent.contents(false);
-        engine.add(torrent, |shared| {
-            shared.pieces.set_all_verified(true);
-            shared.pieces.set_all_offered(true);
-            shared.contents.store(Some(contents));
-        });
-    }
-    let began = fleet.world.now();
-    fleet.connect(id.expect("made by the first"));
-    let loaded = |fleet: &Fleet| fleet.engines.iter().all(Swarm::is_loaded);
-    let done = fleet.run(HOUR, loaded);
-    assert!(done, "after {:?}: {}", fleet.world.now(), fleet.state());
-    let took = fleet.world.now() - began;
-    // The first has to give each byte once, and all together what all others need.
-    let ideal = Duration::from_secs_f64(bytes as f64 / rate as f64);
-    let given: Vec<f64> =
-        fleet.engines[1..].iter().map(|engine| engine.uploaded_bytes() as f64).collect();
-    let sum: f64 = given.iter().sum();
-    let squares: f64 = given.iter().map(|bytes| bytes * bytes).sum();
-    let fairness = sum * sum / (given.len() as f64 * squares);
-    println!("{count} engines: {took:?}, ideal {ideal:?}, fairness of upload {fairness:.3}");
-    assert!(fleet.engines.iter().all(|engine| engine.had_and_not_there().is_empty()));
-    // What it is: 1.19 to 1.25.
-    assert!(took < ideal.mul_f64(1.3), "{took:?}, the ideal is {ideal:?}");
-    assert!(fairness > 0.9, "{fairness}: {given:?}");
-    assert_eq!(fleet.stop(), Vec::<String>::new());
 }
 
 /// A torrent of 4 MiB from twelve seeds; what was found, and blocks that came twice.

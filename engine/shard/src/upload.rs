@@ -129,9 +129,15 @@ impl<I: Io> Shard<I> {
             now,
         };
         let was_cold = open.cold > 0;
+        // Under a rate limit a turn is for one piece: a block of the next that goes out while the
+        // disk brings this one's makes two that are begun.
+        let (limited, mut piece) = (serving.is_limited(), None);
         let (mut at, mut taken) = (0, 0);
         for _ in 0..WINDOW {
+            let asked = open.session.queue().get(at).map(|block| block.piece);
+            let over = limited && piece.is_some() && piece != asked;
             let full = taken >= open.batch_blocks || !batch.room_for(1 + BLOCK_PARTS_ROOM, 13);
+            let full = full || over;
             if at >= open.session.queue().len() {
                 if was_cold {
                     serving.read_on(open);
@@ -142,9 +148,15 @@ impl<I: Io> Shard<I> {
                 return;
             }
             match serving.step(open, out, at, batch, full) {
-                Step::Taken => taken += 1,
+                Step::Taken => {
+                    piece = piece.or(asked);
+                    taken += 1;
+                }
                 Step::Rejected => {}
-                Step::Later => at += 1,
+                Step::Later => {
+                    piece = piece.or(asked);
+                    at += 1;
+                }
                 Step::Throttled(until) => return self.throttle(key, until),
                 Step::NoMemory => return self.starve(key),
                 Step::Stop => return,
@@ -379,6 +391,10 @@ impl<I: Io> Serving<'_, I> {
         batch.push_bytes(&whole);
     }
 
+    fn is_limited(&self) -> bool {
+        [&self.globals.upload, &self.local.shared.upload].iter().any(|m| m.rate().is_some())
+    }
+
     /// Until when a rate limit holds everybody (or this torrent's peers) back.
     fn throttled_until(&self) -> Option<Duration> {
         let meters = [&self.globals.upload, &self.local.shared.upload];
@@ -393,9 +409,7 @@ impl<I: Io> Serving<'_, I> {
         let bytes = u64::from(block.length);
         self.globals.upload.take(bytes, self.now);
         self.local.shared.upload.take(bytes, self.now);
-        let limited = [&self.globals.upload, &self.local.shared.upload].map(|m| m.rate().is_some());
-        if limited.contains(&true) && self.contents.piece_before(open.run_end) != Some(block.piece)
-        {
+        if self.is_limited() && self.contents.piece_before(open.run_end) != Some(block.piece) {
             self.local.gives(block.piece);
         }
         if let Some(seed) = &mut self.local.super_seed {
@@ -490,5 +504,29 @@ mod tests {
     fn who_reads_here_and_there_is_not_read_ahead_of() {
         let everywhere = (0..32).map(|n| n * 40 % 256);
         assert_eq!(read_while_serving(everywhere, LENGTH), []);
+    }
+
+    /// Whether a block goes out that the disk has brought, while it brings the first one's.
+    fn sends_past_the_first(limit: Option<u64>, second: u32) -> bool {
+        let mut bench: Bench = bench(64 << 20, PIECE, LENGTH);
+        let key = peer(&mut bench);
+        bench.shard.options.globals.upload.set(limit);
+        ask(&mut bench, key, PIECE, [0, second].into_iter());
+        let sends = |bench: &mut Bench| {
+            bench.shard.io().ops.iter().any(|op| matches!(op, Op::SendBatch { .. }))
+        };
+        (0..4).for_each(|_| bench.complete(|offset| (offset > 0).then_some(GOOD)));
+        let sent = sends(&mut bench);
+        bench.complete(|_| Some(GOOD));
+        assert!(sends(&mut bench), "with the first block there it goes on");
+        sent
+    }
+
+    #[test]
+    fn under_a_rate_limit_no_other_piece_is_begun_while_the_disk_brings_the_rest_of_one() {
+        let limit = Some(64 << 20);
+        assert!(sends_past_the_first(None, 64), "a block of the next piece");
+        assert!(sends_past_the_first(limit, 32), "a block of the same piece");
+        assert!(!sends_past_the_first(limit, 64));
     }
 }

@@ -24,6 +24,7 @@ pub mod seed;
 pub mod swarm;
 pub mod torrent;
 mod trace;
+pub mod watch;
 mod world;
 mod writing;
 

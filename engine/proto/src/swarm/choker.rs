@@ -8,7 +8,8 @@
 //! then by how many peers want something, so that neither kind starves the other.
 //!
 //! Unlimited slots mean what they say: whoever is interested is unchoked. That is what a seed with
-//! bandwidth to spare wants; a trader is given a bound by its caller where upload is scarce.
+//! bandwidth to spare wants; where upload is scarce the caller gives a bound ([`trading_slots`],
+//! [`seeding_slots`]).
 
 mod seeding;
 mod shares;
@@ -22,6 +23,11 @@ use self::shares::Group;
 pub const INTERVAL: Duration = Duration::from_secs(10);
 /// A turn that is given to one who waited, at least; BEP 3's 30 s of an optimistic unchoke.
 pub const TENURE: Duration = Duration::from_secs(30);
+
+/// Slots under an upload limit, at least.
+const SLOTS_MIN: u64 = 4;
+/// Under an upload limit, whoever has a slot of a seed is given a piece in about this time.
+const PIECE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How many peers may be unchoked at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,9 +84,16 @@ impl<K, T> Candidate<K, T> {
 /// more, each peer gets too little to be worth an answer. The original client's formula: the root
 /// of 0.6 times the KiB a second, and 4 at least.
 pub fn trading_slots(upload_bytes_per_s: u64) -> u32 {
-    const LEAST: u64 = 4;
     let wide = (upload_bytes_per_s / 1024).saturating_mul(3) / 5;
-    wide.isqrt().max(LEAST).try_into().unwrap_or(u32::MAX)
+    wide.isqrt().max(SLOTS_MIN).try_into().unwrap_or(u32::MAX)
+}
+
+/// The same for one that seeds: so many that each is given a piece in [`PIECE_WITHIN`], since what
+/// is given whole is passed on, and who waits longer asks elsewhere.
+pub fn seeding_slots(upload_bytes_per_s: u64, piece_bytes: u32) -> u32 {
+    let pieces = upload_bytes_per_s.saturating_mul(PIECE_WITHIN.as_secs());
+    let pieces = pieces / u64::from(piece_bytes.max(1));
+    trading_slots(upload_bytes_per_s).min(pieces.max(SLOTS_MIN).try_into().unwrap_or(u32::MAX))
 }
 
 /// See the module.

@@ -14,6 +14,8 @@ use crate::units::PieceIndex;
 
 /// Pieces looked at to make a list.
 pub const WINDOW: u32 = 8_192;
+/// Free pieces looked at for one that only seeds have: they are in front, as of the last list.
+const OF_SEEDS_MAX: usize = 32;
 /// Windows looked through in one pick.
 const WINDOWS_MAX: u32 = 4;
 /// A list older than this is made anew: availability has moved on.
@@ -25,6 +27,7 @@ pub const PRIORITY_MAX: u8 = 7;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Order {
     /// The first pieces of a download: something to trade with soon, and not what all others want.
+    /// Of seeds what nobody else has comes first all the same.
     Random,
     #[default]
     RarestFirst,
@@ -41,6 +44,8 @@ pub trait Pieces {
     fn availability(&self, piece: PieceIndex) -> u32;
     /// Neither had nor claimed by anybody.
     fn is_free(&self, piece: PieceIndex) -> bool;
+    /// No connected peer has it but those that have everything.
+    fn only_seeds_have(&self, piece: PieceIndex) -> bool;
 }
 
 /// See the module.
@@ -77,13 +82,10 @@ impl Picker {
         peer_has: impl Fn(PieceIndex) -> bool,
         mut claim: impl FnMut(PieceIndex) -> bool,
     ) -> Option<PieceIndex> {
-        let old = self.made_at.is_none_or(|at| now.saturating_sub(at) >= LIST_AGE_MAX);
-        if old || order != self.order {
-            self.list(pieces, order, now);
-        }
+        self.list_if_old(pieces, order, now);
         let windows = pieces.count().div_ceil(WINDOW).min(WINDOWS_MAX);
         for window in 0..windows {
-            if let Some(piece) = self.take(pieces, &peer_has, &mut claim) {
+            if let Some(piece) = self.take(pieces, usize::MAX, &peer_has, &mut claim) {
                 return Some(piece);
             }
             if window + 1 < windows {
@@ -91,6 +93,27 @@ impl Picker {
             }
         }
         None
+    }
+
+    /// The same for a seed, of pieces that only seeds have. `None`: there is none in front.
+    pub fn pick_of_seeds(
+        &mut self,
+        pieces: &impl Pieces,
+        order: Order,
+        now: Duration,
+        may: impl Fn(PieceIndex) -> bool,
+        mut claim: impl FnMut(PieceIndex) -> bool,
+    ) -> Option<PieceIndex> {
+        self.list_if_old(pieces, order, now);
+        let wanted = |piece| may(piece) && pieces.only_seeds_have(piece);
+        self.take(pieces, OF_SEEDS_MAX, &wanted, &mut claim)
+    }
+
+    fn list_if_old(&mut self, pieces: &impl Pieces, order: Order, now: Duration) {
+        let old = self.made_at.is_none_or(|at| now.saturating_sub(at) >= LIST_AGE_MAX);
+        if old || order != self.order {
+            self.list(pieces, order, now);
+        }
     }
 
     /// A claim was given back, or a piece came to be wanted: the next pick looks anew.
@@ -103,9 +126,11 @@ impl Picker {
         self.candidates.capacity() * size_of::<(u64, PieceIndex)>()
     }
 
+    /// The best of the first `looked_max` that are free.
     fn take(
         &mut self,
         pieces: &impl Pieces,
+        looked_max: usize,
         peer_has: &impl Fn(PieceIndex) -> bool,
         claim: &mut impl FnMut(PieceIndex) -> bool,
     ) -> Option<PieceIndex> {
@@ -113,13 +138,15 @@ impl Picker {
         let mut at = self.candidates.len();
         let mut gone_from = None;
         let mut picked = None;
-        while at > 0 {
+        let mut looked = 0;
+        while at > 0 && looked < looked_max {
             at -= 1;
             let piece = self.candidates[at].1;
             if !pieces.is_free(piece) {
                 gone_from = Some(at);
                 continue;
             }
+            looked += 1;
             if peer_has(piece) && claim(piece) {
                 gone_from = Some(at);
                 picked = Some(piece);
@@ -153,7 +180,7 @@ impl Picker {
             }
             let chance = self.draw() >> 40; // 24 bits
             let rank = match order {
-                Order::Random => chance,
+                Order::Random => u64::from(!pieces.only_seeds_have(piece)) << 24 | chance,
                 Order::RarestFirst => {
                     u64::from(pieces.availability(piece)).min(0xffff) << 24 | chance
                 }

@@ -329,7 +329,7 @@ mod tests {
     fn a_host_that_is_down_is_tried_by_one_at_a_time() {
         let mut governor = Governor::new(Limits::default());
         let (h, mut now) = (host("a"), ms(0));
-        let mut ask = |governor: &mut Governor, now, contact| {
+        let ask = |governor: &mut Governor, now, contact| {
             governor.enqueue(now, &h, Class::Event, 1);
             assert_eq!(governor.grant(now), Some(1));
             let why = governor.turned_away(now, &h);

@@ -7,7 +7,10 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use seedring_platform::op::Io;
-use seedring_proto::swarm::{Candidate, Choker, Slots, Trade, choker::trading_slots};
+use seedring_proto::swarm::{
+    Candidate, Choker, Slots, Trade,
+    choker::{seeding_slots, trading_slots},
+};
 
 use super::{Key, Stage, send::Routes};
 use crate::{
@@ -73,16 +76,21 @@ impl<I: Io> Shard<I> {
     }
 
     /// A torrent's unchoke slots on all shards. Where the user sets no number anywhere and limits
-    /// the rate, one that downloads has as many as are worth something to those who trade with it.
+    /// the rate, as many as are worth something to those who have them.
     fn slots_of(&self, local: &Local) -> u32 {
         let own = local.shared.slots.load(Ordering::Relaxed);
-        let set = own != u32::MAX || self.choking.slots != u32::MAX;
-        if set || !self.downloads.is_trading(local.shared.id) {
+        if own != u32::MAX || self.choking.slots != u32::MAX {
             return own;
         }
         let meters = [&self.options.globals.upload, &local.shared.upload];
-        let rate = meters.into_iter().filter_map(|meter| meter.rate()).min();
-        rate.map_or(own, trading_slots)
+        let Some(rate) = meters.into_iter().filter_map(|meter| meter.rate()).min() else {
+            return own;
+        };
+        if self.downloads.is_trading(local.shared.id) {
+            return trading_slots(rate);
+        }
+        let piece_bytes = local.contents.as_ref().map(|contents| contents.layout.piece_bytes);
+        piece_bytes.map_or(own, |piece_bytes| seeding_slots(rate, piece_bytes))
     }
 
     /// Where slots are bounded, one that nobody uses goes to somebody else.

@@ -7,8 +7,7 @@
 //! all wait long for their first whole piece, and have nothing to give each other meanwhile; and
 //! where several ask for the same piece it goes out several times, though one of them would pass it
 //! on. So turns are whole pieces, as far as nobody waits too long for that, and the next turn is
-//! for the piece that was given least. With 49 leeches at one seed of equal rate this makes the
-//! difference between 1.3 and 2 times the ideal time of all (`sim_download`).
+//! for the piece that was given least.
 
 use std::{collections::VecDeque, time::Duration};
 

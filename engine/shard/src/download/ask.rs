@@ -1,21 +1,12 @@
 //! What is asked of whom.
 //!
-//! Owns: interest, which block a connection with room is asked for, what becomes of blocks that do
-//! not come, how many peers have a piece. Never: bytes, hashing. Flow: a session's events and every
-//! second -> here -> requests in the connection's output.
-//!
-//! A connection is asked, in this order, for: blocks that nobody was asked for of pieces begun
-//! here; a new piece, as the picker has it; blocks that are late with another peer; and when
-//! nothing is free any more (endgame), any block that has not begun to come, so that the slowest
-//! peer does not hold up the end. A block is asked of two peers at most; the second is cancelled
-//! when the first brings it.
+//! Owns: interest, which connections with room are asked now, what becomes of blocks that do not
+//! come, how many peers have a piece. Never: which block (`next`), bytes, hashing. Flow: what a
+//! session says and every second -> here -> requests in the connection's output.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use seedring_platform::{
-    memory::{Class, Lease},
-    op::Io,
-};
+use seedring_platform::op::Io;
 use seedring_proto::{
     peer::session::{Event as Said, Session},
     swarm::picker::Pieces as _,
@@ -24,7 +15,8 @@ use seedring_proto::{
 
 use super::{
     Downloads, Fetch, POOL_PART, WRITE_BACK_MAX,
-    partial::{NoMemory, Partial},
+    next::{Asking, Next},
+    partial::Partial,
     throttle::{BLOCKS_HELD_MAX, Limits},
 };
 use crate::{
@@ -38,8 +30,6 @@ use crate::{
 const ASKED_MAX: usize = 512;
 /// Blocks asked of one connection in one go; the next tick goes on.
 const BLOCKS_MAX: usize = 256;
-/// Blocks in the endgame that one connection is asked for beside its own.
-const ENDGAME_BLOCKS_MAX: usize = 16;
 /// A peer that rejected a request though it does not choke us is left alone for this long.
 const REJECTED_REST: Duration = Duration::from_secs(1);
 /// A piece that nothing comes of for this long goes back where another shard has a peer that has it;
@@ -58,13 +48,6 @@ pub struct Source {
     counted_as_seed: bool,
     /// Not asked before this time.
     rest_until: Duration,
-}
-
-/// What looking for a block to ask for came to.
-enum Next {
-    Ask(Block),
-    Nothing,
-    NoMemory,
 }
 
 impl<I: Io> Shard<I> {
@@ -213,9 +196,15 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let Some(fetch) = self.downloads.torrents.get(&open.torrent) else { return };
+        let id = open.torrent;
         let source = open.source.get_or_insert_default();
         if open.session.pieces().is_complete() || source.counted.is_empty() {
-            return self.peer_pieces(key);
+            // Its first piece, or its last.
+            self.peer_pieces(key);
+            if self.downloads.torrents.get(&id).is_some_and(|fetch| fetch.spreads(piece)) {
+                self.choose_again(id, piece);
+            }
+            return;
         }
         let (word, bit) = (piece.0 as usize / 64, 1 << (piece.0 % 64));
         if source.counted[word] & bit == 0 {
@@ -223,7 +212,6 @@ impl<I: Io> Shard<I> {
             fetch.download.peer_has(piece);
         }
         let missing = fetch.download.missing_word(&fetch.shared.pieces, word) & bit != 0;
-        let id = open.torrent;
         let spreads = missing && fetch.spreads(piece);
         if missing && !fetch.download.is_halted() {
             let was = open.session.am_interested();
@@ -501,77 +489,5 @@ impl Fetch {
         let words = (pieces.total() as usize).div_ceil(64);
         (0..words)
             .any(|at| pieces.word(at) & self.download.missing_word(&self.shared.pieces, at) != 0)
-    }
-}
-
-/// A look for one connection's next block.
-struct Asking<'a> {
-    session: &'a Session,
-    key: Key,
-    now: Duration,
-    shard: usize,
-    /// Bytes that downloads may hold.
-    budget: usize,
-}
-
-impl Asking<'_> {
-    fn next(
-        &self,
-        fetch: &mut Fetch,
-        held_bytes: &mut usize,
-        mut lease: impl FnMut(Class) -> Option<Lease>,
-    ) -> Next {
-        let may = |piece: PieceIndex| self.session.may_request(piece);
-        let begun = fetch.partials.values_mut().find(|p| p.has_unasked() && may(p.piece()));
-        if let Some(partial) = begun {
-            return match partial.ask(self.key, &mut lease) {
-                Ok(Some(block)) => Next::Ask(block),
-                Ok(None) => Next::Nothing,
-                Err(NoMemory) => Next::NoMemory,
-            };
-        }
-        while let Some(taken) = self.take_up(fetch, held_bytes) {
-            let Ok(piece) = taken else { return Next::NoMemory };
-            fetch.take_left(piece, &mut lease);
-            let partial = fetch.partials.get_mut(&piece).expect("invariant: just made");
-            match partial.ask(self.key, &mut lease) {
-                Ok(Some(block)) => return Next::Ask(block),
-                Ok(None) => {} // all of it is on disk
-                Err(NoMemory) => return Next::NoMemory,
-            }
-        }
-        // Nothing is free: late blocks, and with nothing of its own to do, any block.
-        let own = self.session.requests().map_or(0, |requests| requests.len());
-        let any = own < ENDGAME_BLOCKS_MAX;
-        let mut begun = fetch.partials.values_mut().filter(|partial| may(partial.piece()));
-        match begun.find_map(|partial| partial.ask_again(self.key, any)) {
-            Some(block) => Next::Ask(block),
-            None => Next::Nothing,
-        }
-    }
-
-    /// Claims a new piece. `None`: nothing is free that this peer has.
-    fn take_up(
-        &self,
-        fetch: &mut Fetch,
-        held_bytes: &mut usize,
-    ) -> Option<Result<PieceIndex, NoMemory>> {
-        let layout = &fetch.contents.layout;
-        let most = Partial::buffer_bytes(layout.piece_bytes);
-        // One piece may always be under way, however large.
-        if *held_bytes > 0 && *held_bytes + most > self.budget {
-            return Some(Err(NoMemory));
-        }
-        let had = &fetch.shared.pieces;
-        let choice = Choice { download: &fetch.download, had };
-        let order = fetch.download.order(had);
-        let has = |piece| self.session.may_request(piece);
-        let claim = |piece| fetch.download.claim(had, piece, self.shard);
-        let left = fetch.left_behind(has, claim);
-        let piece = left.or_else(|| fetch.picker.pick(&choice, order, self.now, has, claim))?;
-        let length = layout.piece_length(piece);
-        *held_bytes += Partial::buffer_bytes(length);
-        fetch.partials.insert(piece, Partial::new(piece, length));
-        Some(Ok(piece))
     }
 }

@@ -12,6 +12,7 @@
 mod ask;
 mod keep;
 mod metadata;
+mod next;
 mod partial;
 mod throttle;
 mod whole;

@@ -166,6 +166,16 @@ impl Download {
         self.piece(piece).availability.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Whether no connected peer has it but those that have everything.
+    pub fn only_seeds_have(&self, piece: PieceIndex) -> bool {
+        self.piece(piece).availability.load(Ordering::Relaxed) == 0
+    }
+
+    /// Connected peers that have everything.
+    pub fn seeds(&self) -> u32 {
+        self.seeds.load(Ordering::Relaxed)
+    }
+
     pub fn seed_came(&self) {
         self.seeds.fetch_add(1, Ordering::Relaxed);
     }
@@ -231,10 +241,13 @@ impl picker::Pieces for Choice<'_> {
     }
     fn availability(&self, piece: PieceIndex) -> u32 {
         let partial = self.download.piece(piece).availability.load(Ordering::Relaxed);
-        u32::from(partial) + self.download.seeds.load(Ordering::Relaxed)
+        u32::from(partial) + self.download.seeds()
     }
     fn is_free(&self, piece: PieceIndex) -> bool {
         !self.download.is_claimed(piece) && !self.had.is_verified(piece)
+    }
+    fn only_seeds_have(&self, piece: PieceIndex) -> bool {
+        self.download.only_seeds_have(piece)
     }
 }
 
@@ -276,6 +289,7 @@ mod tests {
         download.peer_has(PieceIndex(1));
         let choice = Choice { download: &download, had: &had };
         assert_eq!([0, 1].map(|at| choice.availability(PieceIndex(at))), [1, 2]);
+        assert_eq!([0, 1].map(|at| choice.only_seeds_have(PieceIndex(at))), [true, false]);
         download.seed_left();
         download.peer_had(PieceIndex(1));
         assert_eq!([0, 1].map(|at| choice.availability(PieceIndex(at))), [0, 0]);

@@ -386,3 +386,12 @@ fn slots_that_the_user_leaves_open_follow_the_rate() {
     assert_eq!(kib, [4, 4, 7, 24, 78, 247]);
     assert!(trading_slots(u64::MAX) > 1_000_000);
 }
+
+#[test]
+fn a_seed_under_a_limit_has_slots_for_those_whom_it_can_give_a_piece_soon() {
+    let slots = |kib: u64, piece_kib: u32| seeding_slots(kib << 10, piece_kib << 10);
+    assert_eq!((slots(1_024, 128), slots(256, 128)), (trading_slots(1 << 20), 12), "as a trader");
+    assert_eq!([512, 1_024, 2_048].map(|piece_kib| slots(1_024, piece_kib)), [20, 10, 5]);
+    assert_eq!((slots(100, 16_384), slots(0, 16_384)), (4, 4), "so many in any case");
+    assert_eq!(seeding_slots(u64::MAX, 0), trading_slots(u64::MAX));
+}

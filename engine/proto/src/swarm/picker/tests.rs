@@ -10,6 +10,7 @@ use super::*;
 struct Table {
     priority: Vec<u8>,
     availability: Vec<u32>,
+    seeds: u32,
     taken: RefCell<BTreeSet<u32>>,
 }
 
@@ -18,6 +19,7 @@ impl Table {
         Self {
             priority: vec![4; availability.len()],
             availability: availability.to_vec(),
+            seeds: 0,
             taken: RefCell::default(),
         }
     }
@@ -39,6 +41,9 @@ impl Pieces for Table {
     }
     fn is_free(&self, piece: PieceIndex) -> bool {
         !self.taken.borrow().contains(&piece.0)
+    }
+    fn only_seeds_have(&self, piece: PieceIndex) -> bool {
+        self.availability(piece) == self.seeds
     }
 }
 
@@ -72,6 +77,39 @@ fn random_ignores_rarity_and_differs_by_seed() {
     };
     let first: BTreeSet<_> = (1..40).map(of).collect();
     assert!(first.len() > 10, "{first:?}");
+}
+
+#[test]
+fn of_a_seed_only_what_nobody_else_has_comes_first() {
+    for order in [Order::Random, Order::RarestFirst] {
+        let mut table = Table::new(&[2, 5, 2, 3, 2]);
+        table.seeds = 2;
+        let mut picker = Picker::new(5);
+        let mut pick = |table: &Table, lacks: u32| {
+            let may = |piece: PieceIndex| piece.0 != lacks;
+            let claim = |piece| table.claim(piece);
+            picker.pick_of_seeds(table, order, Duration::ZERO, may, claim).map(|piece| piece.0)
+        };
+        let first = pick(&table, 2).expect("two of the three");
+        // A leech has got the other one since the list was made.
+        table.availability[4 - first as usize] += 1;
+        assert_eq!(pick(&table, 9), Some(2), "{order:?}");
+        assert_eq!(pick(&table, 9), None, "leeches have the others: {order:?}");
+        assert_eq!(picks(&table, Order::RarestFirst, 9).len(), 3, "which are free all the same");
+    }
+}
+
+#[test]
+fn the_first_pieces_of_a_seed_are_random_among_those_that_only_seeds_have() {
+    let of = |seed| {
+        let mut table = Table::new(&[1, 2].repeat(32));
+        table.seeds = 1;
+        let mut picker = Picker::new(seed);
+        let claim = |piece| table.claim(piece);
+        picker.pick(&table, Order::Random, Duration::ZERO, |_| true, claim).map(|piece| piece.0)
+    };
+    let first: BTreeSet<u32> = (1..40).filter_map(of).collect();
+    assert!(first.len() > 10 && first.iter().all(|piece| piece % 2 == 0), "{first:?}");
 }
 
 #[test]
