@@ -323,9 +323,9 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
          core, cache {CACHE}), its CPU likewise, so its start is in both figures; what that is by \
          itself is a row of its own, and so is `seedring recheck` of the engine that was started \
          so, from before the command until the engine says that all is verified (looked for each \
-         2 ms), which is what force_recheck is beside. By itself (`direct_io: auto`) it hashes what lies in the page \
-         cache there, and reads the rest past it; hot ratios are those of `direct_io: off`, which \
-         does the same with content that is all in memory. libtorrent: \
+         2 ms), which is what force_recheck is beside. By itself (`direct_io: auto`) it hashes \
+         what lies in the page cache there, and reads the rest past it; hot ratios are those \
+         of `direct_io: off`, which does the same with content that is all in memory. libtorrent: \
          from force_recheck until checked, without its start, a hashing thread a core. \
          sha1sum: the whole process. The plain reader keeps 4 reads of 1 MiB in flight.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,

@@ -150,8 +150,8 @@ impl Verify {
         true
     }
 
-    /// Jobs that wait are worked on as far as there is room. Parts of one torrent follow each other:
-    /// read side by side they would be more places of the disk.
+    /// Jobs that wait are worked on as far as there is room. Parts of one torrent follow each
+    /// other: read side by side they would be more places of the disk.
     fn activate(&mut self) {
         let mut at = 0;
         while self.active.len() < ACTIVE_MAX && at < self.jobs.len() {
