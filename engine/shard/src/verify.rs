@@ -6,9 +6,10 @@
 //! request for an unverified piece -> gather -> hash -> piece map -> event, waiting connections.
 //!
 //! Pieces are hashed side by side, what is there of each, about 150 microseconds a tick, so that
-//! uploads go on beside it. What lies in the page cache is hashed there (`storage::windows`). The
-//! rest passes through the block cache: a piece that a peer asked for is read once, hashed and
-//! sent; what nobody asked for leaves when it is hashed.
+//! uploads go on beside it; while they are behind, what no peer waits for rests. What lies in the
+//! page cache is hashed there (`storage::windows`). The rest passes through the block cache: a piece
+//! that a peer asked for is read once, hashed and sent; what nobody asked for leaves when it is
+//! hashed.
 //!
 //! A piece is verified only if none of its files was found changed, by any shard, between its first
 //! byte and its bit: `Shared::epoch` moves on before bits are cleared, and is compared before and
@@ -50,6 +51,11 @@ use crate::{
 
 /// Time for hashing a tick, so that verification never holds uploads up for long.
 pub const HASH_TIME: Duration = Duration::from_micros(150);
+/// Uploads that waited for longer than this are behind: nothing else takes their time.
+const BEHIND: Duration = Duration::from_millis(1);
+/// But so often verification has its turn, however busy uploads are: 1 % of the shard's time, some
+/// 100 MiB a second.
+const TURN_EVERY: Duration = Duration::from_millis(15);
 /// Jobs worked on at once: many small torrents are bound by opens, not by hashing.
 const ACTIVE_MAX: usize = 32;
 /// Pieces after which progress is told.
@@ -69,6 +75,8 @@ pub struct Verify {
     urgent: VecDeque<Job>,
     wanted: HashMap<(TorrentId, PieceIndex), Vec<Key>>,
     width: Width,
+    /// When it had its last turn.
+    turn_at: Duration,
     /// The bytes of the batch under way.
     seen: Vec<Seen>,
 }
@@ -165,6 +173,12 @@ impl Verify {
         }
     }
 
+    /// Whether what no peer waits for rests, with the oldest request as old as this.
+    fn gives_way(&self, now: Duration, oldest_request: Option<Duration>) -> bool {
+        let is_behind = oldest_request.is_some_and(|since| now.saturating_sub(since) > BEHIND);
+        is_behind && now.saturating_sub(self.turn_at) < TURN_EVERY
+    }
+
     pub fn is_idle(&self) -> bool {
         self.jobs.is_empty() && self.active.is_empty() && self.urgent.is_empty()
     }
@@ -200,7 +214,15 @@ impl<I: Io> Shard<I> {
             return false;
         }
         let mut left = budget;
+        let now = self.io.now();
         for urgent in [true, false] {
+            if !urgent {
+                if self.verify.gives_way(now, self.turns.oldest()) {
+                    self.verify.ready = true;
+                    return true;
+                }
+                self.verify.turn_at = now;
+            }
             while let Some(spent) = self.verify_batch(urgent) {
                 left = left.saturating_sub(spent);
                 if left < spent {
@@ -210,7 +232,6 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
-        let now = self.io.now();
         self.verify.width.disk_is_behind(now, self.stats.hashed_bytes);
         if self.verify.is_idle() {
             self.storage.close_windows();

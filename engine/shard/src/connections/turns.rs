@@ -34,6 +34,11 @@ impl Turns {
         self.waiting.push(Reverse((since, self.came, key)));
     }
 
+    /// When the request came that has waited longest.
+    pub fn oldest(&self) -> Option<Duration> {
+        self.waiting.peek().map(|Reverse((since, ..))| *since)
+    }
+
     fn pop(&mut self) -> Option<Key> {
         self.waiting.pop().map(|Reverse((_, _, key))| key)
     }

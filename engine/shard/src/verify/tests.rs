@@ -321,3 +321,14 @@ fn what_only_verification_reads_leaves_the_cache() {
     assert!(bench.is_verified(3));
     assert_eq!(bench.shard.storage.cache.bytes(), 256 << 10);
 }
+
+#[test]
+fn what_no_peer_waits_for_rests_while_uploads_are_behind() {
+    let at = Duration::from_millis;
+    let verify = Verify { turn_at: at(100), ..Verify::default() };
+    assert!(!verify.gives_way(at(101), None), "nobody asked for anything");
+    assert!(!verify.gives_way(at(101), Some(at(100))), "this long a tick may take");
+    assert!(verify.gives_way(at(102), Some(at(100))));
+    assert!(verify.gives_way(at(114), Some(at(1))));
+    assert!(!verify.gives_way(at(115), Some(at(1))), "it has its turn all the same");
+}
