@@ -4,13 +4,14 @@
 //! Flow: the save folder is a file system of the test's own, remounted under the engine.
 
 use anyhow::{Context, Result, ensure};
-use seedring_tests::interop::{Scratch, wait_until};
+use seedring_tests::interop::{Process, Scratch, seedring_binary, wait_until};
 use seedring_tests::live::peer::BLOCK_BYTES;
 use seedring_tests::live::{
     Engine, Manner, Message, Peer, Seed, SingleFile, SmallDisk, loopback_address,
 };
 use serde_json::Value;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +107,45 @@ fn a_full_disk_halts_the_download_until_there_is_room() -> Result<()> {
     setup.disk.resize(64)?;
     setup.wait_complete(&mut engine)?;
     engine.stop().map(drop)
+}
+
+/// On a terminal, `seedring download` says that it is halted as long as it is, and no longer.
+#[test]
+fn a_terminal_shows_a_halt_until_it_is_over() -> Result<()> {
+    let setup = Setup::new("halt_shown", 8)?;
+    let address = SocketAddr::from((setup.address, 6881));
+    let (screen, state) = (setup.scratch.path().join("screen"), setup.scratch.path().join("state"));
+    let words = format!(
+        "exec '{}' download '{}' --to '{}' --listen {address} --state-dir '{}'",
+        seedring_binary()?.display(),
+        setup.file.torrent.display(),
+        setup.disk.path().display(),
+        state.display(),
+    );
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "script", "--quiet", "--flush", "--return"]);
+    command.args(["--command", &words]).arg(&screen).env("TERM", "xterm");
+    let log = setup.scratch.path().join("seedring.log");
+    let mut process = Process::start("seedring download", &mut command, &log)?;
+    let seed = Seed::start(&setup.file, address, loopback_address(), Manner::Honest);
+    let shown = || {
+        let bytes = std::fs::read(&screen).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    wait_until("the halt on the terminal", SOON, || {
+        process.check_running()?;
+        Ok(shown().contains("file.bin is halted: no space left").then_some(()))
+    })?;
+    seed.set_rate(1 << 20);
+    setup.disk.resize(64)?;
+    process.wait_success(GOES_ON_WITHIN)?;
+    setup.file.check_copy(setup.disk.path())?;
+    let text = shown();
+    ensure!(text.contains("the download goes on"), "{text}");
+    let last = text.rfind("is halted").context("seen above")?;
+    let after = text[last..].matches("downloading file.bin [").count();
+    ensure!(after >= 2, "it is shown until the end: {text}");
+    Ok(())
 }
 
 #[test]

@@ -280,8 +280,7 @@ fn the_command_seeds_on() -> Result<()> {
 }
 
 /// The seed is gone in the middle of large pieces: by its end, of which we hear, or unplugged.
-/// Another one comes, perhaps to another shard, which begins a piece under way anew; nothing else
-/// is fetched again.
+/// Another one comes and is asked for the rest of them; what was gathered is not fetched again.
 fn vanishes(test: &str, unplug: bool, next: Client) -> Result<()> {
     const PIECE: u32 = 4 << 20;
     let mut swarm = swarm(test, PIECE)?;
@@ -304,7 +303,8 @@ fn vanishes(test: &str, unplug: bool, next: Client) -> Result<()> {
     swarm.check(&place.save, None)?;
     let total = engine.number("downloaded_bytes");
     let twice = total.saturating_sub(swarm.content.bytes());
-    ensure!(twice < u64::from(PIECE) + (1 << 20), "{twice} bytes were fetched twice");
+    println!("  {twice} bytes were fetched twice");
+    ensure!(twice < 1 << 20, "{twice} bytes were fetched twice");
     Ok(())
 }
 

@@ -121,6 +121,8 @@ pub struct RunningClient {
     client: Client,
     place: Place,
     process: Process,
+    /// It did not answer, which was said.
+    was_silent: bool,
 }
 
 impl RunningClient {
@@ -135,7 +137,7 @@ impl RunningClient {
             Client::Rqbit => rqbit::start,
         };
         let process = start(&place, source)?;
-        Ok(Self { client, place, process })
+        Ok(Self { client, place, process, was_silent: false })
     }
 
     pub fn client(&self) -> Client {
@@ -146,17 +148,24 @@ impl RunningClient {
         &mut self.process
     }
 
-    /// Its own word that it has everything; that it ended is an error.
+    /// Its own word that it has everything; that it ended is an error. A question that a busy
+    /// client does not answer is asked again, as long as the caller's limit goes.
     pub fn is_complete(&mut self) -> Result<bool> {
         self.process.check_running()?;
-        match self.client {
+        let said = match self.client {
             Client::Qbittorrent => qbittorrent::is_complete(&self.place),
             Client::Transmission => transmission::is_complete(&self.place),
             Client::Aria2 => aria2::is_complete(&self.place),
             Client::Rtorrent => Ok(rtorrent::is_complete(&self.place)),
             Client::Libtorrent => Ok(libtorrent::is_complete(&self.process)),
             Client::Rqbit => rqbit::is_complete(&self.place),
-        }
+        };
+        said.or_else(|error| {
+            if !std::mem::replace(&mut self.was_silent, true) {
+                println!("  {:?} did not answer once: {error:#}", self.client);
+            }
+            Ok(false)
+        })
     }
 
     pub fn wait_complete(&mut self, limit: Duration) -> Result<()> {

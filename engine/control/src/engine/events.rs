@@ -202,17 +202,24 @@ impl Engine {
         }
     }
 
+    /// A failure that was said and is over is said to be over, too.
     fn log_announce(
-        &self,
+        &mut self,
         info_hash: &InfoHash,
         tracker: &str,
         event: AnnounceEvent,
         result: Result<trackers::Heard, String>,
     ) {
+        let torrent = self.id_of(info_hash).and_then(|id| self.torrents.get_mut(id));
+        let failed_before =
+            torrent.is_some_and(|torrent| std::mem::replace(&mut torrent.unheard, result.is_err()));
         match result {
             Ok(heard) => {
                 if let Some(warning) = &heard.warning {
                     tracing::warn!("{tracker}: {warning}");
+                }
+                if failed_before {
+                    tracing::info!("{info_hash}: {event:?} to {tracker}: it is heard again");
                 }
                 tracing::debug!(
                     "{info_hash}: {event:?} told to {tracker}, {} peers, seeders {:?}, \

@@ -81,6 +81,8 @@ pub struct Torrent {
     pub troubles: u32,
     /// Trackers were told of it, and are told when it goes.
     pub on_trackers: bool,
+    /// The last announce failed.
+    pub unheard: bool,
     /// All that is there is hashed before it is served again, whatever is known of it.
     pub recheck: bool,
     pub downloaded_before: u64,
@@ -134,6 +136,7 @@ impl Torrent {
             hopeless: false,
             troubles: 0,
             on_trackers: false,
+            unheard: false,
             doubted: Vec::new(),
             kept: prepared.kept,
             proven: trusted.then(|| prepared.verified.into()),

@@ -32,8 +32,8 @@ const ASKED_MAX: usize = 512;
 const BLOCKS_MAX: usize = 256;
 /// A peer that rejected a request though it does not choke us is left alone for this long.
 const REJECTED_REST: Duration = Duration::from_secs(1);
-/// A piece that nothing comes of for this long goes back where another shard has a peer that has it;
-/// seconds.
+/// A piece that nothing comes of for this long goes back where another shard has a peer that has
+/// it; seconds.
 const STALLED_AFTER_S: u32 = 30;
 /// And who did not bring it is not asked for so long.
 const STALLED_REST: Duration = Duration::from_secs(10);

@@ -59,8 +59,10 @@ pub struct Downloading {
     pub to_verify: Vec<(u32, u32)>,
     /// It can't be written on.
     pub halted: Option<Halt>,
-    /// What was said last about a halt: the same is said once.
+    /// What was said last about a halt: the same is said once, until it is over.
     said: Option<String>,
+    /// Pieces had when writing was last tried again: with one more the halt is over.
+    had: u32,
     /// Something was missing when it began: its end is told to trackers.
     pub fetches: bool,
     /// `completed` is on its way to a tracker.
@@ -110,6 +112,7 @@ impl Downloading {
             to_verify,
             halted: None,
             said: None,
+            had: 0,
             fetches: false,
             telling: false,
             finishing: false,
@@ -206,6 +209,10 @@ impl Engine {
             let Some(transfer) = transfer.filter(|_| torrent.state == State::Downloading) else {
                 continue;
             };
+            let had = shared.pieces.verified_count();
+            if download.halted.is_none() && had > download.had && download.said.take().is_some() {
+                tracing::info!("{}: it is written again, the download goes on", torrent.name);
+            }
             if is_done(&transfer, &shared.pieces) {
                 if !std::mem::replace(&mut download.finishing, true) {
                     done.push(id);
@@ -360,6 +367,7 @@ impl Engine {
             Err(why) => return self.park(id, why),
         };
         let missing = missing_bytes(torrent);
+        let had = torrent.shared.pieces.verified_count();
         let Some(download) = &mut torrent.download else { return };
         let Some(transfer) = torrent.shared.download.load_full() else { return };
         if download.halted.as_ref().is_none_or(|halt| halt.needs_room)
@@ -367,7 +375,7 @@ impl Engine {
         {
             return;
         }
-        download.halted = None;
+        (download.halted, download.had) = (None, had);
         transfer.resume();
         self.shards.send_all(|| Command::Look(id));
     }

@@ -37,6 +37,8 @@ pub struct Display {
 struct Bars {
     all: MultiProgress,
     total: ProgressBar,
+    /// What keeps torrents from going on.
+    trouble: Option<ProgressBar>,
     work: Option<ProgressBar>,
     shards: Vec<ProgressBar>,
 }
@@ -56,7 +58,7 @@ impl Display {
         let bars = all.map(|all| {
             all.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
             let total = all.add(plain());
-            Bars { all, total, work: None, shards: Vec::new() }
+            Bars { all, total, trouble: None, work: None, shards: Vec::new() }
         });
         let now = Instant::now();
         let (uploaded, hashed, speed) = (Vec::new(), 0, 0.0);
@@ -66,6 +68,22 @@ impl Display {
     pub fn close(&mut self) {
         if let Some(bars) = self.bars.take() {
             let _ = bars.all.clear();
+        }
+    }
+
+    fn show_trouble(&mut self, trouble: Option<String>) {
+        let Some(bars) = &mut self.bars else { return };
+        match trouble {
+            Some(trouble) => {
+                let new = || bars.all.insert_after(&bars.total, plain());
+                bars.trouble.get_or_insert_with(new).set_message(trouble);
+            }
+            None => {
+                if let Some(bar) = bars.trouble.take() {
+                    bar.finish_and_clear();
+                    bars.all.remove(&bar);
+                }
+            }
         }
     }
 
@@ -124,6 +142,10 @@ impl Engine {
         let newly = hashed.saturating_sub(std::mem::replace(&mut self.display.hashed, hashed));
         self.display.speed += (newly as f64 / elapsed - self.display.speed)
             * if self.display.speed == 0.0 { 1.0 } else { SMOOTHING };
+        if self.display.bars.is_some() {
+            let trouble = self.what_is_wrong();
+            self.display.show_trouble(trouble);
+        }
         let work = self.work();
         self.display.show_work(work);
         let Some(bars) = &mut self.display.bars else { return };
@@ -166,6 +188,29 @@ impl Engine {
             work.what = format!("hashing {}", progress.name);
         }
         if work.of > 0 { Some(work) } else { self.downloads() }
+    }
+
+    /// What keeps torrents from going on: as it is now, so that it goes when the trouble does,
+    /// which a line of the log does not.
+    fn what_is_wrong(&self) -> Option<String> {
+        let of = |torrent: &Torrent| match &torrent.state {
+            State::Waiting(why) => Some(format!("{} waits: {why}", torrent.name)),
+            State::Metadata => Some(match &torrent.note {
+                Some(note) => format!("{}: {note}", torrent.name),
+                None => format!("{}: peers are asked what its files are", torrent.name),
+            }),
+            State::Downloading => {
+                let halted = torrent.download.as_ref().and_then(|it| it.halted.as_ref());
+                halted.map(|halt| format!("{} is halted: {}", torrent.name, halt.why))
+            }
+            _ => None,
+        };
+        let mut all = self.torrents.iter().filter_map(of);
+        let first = all.next()?;
+        Some(match all.count() {
+            0 => first,
+            more => format!("{first} (and {more} more: `seedring list`)"),
+        })
     }
 
     /// All that is downloaded, as one.
