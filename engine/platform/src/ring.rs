@@ -78,7 +78,9 @@ impl RingOptions {
             in_flight_max: 16_384,
             receive_buffers: 1024,
             receive_buffer_bytes: 4096,
-            bulk_buffers: 128,
+            // A MiB, which is what one tick can bring: of more, the copy into pieces would read
+            // from memory what a core's own cache still holds now (decision 0014).
+            bulk_buffers: 16,
             bulk_buffer_bytes: 64 << 10,
             zero_copy: true,
             pool,

@@ -14,7 +14,7 @@ use seedring_proto::{
 };
 
 use super::{
-    Downloads, Fetch, POOL_PART, WRITE_BACK_MAX,
+    Downloads, Fetch, POOL_PART,
     next::{Asking, Next},
     partial::Partial,
     throttle::{BLOCKS_HELD_MAX, Limits},
@@ -71,8 +71,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn ask(&mut self, key: Key, now: Duration) {
-        let behind = self.downloads.write_back_bytes >= WRITE_BACK_MAX;
-        let budget = if behind { 0 } else { self.io.pool().cap_bytes() / POOL_PART };
+        let budget =
+            if self.downloads.is_behind() { 0 } else { self.io.pool().cap_bytes() / POOL_PART };
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Open(open) = &mut connection.stage else { return };
         let source = open.source.get_or_insert_default();

@@ -149,6 +149,11 @@ impl Downloads {
         self.torrents.contains_key(&id)
     }
 
+    /// As much is whole and not written as may be.
+    fn is_behind(&self) -> bool {
+        self.write_back_bytes >= WRITE_BACK_MAX
+    }
+
     /// A piece is whole.
     fn gathered(&mut self, id: TorrentId, partial: Partial, now: Duration) {
         self.write_back_bytes += Partial::buffer_bytes(partial.length());

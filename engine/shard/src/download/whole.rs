@@ -19,7 +19,7 @@ use seedring_platform::{
 };
 use seedring_proto::units::PieceIndex;
 
-use super::partial::Whole;
+use super::{Downloads, partial::Whole};
 use crate::{
     connections::Key,
     contract::Event,
@@ -31,6 +31,9 @@ use crate::{
 const WAIT: Duration = Duration::from_millis(20);
 /// Bytes of each piece hashed in one go: 16 of them are a MiB.
 const STEP_BYTES: usize = 64 << 10;
+/// Steps in one tick: more than is received in one, so that hashing does not fall behind receiving
+/// and pieces do not leave the processor's caches while they wait.
+const STEPS_MAX: usize = 2;
 /// Pieces that failed and are remembered by block, a torrent.
 const SUSPECTS_MAX: usize = 16;
 
@@ -44,9 +47,8 @@ struct Lane {
 
 /// See the module.
 pub(super) struct Verifying {
+    /// In the order in which they became whole: the oldest in front.
     lanes: VecDeque<Lane>,
-    /// Hashing has begun with those in front: it goes on without waiting.
-    running: bool,
 }
 
 /// Who sent which bytes of a piece that failed.
@@ -56,7 +58,7 @@ pub(super) struct Suspect {
 
 impl Verifying {
     pub fn new() -> Self {
-        Verifying { lanes: VecDeque::new(), running: false }
+        Verifying { lanes: VecDeque::new() }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -70,7 +72,7 @@ impl Verifying {
 
     /// When the oldest has waited long enough.
     pub fn due_at(&self) -> Option<Duration> {
-        self.lanes.front().map(|lane| if self.running { Duration::ZERO } else { lane.since + WAIT })
+        self.lanes.front().map(|lane| lane.since + WAIT)
     }
 
     /// A torrent's pieces go, which are these.
@@ -78,22 +80,38 @@ impl Verifying {
         let (gone, stay): (VecDeque<Lane>, _) =
             self.lanes.drain(..).partition(|lane| lane.torrent == torrent);
         self.lanes = stay;
-        self.running &= !self.lanes.is_empty();
         gone.into_iter().map(|lane| lane.whole).collect()
     }
 }
 
+impl Downloads {
+    /// Whether it is time for a step of hashing: as many pieces are at hand as pay, the oldest has
+    /// waited long enough (also in the middle of its bytes), or no other one will come.
+    fn hashes_now(&self, streams: usize, now: Duration) -> bool {
+        let verifying = &self.verifying;
+        let full = verifying.lanes.len() >= streams;
+        let late = verifying.due_at().is_some_and(|at| now >= at);
+        full || late || (!verifying.is_empty() && self.is_behind() && self.writer.writes_nothing())
+    }
+}
+
 impl<I: Io> Shard<I> {
-    /// Hashes a step of the pieces that are whole. `true`: there is more to hash.
+    /// Hashes some steps of the pieces that are whole. `true`: there is more to hash now.
     pub(super) fn hash_whole(&mut self, now: Duration) -> bool {
-        let verifying = &mut self.downloads.verifying;
         let streams = self.options.hashing.streams().max(1);
-        let due = verifying.due_at().is_some_and(|at| now >= at);
-        if !verifying.running && !due && verifying.lanes.len() < streams {
-            return false;
+        for _ in 0..STEPS_MAX {
+            if !self.downloads.hashes_now(streams, now) {
+                return false;
+            }
+            self.hash_step(streams);
         }
+        self.downloads.hashes_now(streams, now)
+    }
+
+    /// Hashes a step of the oldest pieces, side by side.
+    fn hash_step(&mut self, streams: usize) {
+        let verifying = &mut self.downloads.verifying;
         let count = streams.min(verifying.lanes.len());
-        verifying.running = count > 0;
         let mut lanes: Vec<Lane> = verifying.lanes.drain(..count).collect();
         let mut hashers: Vec<PieceHasher> =
             lanes.iter_mut().map(|lane| std::mem::take(&mut lane.hasher)).collect();
@@ -122,8 +140,6 @@ impl<I: Io> Shard<I> {
                 self.piece_hashed_whole(lane.torrent, lane.whole, hash);
             }
         }
-        self.downloads.verifying.running &= !self.downloads.verifying.lanes.is_empty();
-        self.downloads.verifying.running
     }
 
     fn piece_hashed_whole(&mut self, id: TorrentId, whole: Whole, hash: [u8; 20]) {
@@ -203,4 +219,47 @@ impl<I: Io> Shard<I> {
 fn digests(whole: &Whole) -> Vec<[u8; 20]> {
     let blocks: Vec<&[u8]> = (0..whole.sent_by.len()).map(|at| whole.block(at)).collect();
     sha1_many(&blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use seedring_platform::memory::{Class, Pool, PoolOptions};
+
+    use super::*;
+    use crate::download::WRITE_BACK_MAX;
+
+    const STREAMS: usize = 4;
+    const NOW: Duration = Duration::from_secs(1);
+
+    fn with_pieces(count: u32) -> Downloads {
+        let pool = Pool::new(PoolOptions { cap_bytes: 1 << 20, huge_pages: false }).unwrap();
+        let mut downloads = Downloads::default();
+        for piece in 0..count {
+            let length = 16 << 10;
+            let chunks = vec![pool.lease(Class::K16).unwrap().freeze(length as usize)];
+            let (senders, sent_by) = (vec![Key(1)], vec![0].into_boxed_slice());
+            let whole = Whole { piece: PieceIndex(piece), length, chunks, senders, sent_by };
+            downloads.verifying.push(TorrentId(1), whole, NOW);
+        }
+        downloads
+    }
+
+    #[test]
+    fn pieces_wait_for_others_and_those_that_are_left_wait_again() {
+        let mut downloads = with_pieces(STREAMS as u32);
+        assert!(downloads.hashes_now(STREAMS, NOW));
+        downloads.verifying.lanes.pop_front(); // it was shorter, or began before
+        assert!(!downloads.hashes_now(STREAMS, NOW), "fewer side by side cost more each");
+        assert_eq!(downloads.verifying.due_at(), Some(NOW + WAIT));
+        assert!(downloads.hashes_now(STREAMS, NOW + WAIT), "none waits for ever");
+        assert!(!with_pieces(0).hashes_now(STREAMS, NOW + WAIT));
+    }
+
+    #[test]
+    fn where_no_other_piece_may_come_none_waits() {
+        let mut downloads = with_pieces(1);
+        assert!(!downloads.hashes_now(STREAMS, NOW));
+        downloads.write_back_bytes = WRITE_BACK_MAX;
+        assert!(downloads.hashes_now(STREAMS, NOW), "pieces so large that few fit");
+    }
 }

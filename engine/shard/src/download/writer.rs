@@ -160,6 +160,11 @@ impl Writer {
         self.files.is_empty() && self.jobs.is_empty()
     }
 
+    /// No piece is being written.
+    pub fn writes_nothing(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
     /// Nothing of a torrent is being written or waits for a sync.
     pub fn is_synced(&self, id: TorrentId) -> bool {
         self.jobs.values().all(|job| job.shared.id != id)
