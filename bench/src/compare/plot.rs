@@ -8,10 +8,11 @@ use std::fmt::Write as _;
 
 use super::summary::Spread;
 
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 24.0;
+/// Room for the legend, beside the lines.
+const RIGHT: f64 = 170.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 56.0;
 const TICKS: f64 = 5.0;
@@ -116,8 +117,9 @@ impl Chart {
             let color = COLORS[number % COLORS.len()];
             line(&mut out, &scale, series, color);
             let y = TOP + 8.0 + 18.0 * number as f64;
-            stroke(&mut out, (LEFT + 14.0, y - 4.0), (LEFT + 38.0, y - 4.0), color, 2.0);
-            text(&mut out, (LEFT + 44.0, y), "start", &series.name);
+            let x = WIDTH - RIGHT + 14.0;
+            stroke(&mut out, (x, y - 4.0), (x + 22.0, y - 4.0), color, 2.0);
+            text(&mut out, (x + 28.0, y), "start", &series.name);
         }
         out.push_str("</svg>\n");
         out
@@ -244,9 +246,9 @@ mod tests {
             marks: Vec::new(),
         };
         let svg = chart.svg();
-        // 0..500 over 320 units above the floor at 364; 1..4 from 70 to 696.
-        assert!(svg.contains("points=\"70.0,306.4 696.0,50.4\""), "{svg}");
-        assert!(svg.contains("cx=\"383.0\" cy=\"172.0\""), "{svg}");
+        // 0..500 over 320 units above the floor at 364; 1..4 from 70 to 690.
+        assert!(svg.contains("points=\"70.0,306.4 690.0,50.4\""), "{svg}");
+        assert!(svg.contains("cx=\"380.0\" cy=\"172.0\""), "{svg}");
         assert!(svg.contains(">a&lt;b</text>") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<polyline").count(), 2);
     }

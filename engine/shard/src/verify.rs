@@ -7,9 +7,9 @@
 //!
 //! Pieces are hashed side by side, what is there of each, about 150 microseconds a tick, so that
 //! uploads go on beside it; while they are behind, what no peer waits for rests. What lies in the
-//! page cache is hashed there (`storage::windows`). The rest passes through the block cache: a piece
-//! that a peer asked for is read once, hashed and sent; what nobody asked for leaves when it is
-//! hashed.
+//! page cache is hashed there (`storage::windows`). The rest passes through the block cache: a
+//! piece that a peer asked for is read once, hashed and sent; what nobody asked for leaves when it
+//! is hashed.
 //!
 //! A piece is verified only if none of its files was found changed, by any shard, between its first
 //! byte and its bit: `Shared::epoch` moves on before bits are cleared, and is compared before and
