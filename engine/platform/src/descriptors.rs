@@ -230,6 +230,12 @@ pub(crate) fn shut_down(socket: &Socket, how: Shutdown) {
     }
 }
 
+/// Whether an accept failed for a reason that passes: the caller is asked whether to go on.
+pub(crate) fn accepts_again(error: &io::Error) -> bool {
+    let passing = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::ECONNABORTED];
+    error.raw_os_error().is_some_and(|errno| passing.contains(&errno))
+}
+
 /// How to listen.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenOptions {

@@ -27,7 +27,7 @@ use crate::{
     files::{FileWork, Step},
     memory::Pool,
     op::{Completion, Io, Op, Outcome, Shutdown, Token},
-    send_batch::SendBatch,
+    send_batch::{SendBatch, SpareBatches},
     slots::{Held, SlotId, Slots},
     wake::{Sleeper, Waker},
     window::Window,
@@ -35,8 +35,6 @@ use crate::{
 
 /// How long `drop` waits for calls on files to end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
-/// Batches kept for reuse.
-const BATCHES_KEPT: usize = 256;
 
 /// How to set the backend up.
 #[derive(Clone)]
@@ -73,9 +71,7 @@ pub struct Epoll {
     bulk: Rc<Buffers>,
     /// Completions that nobody took yet.
     ready: VecDeque<Completion>,
-    /// Boxed, as operations carry them.
-    #[allow(clippy::vec_box)]
-    batches: Vec<Box<SendBatch>>,
+    batches: SpareBatches,
     pool: Pool,
     sleeper: Sleeper,
     epoch: Instant,
@@ -120,7 +116,7 @@ impl Epoll {
             buffers: Buffers::new(options.receive_buffer_bytes),
             bulk: Buffers::new(options.bulk_buffer_bytes),
             ready: VecDeque::new(),
-            batches: Vec::new(),
+            batches: SpareBatches::default(),
             pool: options.pool,
             sleeper,
             epoch: options.epoch,
@@ -195,15 +191,11 @@ impl Io for Epoll {
     }
 
     fn batch(&mut self) -> Box<SendBatch> {
-        self.batches.pop().unwrap_or_default()
+        self.batches.take()
     }
 
-    fn recycle(&mut self, mut batch: Box<SendBatch>) {
-        batch.clear();
-        batch.shrink();
-        if self.batches.len() < BATCHES_KEPT {
-            self.batches.push(batch);
-        }
+    fn recycle(&mut self, batch: Box<SendBatch>) {
+        self.batches.give_back(batch);
     }
 
     fn submit(&mut self, op: Op) -> Result<(), Op> {

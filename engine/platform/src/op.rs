@@ -83,6 +83,11 @@ pub enum Op {
     Allocate { token: Token, file: File, length_bytes: u64, mode: Allocation },
 }
 
+/// How an operation that was cancelled ends.
+pub(crate) fn cancellation() -> io::Error {
+    io::Error::from_raw_os_error(libc::ECANCELED)
+}
+
 /// What happened to an operation.
 #[derive(Debug)]
 pub struct Completion {

@@ -35,8 +35,8 @@ use self::{
 use crate::{
     descriptors::{self, File, Socket},
     memory::{ARENAS_MAX, Pool},
-    op::{Completion, Io, Op, Outcome, Shutdown, Token},
-    send_batch::SendBatch,
+    op::{Completion, Io, Op, Outcome, Shutdown, Token, cancellation},
+    send_batch::{SendBatch, SpareBatches},
     slots::SlotId,
     wake::{Sleeper, Waker},
     window::Window,
@@ -47,8 +47,6 @@ pub use setup::{Features, SetupError, TaskRun};
 
 /// How long `drop` waits for operations to end after it cancelled them.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
-/// Batches kept for reuse.
-const BATCHES_KEPT: usize = 256;
 
 /// How to set a ring up.
 #[derive(Clone)]
@@ -112,9 +110,7 @@ pub struct Ring {
     starved_total: u64,
     /// Completions that did not fit the last `reap`, or that need no kernel.
     ready: VecDeque<Completion>,
-    /// Boxed: the kernel has addresses of a batch's header while it is in flight.
-    #[allow(clippy::vec_box)]
-    batches: Vec<Box<SendBatch>>,
+    batches: SpareBatches,
     pool: Pool,
     arenas_registered: usize,
     sleeper: Sleeper,
@@ -167,7 +163,7 @@ impl Ring {
             starved: VecDeque::new(),
             starved_total: 0,
             ready: VecDeque::new(),
-            batches: Vec::new(),
+            batches: SpareBatches::default(),
             pool: options.pool,
             arenas_registered: 0,
             sleeper,
@@ -274,10 +270,8 @@ impl Ring {
             // Starved: nothing in the kernel would answer.
             let token = self.slots.token(id);
             self.slots.vacate(id);
-            self.ready.push_back(Completion {
-                token,
-                outcome: Outcome::Received(Err(entries::cancelled())),
-            });
+            self.ready
+                .push_back(Completion { token, outcome: Outcome::Received(Err(cancellation())) });
         }
     }
 }
@@ -292,15 +286,11 @@ impl Io for Ring {
     }
 
     fn batch(&mut self) -> Box<SendBatch> {
-        self.batches.pop().unwrap_or_default()
+        self.batches.take()
     }
 
-    fn recycle(&mut self, mut batch: Box<SendBatch>) {
-        batch.clear();
-        batch.shrink();
-        if self.batches.len() < BATCHES_KEPT {
-            self.batches.push(batch);
-        }
+    fn recycle(&mut self, batch: Box<SendBatch>) {
+        self.batches.give_back(batch);
     }
 
     fn submit(&mut self, op: Op) -> Result<(), Op> {

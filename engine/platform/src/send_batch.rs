@@ -14,6 +14,30 @@ pub const PARTS_MAX: usize = 128;
 pub const OWN_BYTES_MAX: usize = 32 << 10;
 /// Room for small bytes that a batch keeps for its next use: the headers of 32 blocks, twice.
 const OWN_BYTES_KEPT: usize = 1 << 10;
+/// Empty batches that a backend keeps.
+const SPARE_MAX: usize = 256;
+
+/// A backend's empty batches. Boxed, because the kernel has addresses of a batch's header while it
+/// is in flight.
+#[derive(Default)]
+pub(crate) struct SpareBatches {
+    #[allow(clippy::vec_box)]
+    spare: Vec<Box<SendBatch>>,
+}
+
+impl SpareBatches {
+    pub(crate) fn take(&mut self) -> Box<SendBatch> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give_back(&mut self, mut batch: Box<SendBatch>) {
+        batch.clear();
+        batch.shrink();
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(batch);
+        }
+    }
+}
 
 enum Part {
     /// Bytes of `own`.

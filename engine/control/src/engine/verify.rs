@@ -268,6 +268,7 @@ mod tests {
         assert_eq!(parts_of(unverified(&fresh), 200, 2), [(0, 200)]);
         assert_eq!(parts_of(vec![(0, 9_000)], 9_000, 1), [(0, 9_000)], "nobody to share with");
     }
+
     #[test]
     fn the_speed_is_that_of_the_last_seconds() {
         let began = Instant::now();

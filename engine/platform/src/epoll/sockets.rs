@@ -16,19 +16,11 @@ use super::{
 };
 use crate::{
     descriptors::{self, Socket},
-    op::{Outcome, Received, Token},
+    op::{Outcome, Received, Token, cancellation},
     receive::ReceivedInner,
     send_batch::SendBatch,
     slots::SlotId,
 };
-
-/// Accept failures after which the caller is asked whether to go on.
-const TRANSIENT: [Errno; 5] =
-    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNABORTED];
-
-fn cancelled() -> io::Error {
-    Errno::CANCELED.into()
-}
 
 /// Not now, or interrupted: the socket is watched, and tried again.
 fn is_not_now(errno: Errno) -> bool {
@@ -97,13 +89,13 @@ impl Epoll {
     pub(super) fn cancel_one(&mut self, id: SlotId) {
         let (socket, outcome) = match self.slots.work_mut(id) {
             Some(Work::Accept { listener }) => {
-                (listener.clone(), Outcome::AcceptEnded(cancelled()))
+                (listener.clone(), Outcome::AcceptEnded(cancellation()))
             }
             Some(Work::Connect { socket }) => {
-                (socket.clone(), Outcome::Connected(Err(cancelled())))
+                (socket.clone(), Outcome::Connected(Err(cancellation())))
             }
             Some(Work::Receive { socket, .. }) => {
-                (socket.clone(), Outcome::Received(Err(cancelled())))
+                (socket.clone(), Outcome::Received(Err(cancellation())))
             }
             _ => return,
         };
@@ -174,11 +166,12 @@ impl Epoll {
             }
             Err(errno) if is_not_now(errno) => {}
             Err(errno) => {
-                if TRANSIENT.contains(&errno) {
+                let error = io::Error::from(errno);
+                if descriptors::accepts_again(&error) {
                     let token = self.slots.token(id);
                     self.say(token, Outcome::Accepted(Err(errno.into())));
                 }
-                self.over(listener, id, Outcome::AcceptEnded(errno.into()));
+                self.over(listener, id, Outcome::AcceptEnded(error));
             }
         }
     }

@@ -15,16 +15,13 @@ use super::{
 use crate::{
     descriptors::{self, Socket},
     files::{self, Step},
-    op::{Completion, Outcome, Received},
+    op::{Completion, Outcome, Received, cancellation},
     receive::ReceivedInner,
     slots::SlotId,
 };
 
 /// In the result of a zero-copy notification: the kernel copied.
 const NOTIF_USAGE_COPIED: u32 = 1 << 31;
-/// Accept failures after which the caller is asked whether to go on.
-const TRANSIENT: [i32; 5] =
-    [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::ECONNABORTED];
 
 fn result_of(entry: Entry) -> io::Result<usize> {
     usize::try_from(entry.result).map_err(|_| io::Error::from_raw_os_error(-entry.result))
@@ -77,7 +74,7 @@ impl Ring {
                 return self.arm(id);
             }
             // Only opens have several steps.
-            Step::Again(_) => Outcome::Opened(Err(entries::cancelled())),
+            Step::Again(_) => Outcome::Opened(Err(cancellation())),
         };
         self.ready.push_back(Completion { token, outcome });
     }
@@ -103,12 +100,12 @@ impl Ring {
                     return;
                 }
                 self.slots.vacate(id);
-                self.say(id, Outcome::AcceptEnded(entries::cancelled()));
+                self.say(id, Outcome::AcceptEnded(cancellation()));
             }
             Err(error) => {
                 debug_assert!(!more, "an accept that failed is over");
                 self.slots.vacate(id);
-                if TRANSIENT.contains(&-entry.result) {
+                if descriptors::accepts_again(&error) {
                     let same = io::Error::from_raw_os_error(-entry.result);
                     self.say(id, Outcome::Accepted(Err(same)));
                 }
@@ -148,7 +145,7 @@ impl Ring {
                 // The kernel ended a multishot early: an overflown completion queue, a fair turn.
                 if cancelled {
                     self.slots.vacate(id);
-                    self.say(id, Outcome::Received(Err(entries::cancelled())));
+                    self.say(id, Outcome::Received(Err(cancellation())));
                 } else {
                     self.arm(id);
                 }
@@ -158,8 +155,7 @@ impl Ring {
                 self.starved.push_back(id);
             }
             Err(error) => {
-                let error =
-                    if entry.result == -libc::ENOBUFS { entries::cancelled() } else { error };
+                let error = if entry.result == -libc::ENOBUFS { cancellation() } else { error };
                 self.slots.vacate(id);
                 self.say(id, Outcome::Received(Err(error)));
             }

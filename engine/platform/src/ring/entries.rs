@@ -3,8 +3,6 @@
 //! Owns: the kernel's flags of each operation. Never: what comes back (`complete`).
 //! Flow: `submit` -> `work_of` (into the slot) -> `arm` (entry with the slot's addresses).
 
-use std::io;
-
 use io_uring::{
     opcode, squeue,
     types::{self, FsyncFlags},
@@ -32,10 +30,6 @@ const SEND_FLAGS: u32 = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
 /// MSG_EOR ends the socket buffer with the batch: otherwise the notifications of one stream chain
 /// up and none returns while its queue is full.
 const SEND_ZC_FLAGS: u32 = SEND_FLAGS | libc::MSG_EOR as u32;
-
-pub(super) fn cancelled() -> io::Error {
-    io::Error::from_raw_os_error(libc::ECANCELED)
-}
 
 /// What the slot holds while the operation is in flight.
 pub(super) fn work_of(op: Op, zero_copy_allowed: bool) -> (Token, Work) {
