@@ -41,7 +41,8 @@ pub struct ConfigFile {
     pub shards: Shards,
     /// Whether each shard stays on its core. auto: where there is a core for each.
     pub pin: Switch,
-    /// The way to the kernel: auto and uring use io_uring; epoll takes over where it is forbidden.
+    /// The way to the kernel. Where io_uring is forbidden, auto goes on with epoll, for more CPU,
+    /// and uring ends the start.
     pub io: IoBackend,
     /// Sending without copying. auto: off on loopback, on elsewhere as long as the kernel keeps to
     /// it.
