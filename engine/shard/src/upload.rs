@@ -29,6 +29,8 @@ use crate::{
 
 /// Requests looked at in one pump.
 const WINDOW: usize = 64;
+/// Blocks that are looked up together rather than one by one.
+const TOUCH_MIN: usize = 4;
 /// Blocks for which a connection that missed the cache has its next requests read ahead.
 const COLD_PUMPS: u8 = 16;
 /// A block of 16 KiB that crosses files and chunks has rarely more parts than this.
@@ -128,6 +130,7 @@ impl<I: Io> Shard<I> {
             key,
             now,
         };
+        serving.touch(open);
         let was_cold = open.cold > 0;
         // Under a rate limit a turn is for one piece: a block of the next that goes out while the
         // disk brings this one's makes two that are begun.
@@ -303,6 +306,17 @@ impl<I: Io> Serving<'_, I> {
             }
             Gather::NoMemory => Step::NoMemory,
             Gather::Failed => self.reject(open, out, at),
+        }
+    }
+
+    /// What the first requests of the queue will look for comes near.
+    fn touch(&mut self, open: &Open) {
+        let (queue, layout) = (open.session.queue(), &self.contents.layout);
+        let count = queue.len().min(open.batch_blocks as usize);
+        if count >= TOUCH_MIN {
+            let blocks = (0..count).filter_map(|at| queue.get(at));
+            let offsets = blocks.map(|b| layout.piece_offset(b.piece) + u64::from(b.begin));
+            self.storage.touch(self.local.shared.id, self.contents, offsets);
         }
     }
 

@@ -19,7 +19,7 @@ use seedring_platform::{
 use seedring_proto::units::FileIndex;
 
 use self::{
-    cache::{Cache, EntryId, Found, Waiter},
+    cache::{Cache, EntryId, Found, TOUCH_MAX, Waiter},
     files::{FileId, Files, State},
     reads::{Reads, Wanted},
     windows::Windows,
@@ -195,6 +195,25 @@ impl Storage {
             parts.truncate(before);
         }
         state
+    }
+
+    /// Several blocks that begin at these offsets will be gathered at once: brings what the cache
+    /// knows of them near.
+    pub fn touch(
+        &mut self,
+        torrent: TorrentId,
+        contents: &Contents,
+        offsets: impl Iterator<Item = u64>,
+    ) {
+        let mut places = [(FileId(0), 0); TOUCH_MAX];
+        let mut count = 0;
+        let first = |offset| contents.layout.segments(offset, 1).next();
+        for segment in offsets.filter_map(first).filter(|s| !s.padding).take(TOUCH_MAX) {
+            let file = self.files.id(torrent, contents, segment.file);
+            places[count] = (file, segment.offset);
+            count += 1;
+        }
+        self.cache.touch(&places[..count]);
     }
 
     /// Starts the reads that a `gather` of these bytes will want later, without taking or counting
