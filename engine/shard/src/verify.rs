@@ -58,6 +58,8 @@ const BEHIND: Duration = Duration::from_millis(1);
 const TURN_EVERY: Duration = Duration::from_millis(15);
 /// Jobs worked on at once: many small torrents are bound by opens, not by hashing.
 const ACTIVE_MAX: usize = 32;
+/// So many pieces in a row have to be read until the next ones are taken to be on disk too.
+const READ_MIN: u32 = 2;
 /// Pieces after which progress is told.
 const REPORT_PIECES: u32 = 64;
 /// Pieces that peers wait for; more requests for others are looked at when these are done.
@@ -90,6 +92,8 @@ struct Job {
     offer: bool,
     /// A peer waits for it; no progress is told.
     urgent: bool,
+    /// Pieces begun since one whose first bytes lay in the page cache.
+    read: u32,
     /// Pieces under way, in order.
     lanes: Vec<Lane>,
     ahead_to: u64,
@@ -111,6 +115,7 @@ impl Job {
             end: first.0.saturating_add(count),
             offer,
             urgent,
+            read: READ_MIN,
             lanes: Vec::new(),
             ahead_to: 0,
             report: Report::default(),
@@ -120,6 +125,11 @@ impl Job {
     /// Who wants its bytes.
     fn waiter(&self) -> Waiter {
         if self.urgent { Waiter::Verify } else { Waiter::Scan }
+    }
+
+    /// It goes on in the page cache, perhaps but for a piece.
+    fn is_in_place(&self) -> bool {
+        self.read < READ_MIN
     }
 
     fn is_finished(&self) -> bool {
@@ -284,7 +294,7 @@ impl<I: Io> Shard<I> {
         };
         let (id, epoch) = (local.shared.id, local.shared.epoch.load(Ordering::Acquire));
         self.storage.see_epoch(id, epoch, &mut self.news);
-        let lanes_max = self.begin_lanes(job, &contents, jobs, epoch);
+        let lanes_max = self.begin_lanes(job, &contents, (jobs, room), epoch);
         let mut found = 0;
         for index in 0..job.lanes.len() {
             if found == room {
@@ -307,6 +317,9 @@ impl<I: Io> Shard<I> {
                 let range = (offset, staggered);
                 self.storage.see_in_place(&mut self.io, id, &contents, range, seen)
             };
+            if place != InPlace::Opening && !std::mem::replace(&mut job.lanes[index].looked, true) {
+                job.read = if place == InPlace::Seen { 0 } else { job.read.saturating_add(1) };
+            }
             match place {
                 InPlace::Seen => {
                     job.lanes[index].found = Found::Bytes(staggered, before..seen.len());
@@ -316,7 +329,8 @@ impl<I: Io> Shard<I> {
                 InPlace::Opening => continue,
                 InPlace::Not => {}
             }
-            self.read_ahead(job, index, &contents, (jobs, jobs * lanes_max));
+            let places = (jobs, jobs * lanes_max);
+            self.read_ahead(job, index, &contents, places);
             let (io, stats, parts) = (&mut self.io, &mut self.stats, &mut self.parts);
             let (class, waiter) = (|| Class::K256, job.waiter());
             match self.storage.gather(io, stats, id, &contents, range, class, waiter, parts) {

@@ -35,6 +35,8 @@ pub(crate) struct TestIo {
     pub completed: Vec<Completion>,
     /// What files in memory hold, and whether that stays so; `None`: nothing is in memory.
     pub memory: Option<(u8, bool)>,
+    /// But this byte.
+    pub absent: Option<u64>,
     pool: Pool,
 }
 
@@ -54,7 +56,8 @@ impl TestIo {
     pub fn new(cap_bytes: usize) -> TestIo {
         let pool = Pool::new(PoolOptions { cap_bytes, huge_pages: false }).unwrap();
         let now = Duration::from_secs(1);
-        TestIo { now, ops: Vec::new(), refuses: false, completed: Vec::new(), memory: None, pool }
+        let (ops, completed) = (Vec::new(), Vec::new());
+        TestIo { now, ops, refuses: false, completed, memory: None, absent: None, pool }
     }
 }
 
@@ -85,7 +88,10 @@ impl Io for TestIo {
         completions.append(&mut self.completed);
     }
     fn wait(&mut self, _: Option<Duration>, _: &dyn Fn() -> bool) {}
-    fn window(&mut self, _: &File, _: u64, length: usize) -> Option<Window> {
+    fn window(&mut self, _: &File, offset: u64, length: usize) -> Option<Window> {
+        if self.absent.is_some_and(|at| (offset..offset + length as u64).contains(&at)) {
+            return None;
+        }
         self.memory.map(|(byte, whole)| Window::from_vec(vec![byte; length], whole))
     }
     fn waker(&self) -> Waker {

@@ -18,13 +18,16 @@ use super::{
 };
 use crate::torrent::{Contents, TorrentId};
 
-/// A window starts at a multiple of this in its file. Mapping costs some microseconds each time,
-/// and unmapping interrupts the other cores.
-const WINDOW_BYTES: u64 = 8 << 20;
+/// A window starts at a multiple of its length in its file. Mapping costs some microseconds each
+/// time, and unmapping interrupts the other cores. Where not all of a large one is in memory, a
+/// small one may be: a page that the kernel took back does not have 8 MiB read from the disk.
+const WINDOW_BYTES: [u64; 2] = [8 << 20, 1 << 20];
 /// Smaller files are read: mapping them costs as much as copying.
 const FILE_BYTES_MIN: u64 = 64 << 10;
-/// Two for each of as many pieces as are hashed at once at the most: they may lie across two.
-const HELD_MAX: usize = 32;
+/// Two of each length for as many pieces as are hashed at once at the most: they may lie across
+/// two.
+const HELD_MAX: usize = 64;
+const HELD_BYTES_MAX: u64 = 32 * WINDOW_BYTES[0];
 
 /// Bytes that are to be hashed: `from .. to` of a chunk or a window.
 pub struct Seen {
@@ -80,6 +83,8 @@ pub enum InPlace {
 struct Held {
     file: FileId,
     start: u64,
+    /// One of `WINDOW_BYTES`, also where the file ends before.
+    bytes: u64,
     window: Option<Rc<Window>>,
 }
 
@@ -90,17 +95,19 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    fn find(&self, file: FileId, start: u64) -> Option<Option<Rc<Window>>> {
+    fn find(&self, file: FileId, start: u64, bytes: u64) -> Option<Option<Rc<Window>>> {
+        let is_it = |held: &&Held| (held.file, held.start, held.bytes) == (file, start, bytes);
         // From the end: the newest are asked for most.
-        let held = self.held.iter().rev().find(|held| held.file == file && held.start == start)?;
-        Some(held.window.clone())
+        Some(self.held.iter().rev().find(is_it)?.window.clone())
     }
 
-    fn hold(&mut self, file: FileId, start: u64, window: Option<Rc<Window>>) {
-        if self.held.len() == HELD_MAX {
+    fn hold(&mut self, held: Held) {
+        let mapped = |held: &Held| if held.window.is_some() { held.bytes } else { 0 };
+        let sum = |all: &VecDeque<Held>| all.iter().map(mapped).sum::<u64>();
+        while self.held.len() >= HELD_MAX || sum(&self.held) + mapped(&held) > HELD_BYTES_MAX {
             self.held.pop_front();
         }
-        self.held.push_back(Held { file, start, window });
+        self.held.push_back(held);
     }
 
     /// What is not whole any more has to be read.
@@ -143,9 +150,8 @@ impl Storage {
             let file = self.files.id(torrent, contents, segment.file);
             let (mut at, end) = (segment.offset, segment.offset + segment.length);
             while at < end {
-                let start = at / WINDOW_BYTES * WINDOW_BYTES;
-                let window = match self.window(io, file, contents, start) {
-                    Ok(window) => window,
+                let (window, start) = match self.window(io, file, contents, at) {
+                    Ok(found) => found,
                     Err(why) => {
                         seen.truncate(before);
                         return why;
@@ -159,23 +165,47 @@ impl Storage {
         InPlace::Seen
     }
 
+    /// The window that `at` lies in, and where it starts.
     fn window<I: Io>(
+        &mut self,
+        io: &mut I,
+        file: FileId,
+        contents: &Contents,
+        at: u64,
+    ) -> Result<(Rc<Window>, u64), InPlace> {
+        for bytes in WINDOW_BYTES {
+            let start = at / bytes * bytes;
+            let window = match self.windows.find(file, start, bytes) {
+                Some(known) => known,
+                None => {
+                    let window = self.look_in_memory(io, file, contents, start, bytes)?;
+                    self.windows.hold(Held { file, start, bytes, window: window.clone() });
+                    window
+                }
+            };
+            if let Some(window) = window {
+                return Ok((window, start));
+            }
+        }
+        Err(InPlace::Not)
+    }
+
+    /// `Ok(None)`: not all of it is in memory.
+    fn look_in_memory<I: Io>(
         &mut self,
         io: &mut I,
         id: FileId,
         contents: &Contents,
         start: u64,
-    ) -> Result<Rc<Window>, InPlace> {
-        if let Some(found) = self.windows.find(id, start) {
-            return found.ok_or(InPlace::Not);
-        }
+        bytes: u64,
+    ) -> Result<Option<Rc<Window>>, InPlace> {
         let now = io.now();
         let Some(entry) = self.files.get(id) else { return Err(InPlace::Not) };
         if entry.length_bytes < FILE_BYTES_MIN {
             return Err(InPlace::Not);
         }
         entry.used_at = now;
-        let length = (entry.length_bytes - start).min(WINDOW_BYTES) as usize;
+        let length = (entry.length_bytes - start).min(bytes) as usize;
         let index = entry.index;
         let file = match &entry.state {
             State::Open(file) => file.clone(),
@@ -188,9 +218,7 @@ impl Storage {
             }
         };
         self.look_again(io, id, now);
-        let window = io.window(&file, start, length).map(Rc::new);
-        self.windows.hold(id, start, window.clone());
-        window.ok_or(InPlace::Not)
+        Ok(io.window(&file, start, length).map(Rc::new))
     }
 
     /// Some of what was seen was not whole: it is read from now on.

@@ -83,16 +83,19 @@ impl<I: Io> Shard<I> {
         u64::from(contents.layout.piece_bytes) * pieces <= self.ahead_bytes(jobs)
     }
 
-    /// Begins pieces of a job; `jobs` are active. Answers how many pieces of it may be under way.
+    /// Begins pieces of a job; `jobs` are active, and `room` pieces can be hashed beside those of
+    /// the others. Answers how many pieces of it may be under way.
     pub(super) fn begin_lanes(
         &mut self,
         job: &mut Job,
         contents: &Contents,
-        jobs: usize,
+        (jobs, room): (usize, usize),
         epoch: u32,
     ) -> usize {
         let streams = self.options.hashing.streams();
-        let max = if self.reads_in_order(contents, jobs) {
+        let max = if job.is_in_place() {
+            room // neither a disk that seeks nor memory is in the way
+        } else if self.reads_in_order(contents, jobs) {
             (streams / jobs).max(1)
         } else {
             // A chunk of each is hashed while another is read.
@@ -120,10 +123,11 @@ impl<I: Io> Shard<I> {
             let piece = PieceIndex(piece);
             layout.piece_offset(piece) + u64::from(layout.piece_length(piece))
         };
+        let alone = job.is_in_place(); // what comes next may be in memory as well
         let at = &job.lanes[lane];
         let from = layout.piece_offset(at.piece) + u64::from(at.done_bytes);
         if self.reads_in_order(contents, jobs) {
-            if lane == 0 {
+            if lane == 0 && !alone {
                 let to = (from + self.ahead_bytes(jobs)).min(piece_end(job.end - 1));
                 job.ahead_to = self.read_range(job, contents, (job.ahead_to.max(from), to));
             }
@@ -136,7 +140,7 @@ impl<I: Io> Shard<I> {
         job.lanes[lane].ahead_to = ahead_to;
         // What is left of the share goes to the piece that comes after it here.
         let next = job.next.saturating_add(lane as u32);
-        if ahead_to >= end && next < job.end && next > piece {
+        if !alone && ahead_to >= end && next < job.end && next > piece {
             let start = layout.piece_offset(PieceIndex(next));
             let to = (start + share - (end - from).min(share)).min(piece_end(next));
             self.read_range(job, contents, (start, to));

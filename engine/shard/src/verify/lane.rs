@@ -23,6 +23,8 @@ pub(super) struct Lane {
     /// The torrent's epoch when the piece was begun.
     pub epoch: u32,
     pub ahead_to: u64,
+    /// Whether it lies in memory was looked at.
+    pub looked: bool,
     pub found: Found,
 }
 
@@ -42,7 +44,8 @@ pub(super) enum Found {
 impl Lane {
     pub fn new(piece: PieceIndex, epoch: u32) -> Self {
         let hasher = PieceHasher::new();
-        Lane { piece, hasher, done_bytes: 0, epoch, ahead_to: 0, found: Found::Nothing }
+        let (ahead_to, looked, found) = (0, false, Found::Nothing);
+        Lane { piece, hasher, done_bytes: 0, epoch, ahead_to, looked, found }
     }
 
     /// How much of a piece of this length is read next: up to where a chunk can end.

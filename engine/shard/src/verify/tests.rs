@@ -299,6 +299,19 @@ fn what_lies_in_memory_is_hashed_there() {
 }
 
 #[test]
+fn beside_a_page_that_is_not_in_memory_the_rest_is_hashed_there() {
+    const MIB: u64 = 1 << 20;
+    let mut bench = bench(64 << 20, MIB as u32, 16 * MIB);
+    bench.shard.io().memory = Some((GOOD, true));
+    bench.shard.io().absent = Some(5 * MIB + 77);
+    bench.shard.verify(TORRENT, PieceIndex(0), 16, true);
+    bench.shard.tick();
+    (0..8).for_each(|_| bench.complete(|_| Some(GOOD)));
+    assert_eq!(bench.shared.pieces.verified_count(), 16);
+    assert_eq!(bench.shard.stats().read_bytes, MIB, "the piece that it lies in");
+}
+
+#[test]
 fn what_was_taken_from_memory_while_it_was_hashed_is_read() {
     let (bench, reads) = reads_of(Some((0, false)), false);
     assert_eq!((reads, bench.shared.pieces.verified_count()), (21, 21));
