@@ -22,10 +22,12 @@ use crate::config::model::Verify;
 
 /// Pieces of a torrent that stays on one shard.
 const SMALL_PIECES: u32 = 256;
-/// A larger one is cut into so many parts a shard, of so many pieces at least. Each shard takes the
-/// next when it has done one, so that none waits for another that is slower.
-const PARTS_A_SHARD: u32 = 16;
-const PART_PIECES_MIN: u32 = 32;
+/// A larger one is cut into parts, and each shard takes the next when it has done one. A part is the
+/// share of one shard of what is left, divided by this: long at first, so that a disk is read in
+/// long runs, and short at the end, so that no shard waits long for another.
+const SHARE_PARTS: u32 = 4;
+/// A part is a multiple of as many pieces as are hashed side by side.
+const PART_PIECES_STEP: u32 = 16;
 /// Parts that a shard has at a time: the next one is there when one is done.
 const PARTS_AHEAD: usize = 2;
 /// Weight of the newest second in the speed.
@@ -235,15 +237,19 @@ fn unverified(shared: &Shared) -> Vec<(u32, u32)> {
 
 /// Runs of pieces cut into parts.
 fn parts_of(ranges: Vec<(u32, u32)>, count: u32, shards: u32) -> VecDeque<(u32, u32)> {
-    let part = if shards == 1 || count <= SMALL_PIECES {
-        count.max(1)
-    } else {
-        count.div_ceil(shards * PARTS_A_SHARD).max(PART_PIECES_MIN)
-    };
-    let cuts = |(first, length): (u32, u32)| {
-        (0..length).step_by(part as usize).map(move |at| (first + at, part.min(length - at)))
-    };
-    ranges.into_iter().flat_map(cuts).collect()
+    let is_shared = shards > 1 && count > SMALL_PIECES;
+    let mut left: u32 = ranges.iter().map(|(_, length)| length).sum();
+    let mut parts = VecDeque::new();
+    for (mut first, mut length) in ranges {
+        while length > 0 {
+            let share = left / (shards * SHARE_PARTS);
+            let share = share.max(1).next_multiple_of(PART_PIECES_STEP);
+            let part = if is_shared { length.min(share) } else { length };
+            parts.push_back((first, part));
+            (first, length, left) = (first + part, length - part, left - part);
+        }
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -262,7 +268,10 @@ mod tests {
         let pieces: Vec<u32> = parts.iter().flat_map(|(at, n)| *at..*at + *n).collect();
         let expected: Vec<u32> = (0..2_000).filter(|p| ![0, 700, 701, 1_999].contains(p)).collect();
         assert_eq!(pieces, expected);
-        assert!(parts.len() > 30 && parts.iter().all(|(_, n)| *n <= 63), "{parts:?}");
+        let lengths: Vec<u32> = parts.iter().map(|(_, n)| *n).collect();
+        assert_eq!(lengths[1], 256, "an eighth, and of whole rounds: {parts:?}");
+        assert!(lengths[2..].is_sorted_by(|a, b| a >= b || *b <= 16), "{parts:?}");
+        assert!(lengths.iter().rev().take(4).all(|n| *n <= 16), "{parts:?}");
         assert_eq!(shared.pieces.offered_count(), 4);
         let fresh = Shared::new(TorrentId(2), InfoHash([0; 20]), 200);
         assert_eq!(parts_of(unverified(&fresh), 200, 2), [(0, 200)]);
