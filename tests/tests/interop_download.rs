@@ -66,6 +66,11 @@ impl Swarm {
         Downloader::start(&self.network.host(ENGINE), &folder, source, &self.copy)
     }
 
+    fn magnet(&self) -> String {
+        let tracker = self.tracker.announce_url("http").replace(':', "%3A").replace('/', "%2F");
+        format!("magnet:?xt=urn:btih:{}&tr={tracker}", self.info_hash)
+    }
+
     fn check_copy(&self) -> Result<()> {
         let name = self.content.name()?;
         self.content.compare(&self.copy.join(name), false).context("the engine's copy")
@@ -150,9 +155,24 @@ fn the_command_ends_when_all_is_there() -> Result<()> {
 fn the_command_takes_a_magnet_link() -> Result<()> {
     let mut swarm = Swarm::new("download_magnet")?;
     let _seed = swarm.seed(Client::Libtorrent)?;
-    let tracker = swarm.tracker.announce_url("http").replace(':', "%3A").replace('/', "%2F");
-    let magnet = format!("magnet:?xt=urn:btih:{}&tr={tracker}", swarm.info_hash);
-    download_once(&swarm, &magnet)
+    download_once(&swarm, &swarm.magnet())
+}
+
+/// What stands in the way of keeping the metadata goes away by itself, and so does the trouble.
+#[test]
+fn metadata_that_cannot_be_kept_is_tried_again() -> Result<()> {
+    let mut swarm = Swarm::new("download_kept_late")?;
+    let _seed = swarm.seed(Client::Libtorrent)?;
+    let folder = swarm.scratch.folder("engine")?;
+    let place = folder.join("state/torrents").join(format!("{}.torrent", swarm.info_hash));
+    std::fs::create_dir_all(place.join("in the way"))?;
+    let (host, magnet) = (swarm.network.host(ENGINE), swarm.magnet());
+    let mut engine = Downloader::start(&host, &folder, Source::Magnet(&magnet), &swarm.copy)?;
+    let said = |log: &str| log.contains("can't be kept, which is tried again").then_some(());
+    engine.process().wait_for_log("the trouble", LIMIT, said)?;
+    std::fs::remove_dir_all(&place)?;
+    engine.wait_complete(LIMIT)?;
+    swarm.check_copy()
 }
 
 /// Nobody has all pieces; two leeches get them from the two that have half each.

@@ -87,7 +87,8 @@ pub(crate) enum Note {
     SourceRemoved(TorrentId, Result<(), String>),
     /// Bytes free for a halted download.
     Room(TorrentId, Result<u64, String>),
-    MetadataKept(InfoHash, Result<(), String>),
+    /// Or why not, and the bytes.
+    MetadataKept(InfoHash, Result<(), (String, Vec<u8>)>),
     /// A command did what blocks.
     Command(Box<commands::Done>),
 }

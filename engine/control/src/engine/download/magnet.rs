@@ -32,6 +32,9 @@ use super::super::{Engine, Note, prepare::write_whole, status::with_trackers, to
 /// waiting torrent, and they have to notice.
 const DIAL_AFTER: Duration = Duration::from_secs(1);
 
+/// Metadata that could not be kept (the state folder's disk is full) is tried again so often.
+const KEEP_AGAIN: Duration = Duration::from_secs(10);
+
 /// A connection: the shard, and the name that it has there.
 type PeerKey = (usize, u64);
 
@@ -193,16 +196,30 @@ impl Engine {
             }
         };
         let bytes = with_trackers(&metainfo, &torrent.tiers);
+        self.keep_metadata(hash, bytes, Duration::ZERO);
+    }
+
+    /// Writes the .torrent of a magnet, after a while; `metadata_kept` hears of it.
+    fn keep_metadata(&mut self, hash: InfoHash, bytes: Vec<u8>, after: Duration) {
+        let Some(torrent) = self.id_of(&hash).and_then(|id| self.torrents.get(id)) else { return };
         let path = torrent.place.torrent_file.clone();
         let notes = self.notes.0.clone();
-        tokio::task::spawn_blocking(move || {
-            let written = write_whole(&path, &bytes);
-            let written = written.map_err(|error| format!("{}: {error}", path.display()));
-            let _ = notes.send(Note::MetadataKept(hash, written));
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            tokio::task::spawn_blocking(move || {
+                let written = write_whole(&path, &bytes);
+                let why = |error| (format!("{}: {error}", path.display()), bytes);
+                let _ = notes.send(Note::MetadataKept(hash, written.map_err(why)));
+            });
         });
     }
 
-    pub(in crate::engine) fn metadata_kept(&mut self, hash: InfoHash, written: Result<(), String>) {
+    /// `Err`: why not, and what was to be written.
+    pub(in crate::engine) fn metadata_kept(
+        &mut self,
+        hash: InfoHash,
+        written: Result<(), (String, Vec<u8>)>,
+    ) {
         let Some(torrent) = self.id_of(&hash).and_then(|id| self.torrents.get_mut(id)) else {
             return;
         };
@@ -213,9 +230,14 @@ impl Engine {
                 self.pending.push(wanted);
                 self.prepare_next();
             }
-            Err(why) => {
-                tracing::error!("{}: its metadata can't be kept: {why}", torrent.name);
-                torrent.note = Some(why);
+            Err(_) if torrent.state != State::Metadata => {} // paused: then it is fetched again
+            Err((why, bytes)) => {
+                let note = format!("its metadata can't be kept, which is tried again: {why}");
+                if torrent.note.as_ref() != Some(&note) {
+                    tracing::error!("{}: {note}", torrent.name);
+                    torrent.note = Some(note);
+                }
+                self.keep_metadata(hash, bytes, KEEP_AGAIN);
             }
         }
     }
