@@ -26,9 +26,9 @@ use mapping::Mapping;
 /// where the host has to find it, and most pools of small engines never need it.
 const ARENA_FIRST_BYTES: usize = 4 << 20;
 /// Smallest full step by which a pool grows; bounds the stall of a growth (page faults and pinning
-/// of one arena on the shard's thread), which with 64 MiB was 0.02 to 0.3 s, and what is mapped
-/// without need.
-const ARENA_MIN_BYTES: usize = 8 << 20;
+/// of one arena on the shard's thread), which was 20 ms for 8 MiB and up to 0.3 s for 64 MiB where
+/// the host has to find the memory, and what is mapped without need.
+const ARENA_MIN_BYTES: usize = 4 << 20;
 /// The kernel refuses registered buffers above 1 GiB.
 const ARENA_MAX_BYTES: usize = 1 << 30;
 /// Arenas a pool has at most, those that are smaller at first left out.
