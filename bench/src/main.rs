@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod environment;
+mod faulty;
 mod leech;
+mod merge;
 mod micro;
 mod namespace;
 mod page;
@@ -38,6 +41,10 @@ enum Command {
     Leech(leech::Options),
     /// Run seeders side by side, interleaved, and write a report.
     Compare(compare::Options),
+    /// Add up what several agents of the load found, at the same time, of the same target.
+    Merge(merge::Options),
+    /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
+    Faulty(faulty::Options),
     /// Make content from a seed number, and its .torrent.
     Payload(payload::Options),
     /// Measure one part of the engine by itself.
@@ -49,6 +56,8 @@ fn main() -> ExitCode {
         Command::Run(options) => scenario::run(options),
         Command::Leech(options) => leech::run(options),
         Command::Compare(options) => compare::run(options),
+        Command::Merge(options) => merge::run(&options),
+        Command::Faulty(options) => faulty::run(options),
         Command::Payload(options) => payload::run(options),
         Command::Micro(options) => micro::run(options),
     };
