@@ -1,5 +1,5 @@
-//! Owns: what a reader of a report must know about its runs, in words: where the load was the limit,
-//! what the load caught a target doing.
+//! Owns: what a reader of a report must know about its runs, in words: where the load was the
+//! limit, what it caught a target doing.
 //! Never: leaves a run out for it. Flow: runs as JSON -> lines, in every form of the report.
 
 use std::collections::BTreeMap;

@@ -330,9 +330,9 @@ impl Judgement {
             None => String::new(),
         };
         let mut text = format!(
-            "Medians{of}; new over old with its 95 % interval (bootstrap over the repeats). Worse or \
-             better: the interval leaves 1 out and the ratio is more than {} % from it. Same: the \
-             whole interval is within {0} %.\n\n{}\n",
+            "Medians{of}; new over old with its 95 % interval (bootstrap over the repeats). Worse \
+             or better: the interval leaves 1 out and the ratio is more than {} % from it. Same: \
+             the whole interval is within {0} %.\n\n{}\n",
             self.tolerance_percent,
             table(&["target", "at", "measure", "old", "new", "new / old", "verdict"], &rows)
         );

@@ -1,8 +1,8 @@
 //! Owns: gaps in which no byte of content came on any connection. Never: latency of single blocks.
 //! Flow: measure looks every few milliseconds -> `Watch` -> `Stalls` in the outcome.
 //!
-//! In closed loop a stall hits only the blocks that are outstanding, so that no percentile shows it;
-//! a gap is seen in any loop.
+//! In closed loop a stall hits only the blocks that are outstanding, so that no percentile shows
+//! it; a gap is seen in any loop.
 
 use std::time::{Duration, Instant};
 

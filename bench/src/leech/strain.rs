@@ -35,8 +35,8 @@ impl Strain {
         (busy + waiting >= BUSY_MAX).then(|| {
             format!(
                 "the load was the limit, not the target: its {threads} thread(s) were on a core \
-                 for {:.0} % of the window and waited for one for {:.0} %; give it more (--threads) \
-                 or a core of its own",
+                 for {:.0} % of the window and waited for one for {:.0} %; give it more \
+                 (--threads) or a core of its own",
                 100.0 * busy,
                 100.0 * waiting
             )
