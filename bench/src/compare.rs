@@ -7,6 +7,7 @@ mod cold;
 mod download;
 mod downloader;
 mod follow;
+mod interrupted;
 mod many;
 mod pictures;
 mod plot;
@@ -26,10 +27,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use interrupted::Interrupted;
 pub use summary::{Spread, table};
 pub use target::Kind;
 
 use crate::{
+    environment::{Circumstances, Environment},
     leech::{Outcome, parse_bytes},
     namespace,
 };
@@ -39,7 +42,9 @@ const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(namespace::ADDRE
 /// Where the load connects from: each connection has an address of its own.
 const SOURCES: &str = "10.77.0.0/16";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// Hot content, 1, 50 and 500 connections, rivals and the iperf3 ceiling interleaved.
@@ -58,7 +63,7 @@ pub enum Preset {
     Beside,
 }
 
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, serde::Serialize)]
 pub struct Options {
     #[arg(long, value_enum, default_value = "seeding")]
     pub preset: Preset,
@@ -95,7 +100,7 @@ pub struct Options {
 }
 
 /// Where things are, and what runs where: the same for every comparison.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, serde::Serialize)]
 pub struct Site {
     /// Content, configurations and state are kept here; content is made once.
     #[arg(long, default_value = "var/bench")]
@@ -124,6 +129,7 @@ pub struct Site {
     pub aria2: PathBuf,
     /// Set by the command itself once it runs in its own namespace.
     #[arg(long, hide = true)]
+    #[serde(skip)]
     inside: bool,
 }
 
@@ -175,8 +181,15 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         report.title = title.to_owned();
     }
     let out = options.site.out.clone().unwrap_or_else(|| options.site.work.clone());
-    report.write(&out, name, &congestion)?;
-    Ok(ExitCode::SUCCESS)
+    let site = &options.site;
+    let network = "own network namespace, loopback";
+    let around = Circumstances {
+        environment: Environment::read(&site.work, &site.seedring, &congestion, network),
+        settings: serde_json::to_value(&options)?,
+        content_bytes: options.size_bytes(),
+    };
+    report.write(&out, name, &around)?;
+    Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Options {
@@ -229,7 +242,11 @@ impl Options {
         let output = command.output().context("cannot run taskset: install util-linux")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!("leech {}: {}", more.join(" "), complaint.trim());
+            let why = format!("leech {}: {}", more.join(" "), complaint.trim());
+            match serde_json::from_slice(&output.stdout) {
+                Ok(outcome) => bail!(Interrupted { why, outcome: Box::new(outcome) }),
+                Err(_) => bail!(why),
+            }
         }
         serde_json::from_slice(&output.stdout).context("the load's JSON")
     }

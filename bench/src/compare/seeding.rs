@@ -68,9 +68,7 @@ pub fn run(options: &Options) -> Result<Report> {
     for round in 1..=options.rounds {
         for kind in &targets {
             if let Err(error) = one_round(options, &content, *kind, round, &mut runs, &mut report) {
-                let line = format!("{kind}, round {round}: {error:#}");
-                eprintln!("FAILED {line}");
-                report.absent.push(line);
+                report.fail(&format!("{kind}, round {round}"), &error);
             }
         }
     }

@@ -8,8 +8,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 
-/// Longest latency told apart; longer ones count as this.
-const LATENCY_US_MAX: u64 = 120_000_000;
+use super::histogram;
 
 /// Shared by the workers and the measuring thread. All `Relaxed`: each is a count of its own, and
 /// nothing else is published through them.
@@ -47,8 +46,7 @@ pub struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         Tally {
-            latency_us: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
-                .expect("invariant: constant bounds are valid"),
+            latency_us: histogram::empty(),
             blocks: 0,
             rejects: 0,
             chokes: 0,
