@@ -6,6 +6,7 @@
 
 mod compare;
 mod leech;
+mod meters;
 mod micro;
 mod namespace;
 mod page;
