@@ -12,6 +12,7 @@ mod namespace;
 mod page;
 mod payload;
 mod probe;
+mod pull;
 mod report;
 mod scenario;
 mod torrent;
@@ -39,6 +40,8 @@ enum Command {
     Leech(leech::Options),
     /// Run seeders side by side, interleaved, and write a report.
     Compare(compare::Options),
+    /// Pull a file over HTTP, drop it unread: the ceiling of sending files.
+    Pull(pull::Options),
     /// Make content from a seed number, and its .torrent.
     Payload(payload::Options),
     /// Measure one part of the engine by itself.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Run(options) => scenario::run(options),
         Command::Leech(options) => leech::run(options),
         Command::Compare(options) => compare::run(options),
+        Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),
         Command::Micro(options) => micro::run(options),
     };

@@ -16,6 +16,8 @@ pub struct Report {
     /// Commands as they were run, a target each.
     pub commands: Vec<String>,
     pub versions: Vec<String>,
+    /// Whose settings each target runs with, in words.
+    pub settings: Vec<String>,
     /// Targets that could not run, and why.
     pub absent: Vec<String>,
     /// Every single run.
@@ -116,6 +118,7 @@ impl Report {
         list("Curves:", &plots);
         list("Not run:", &self.absent);
         list("Versions:", &self.versions);
+        list("Settings:", &self.settings);
         list("Commands of the targets:", &self.commands);
         let json = serde_json::json!({
             "schema": 1, "date": today(), "machine": machine, "congestion": congestion,

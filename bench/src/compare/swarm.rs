@@ -62,6 +62,7 @@ impl Swarm {
                 listen: SocketAddr::V4(address),
                 direct_io: "off",
                 io: "uring",
+                connections: Some(target::CONNECTIONS),
             };
             let running =
                 target::seedring(options, &settings, &Cores::one(options.site.load_core))?;
@@ -84,6 +85,11 @@ impl Swarm {
     pub fn offer(&self, count: usize) {
         let addresses = self.seeders.iter().map(|(_, address)| *address).take(count).collect();
         *self.offered.lock().expect("invariant: no panic while it is held") = addresses;
+    }
+
+    /// Whom the tracker names now.
+    pub fn offered(&self) -> Vec<SocketAddrV4> {
+        self.offered.lock().expect("invariant: no panic while it is held").clone()
     }
 
     /// CPU time of all seeders so far.
