@@ -8,8 +8,10 @@ mod crowds;
 mod download;
 mod downloader;
 mod follow;
+mod hosts;
 mod kind;
 mod many;
+mod mixed;
 mod pictures;
 mod plot;
 mod recheck;
@@ -78,6 +80,8 @@ pub enum Preset {
     StartUp,
     /// Ended and started again under load: time until bytes flow again.
     Restart,
+    /// Each is seed and leech together: time until all have all.
+    Mixed,
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -127,6 +131,12 @@ pub struct Options {
     pub slow: usize,
     #[arg(long, default_value = "4KiB", value_parser = parse_bytes)]
     pub slow_rate: u64,
+    /// How many of one client a swarm of them alone has (`mixed`).
+    #[arg(long, default_value_t = 4)]
+    pub members: usize,
+    /// What the only seed sends at most (`mixed`).
+    #[arg(long, default_value_t = 32)]
+    pub seed_mib_per_s: usize,
     /// Numbers of seeders of the preset `download`; several give a curve.
     #[arg(long, value_delimiter = ',', default_value = "4")]
     pub peers: Vec<usize>,
@@ -226,6 +236,7 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         Preset::SeedMany => crowds::seed_many(&options)?,
         Preset::StartUp => starts::start_up(&options)?,
         Preset::Restart => starts::restart(&options)?,
+        Preset::Mixed => mixed::run(&options)?,
     };
     if let Some(title) = title {
         report.title = title.to_owned();

@@ -66,6 +66,9 @@ struct Scenario {
     /// Of `slow-readers`: how many there are, and what each reads a second, such as 4KiB.
     slow: Option<usize>,
     slow_rate: Option<String>,
+    /// Of `mixed`: how many of one client a swarm of them alone has, and what the seed sends.
+    members: Option<usize>,
+    seed_mib_per_s: Option<usize>,
     /// Of `download`: seeders, a point each.
     seeders: Option<Vec<usize>>,
 }
@@ -91,6 +94,8 @@ impl Scenario {
         some("seeders", self.seeders.as_deref())?;
         some("repeats", self.repeats.as_ref().map(std::slice::from_ref))?;
         some("slow", self.slow.as_ref().map(std::slice::from_ref))?;
+        some("members", self.members.as_ref().map(std::slice::from_ref))?;
+        some("seed_mib_per_s", self.seed_mib_per_s.as_ref().map(std::slice::from_ref))?;
         some("torrents", self.torrents.as_ref().map(std::slice::from_ref))?;
         ensure!(
             self.targets.as_ref().is_none_or(|targets| !targets.is_empty()),
@@ -124,11 +129,11 @@ impl Scenario {
     /// A key that its comparison does not know would be silently without effect.
     fn keys_fit(&self) -> Result<()> {
         use Preset::{
-            Churn, Connections, Download, Many, Restart, SeedMany, Seeding, SlowReaders, Spread,
-            StartUp,
+            Churn, Connections, Download, Many, Mixed, Restart, SeedMany, Seeding, SlowReaders,
+            Spread, StartUp,
         };
         let come_and_go: &[Preset] = &[Churn, SeedMany];
-        let keys: [(&str, bool, &[Preset]); 10] = [
+        let keys: [(&str, bool, &[Preset]); 12] = [
             (
                 "connections",
                 self.connections.is_some(),
@@ -141,6 +146,8 @@ impl Scenario {
             ("zipf", self.zipf.is_some(), &[SeedMany]),
             ("arrivals_per_second", self.arrivals_per_second.is_some(), come_and_go),
             ("stay_seconds", self.stay_seconds.is_some(), come_and_go),
+            ("members", self.members.is_some(), &[Mixed]),
+            ("seed_mib_per_s", self.seed_mib_per_s.is_some(), &[Mixed]),
             ("slow", self.slow.is_some(), &[SlowReaders]),
             ("slow_rate", self.slow_rate.is_some(), &[SlowReaders]),
         ];
@@ -188,6 +195,8 @@ impl Scenario {
             zipf: self.zipf.unwrap_or(usual.zipf),
             arrivals: self.arrivals_per_second.unwrap_or(usual.arrivals),
             stay: self.stay_seconds.unwrap_or(usual.stay),
+            members: self.members.unwrap_or(usual.members),
+            seed_mib_per_s: self.seed_mib_per_s.unwrap_or(usual.seed_mib_per_s),
             slow: self.slow.unwrap_or(usual.slow),
             slow_rate: slow_rate.unwrap_or(usual.slow_rate),
             peers: self.seeders.unwrap_or(usual.peers),

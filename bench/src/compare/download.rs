@@ -139,7 +139,7 @@ fn one_run(
 }
 
 /// The torrent has a single file; what a client keeps beside it is smaller.
-fn only_file(folder: &Path) -> Result<std::path::PathBuf> {
+pub fn only_file(folder: &Path) -> Result<std::path::PathBuf> {
     let mut path = folder.join(seeding::CONTENT);
     // vortex makes a folder of the name, and the file in it.
     if path.is_dir() {
@@ -150,7 +150,7 @@ fn only_file(folder: &Path) -> Result<std::path::PathBuf> {
 }
 
 /// How many pieces of the file do not have their hash; one of another length is bad as a whole.
-fn bad_pieces(path: &Path, torrent: &Torrent) -> Result<usize> {
+pub fn bad_pieces(path: &Path, torrent: &Torrent) -> Result<usize> {
     let mut file = File::open(path)?;
     if file.metadata()?.len() != torrent.total_bytes {
         return Ok(torrent.piece_hashes.len());

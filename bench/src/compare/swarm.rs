@@ -119,6 +119,12 @@ fn serve(listener: &TcpListener, offered: &Offered) {
 }
 
 fn answer(mut stream: TcpStream, peers: &[SocketAddrV4]) -> Result<()> {
+    let request = read_request(&mut stream)?;
+    write_answer(&mut stream, request.starts_with("GET /announce"), peers)
+}
+
+/// A request's head; what it holds beyond text is nothing that is looked at.
+pub fn read_request(stream: &mut TcpStream) -> Result<String> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = Vec::new();
@@ -128,11 +134,18 @@ fn answer(mut stream: TcpStream, peers: &[SocketAddrV4]) -> Result<()> {
         ensure!(count > 0 && request.len() < REQUEST_BYTES_MAX, "no whole request");
         request.extend_from_slice(&bytes[..count]);
     }
+    Ok(String::from_utf8_lossy(&request).into_owned())
+}
+
+/// The peers, compact; or that there is nothing by the name that was asked for.
+pub fn write_answer(
+    stream: &mut TcpStream,
+    is_announce: bool,
+    peers: &[SocketAddrV4],
+) -> Result<()> {
     let body = announce_answer(peers);
-    let (status, body) = match request.strip_prefix(b"GET /announce") {
-        Some(_) => ("200 OK", body.as_slice()),
-        None => ("404 Not Found", b"".as_slice()),
-    };
+    let (status, body) =
+        if is_announce { ("200 OK", body.as_slice()) } else { ("404 Not Found", b"".as_slice()) };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n",
