@@ -9,6 +9,7 @@ mod download;
 mod downloader;
 mod follow;
 mod hosts;
+mod interrupted;
 mod kind;
 mod many;
 mod mixed;
@@ -34,10 +35,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+use interrupted::Interrupted;
 pub use kind::{Kind, Tuning};
 pub use summary::{Spread, table};
 
 use crate::{
+    environment::{Circumstances, Environment},
     leech::{Outcome, parse_bytes},
     namespace,
 };
@@ -51,7 +54,9 @@ const SYSCALLS_MIN_SECONDS: f64 = 2.0;
 /// Open files of targets and load, which inherit it.
 const DESCRIPTORS: u64 = 200_000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// Hot content, 1, 50 and 500 connections, rivals and the iperf3 ceiling interleaved.
@@ -84,7 +89,7 @@ pub enum Preset {
     Mixed,
 }
 
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, serde::Serialize)]
 pub struct Options {
     #[arg(long, value_enum, default_value = "seeding")]
     pub preset: Preset,
@@ -145,7 +150,7 @@ pub struct Options {
 }
 
 /// Where things are, and what runs where: the same for every comparison.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, serde::Serialize)]
 pub struct Site {
     /// Content, configurations and state are kept here; content is made once.
     #[arg(long, default_value = "var/bench")]
@@ -183,6 +188,7 @@ pub struct Site {
     pub vortex: PathBuf,
     /// Set by the command itself once it runs in its own namespace.
     #[arg(long, hide = true)]
+    #[serde(skip)]
     inside: bool,
 }
 
@@ -242,8 +248,15 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         report.title = title.to_owned();
     }
     let out = options.site.out.clone().unwrap_or_else(|| options.site.work.clone());
-    report.write(&out, name, &congestion)?;
-    Ok(ExitCode::SUCCESS)
+    let site = &options.site;
+    let network = "own network namespace, loopback";
+    let around = Circumstances {
+        environment: Environment::read(&site.work, &site.seedring, &congestion, network),
+        settings: serde_json::to_value(&options)?,
+        content_bytes: options.size_bytes(),
+    };
+    report.write(&out, name, &around)?;
+    Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// As far as it goes: who then has too few says so.
@@ -313,7 +326,11 @@ impl Options {
         let output = command.output().context("cannot run taskset: install util-linux")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!("leech {}: {}", more.join(" "), complaint.trim());
+            let why = format!("leech {}: {}", more.join(" "), complaint.trim());
+            match serde_json::from_slice(&output.stdout) {
+                Ok(outcome) => bail!(Interrupted { why, outcome: Box::new(outcome) }),
+                Err(_) => bail!(why),
+            }
         }
         serde_json::from_slice(&output.stdout).context("the load's JSON")
     }

@@ -4,10 +4,14 @@
 mod assembly;
 mod connection;
 mod crowd;
-mod frames;
+pub mod frames;
+mod histogram;
 mod inbound;
 mod measure;
 mod pace;
+mod sample;
+mod stalls;
+mod strain;
 mod tally;
 mod walk;
 mod worker;
@@ -17,10 +21,13 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 
 pub use connection::fetch_first_block;
-pub use measure::{IdleBytes, Outcome};
+pub use histogram::from_text as read_histogram;
+pub use measure::{IdleBytes, Latency, Outcome};
+pub use sample::Sample;
+pub use strain::BUSY_MAX;
 pub use walk::{Pattern, Random};
 
-use crate::report;
+use crate::{environment, probe::Machine, report};
 
 /// Requests a connection may have outstanding: libtorrent's default `max_out_request_queue`.
 const OUTSTANDING_MAX: usize = 500;
@@ -61,9 +68,16 @@ pub struct Options {
     /// Give up after so many seconds, however much has come.
     #[arg(long, default_value_t = 600.0)]
     pub deadline: f64,
+    /// Give up after so many seconds in which nothing came; what was measured is reported.
+    #[arg(long, default_value_t = 30.0)]
+    pub patience: f64,
     /// Hash each piece; the exit status is 1 when one is bad.
     #[arg(long, conflicts_with = "discard")]
     pub verify: bool,
+    /// Hash one piece in N, and drop the rest unread: random blocks become random pieces, each
+    /// asked for in order.
+    #[arg(long, value_name = "N", conflicts_with = "verify")]
+    pub verify_sample: Option<Sample>,
     /// Drop payload unread (the default).
     #[arg(long)]
     pub discard: bool,
@@ -181,8 +195,11 @@ impl Options {
         );
         ensure!((1..=256).contains(&self.threads), "--threads must be 1 to 256");
         ensure!(
-            self.duration > 0.0 && self.warm_up >= 0.0 && self.deadline > 0.0,
-            "--duration, --warm-up and --deadline are seconds, above 0"
+            self.duration > 0.0
+                && self.warm_up >= 0.0
+                && self.deadline > 0.0
+                && self.patience > 0.0,
+            "--duration, --warm-up, --deadline and --patience are seconds, above 0"
         );
         ensure!(self.open_loop.is_none_or(|rate| rate > 0.0), "--open-loop needs a rate above 0");
         ensure!(
@@ -216,11 +233,33 @@ pub fn run(options: Options) -> Result<ExitCode> {
     options.check()?;
     let outcome = measure::run(&options)?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&outcome)?);
+        println!("{}", serde_json::to_string_pretty(&Printed::of(&outcome))?);
     } else {
         print!("{}", report::leech(&outcome));
     }
-    Ok(if outcome.pieces_bad > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if let Some(why) = &outcome.partial {
+        let last = outcome.last_end.as_deref().unwrap_or("nothing was said");
+        eprintln!("seedring-bench: PARTIAL: {why}; last seen on a connection: {last}");
+    }
+    let failed = outcome.pieces_bad > 0 || outcome.partial.is_some();
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// An outcome as --json prints it.
+#[derive(serde::Serialize)]
+struct Printed<'a> {
+    schema: u64,
+    machine: Machine,
+    git_revision: String,
+    #[serde(flatten)]
+    outcome: &'a Outcome,
+}
+
+impl<'a> Printed<'a> {
+    fn of(outcome: &'a Outcome) -> Self {
+        let git_revision = environment::git_revision();
+        Printed { schema: environment::SCHEMA, machine: Machine::read(), git_revision, outcome }
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,13 @@
 //! Flow: parse -> one subcommand -> a report on stdout, progress and complaints on stderr.
 #![forbid(unsafe_code)]
 
+mod caution;
 mod compare;
+mod environment;
+mod faulty;
+mod judge;
 mod leech;
+mod merge;
 mod meters;
 mod micro;
 mod namespace;
@@ -38,8 +43,13 @@ enum Command {
     Run(scenario::Options),
     /// Open connections to a seeder, keep requests outstanding, report its speed and its cost.
     Leech(leech::Options),
-    /// Run seeders side by side, interleaved, and write a report.
-    Compare(compare::Options),
+    /// Run seeders side by side, interleaved, and write a report (--preset); or judge two reports
+    /// (OLD NEW).
+    Compare(Box<Compare>),
+    /// Add up what several agents of the load found, at the same time, of the same target.
+    Merge(merge::Options),
+    /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
+    Faulty(faulty::Options),
     /// Pull a file over HTTP, drop it unread: the ceiling of sending files.
     Pull(pull::Options),
     /// Make content from a seed number, and its .torrent.
@@ -48,11 +58,22 @@ enum Command {
     Micro(micro::Options),
 }
 
+#[derive(clap::Args)]
+struct Compare {
+    #[command(flatten)]
+    reports: judge::Options,
+    #[command(flatten)]
+    run: compare::Options,
+}
+
 fn main() -> ExitCode {
     let outcome = match Options::parse().command {
         Command::Run(options) => scenario::run(options),
         Command::Leech(options) => leech::run(options),
-        Command::Compare(options) => compare::run(options),
+        Command::Compare(options) if options.reports.is_asked_for() => judge::run(&options.reports),
+        Command::Compare(options) => compare::run(options.run),
+        Command::Merge(options) => merge::run(&options),
+        Command::Faulty(options) => faulty::run(options),
         Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),
         Command::Micro(options) => micro::run(options),

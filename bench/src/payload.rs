@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     io::{BufWriter, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -48,6 +49,7 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    ensure_room(path, size_bytes)?;
     let name = path.file_name().and_then(|name| name.to_str()).context("a UTF-8 file name")?;
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -65,7 +67,10 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
             .with_context(|| format!("cannot write {}: is the disk full?", path.display()))?;
         left -= length as u64;
     }
-    let file = out.into_inner().map_err(|error| error.into_error())?;
+    let file = out
+        .into_inner()
+        .map_err(|error| error.into_error())
+        .with_context(|| format!("cannot write {}: is the disk full?", path.display()))?;
     if size_bytes >= SYNC_MIN_BYTES {
         file.sync_all()?;
     }
@@ -73,6 +78,27 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
     fs::write(&partial, single_file(name, size_bytes, piece_bytes, &hashes))?;
     fs::rename(&partial, &torrent)?;
     Ok(torrent)
+}
+
+/// Says so before anything is written, where the file system can't hold it.
+fn ensure_room(path: &Path, size_bytes: u64) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let found = rustix::fs::statvfs(folder)
+        .with_context(|| format!("cannot look at the file system of {}", folder.display()))?;
+    // What is there under this name is written anew.
+    let there = fs::metadata(path).map_or(0, |found| found.blocks() * 512);
+    let free = found.f_bavail * found.f_frsize + there;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    ensure!(
+        free >= size_bytes,
+        "no space for the content: {} needs {} MiB, its file system has {} MiB; free some, or use \
+         a smaller --size, or another folder (--work)",
+        path.display(),
+        mib(size_bytes),
+        free >> 20
+    );
+    Ok(())
 }
 
 /// The same torrent (the same info-hash) with another tracker.

@@ -167,6 +167,13 @@ fn processes() -> impl Iterator<Item = u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
+/// Whether a process is there and has not ended: one that nobody waited for yet has.
+pub fn is_running(pid: u32) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let state = text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    state.is_some_and(|state| !matches!(state, "Z" | "X"))
+}
+
 /// CPU time of all ksoftirqd threads so far.
 pub fn softirqd_seconds() -> f64 {
     processes()
@@ -251,6 +258,7 @@ mod tests {
     #[test]
     fn this_process_is_seen_to_spend_time() {
         let pid = std::process::id();
+        assert!(is_running(pid) && !is_running(u32::MAX));
         let before = Reading::take(pid).expect("own /proc");
         let start = std::time::Instant::now();
         let mut sum = 0_u64;

@@ -85,6 +85,22 @@ pub fn leech(outcome: &Outcome) -> String {
             line(name, count.to_string());
         }
     }
+    let stalls = &outcome.stalls;
+    if stalls.count > 0 {
+        line(
+            "nothing came at all",
+            format!(
+                "{} times for more than {:.0} ms, at the longest {:.0} ms, together {:.0} ms",
+                stalls.count, stalls.over_ms, stalls.longest_ms, stalls.total_ms
+            ),
+        );
+    }
+    if let Some(words) = &outcome.load_was_limit {
+        line("CAUTION", words.clone());
+    }
+    if let Some(why) = &outcome.partial {
+        line("PARTIAL", format!("{why}; this is what came until then"));
+    }
     if let Some(reason) = outcome.last_end.as_ref().filter(|_| outcome.reopened > 0) {
         line("last closed because", reason.clone());
     }

@@ -77,7 +77,7 @@ impl Scenario {
     fn parse(text: &str) -> Result<Scenario> {
         // Its errors name line and column.
         let scenario: Scenario = serde_saphyr::from_str(text)?;
-        scenario.check()?;
+        scenario.check().map_err(|error| at_its_line(text, error))?;
         Ok(scenario)
     }
 
@@ -205,6 +205,19 @@ impl Scenario {
     }
 }
 
+/// Where the key that a complaint names stands in the file, with the complaint.
+fn at_its_line(text: &str, error: anyhow::Error) -> anyhow::Error {
+    let complaint = format!("{error:#}");
+    let key = complaint.split('`').nth(1).unwrap_or_default();
+    let line = text.lines().position(|line| {
+        line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(':'))
+    });
+    match line.filter(|_| !key.is_empty()) {
+        Some(line) => error.context(format!("line {}, column 1", line + 1)),
+        None => error,
+    }
+}
+
 fn named(preset: Preset) -> String {
     let value = preset.to_possible_value();
     value.map_or(String::new(), |value| value.get_name().to_owned())
@@ -272,6 +285,7 @@ mod tests {
         assert!(other.contains("belongs to `compare: download`"), "{other}");
         let zero = wrong("title: t\ncompare: seeding\nconnections: [0]\n");
         assert!(zero.contains("numbers begin at 1"), "{zero}");
+        assert!(zero.contains("line 3, column 1"), "{zero}");
         let size = wrong("title: t\ncompare: seeding\nsize: 3 parsecs\n");
         assert!(size.contains("KiB, MiB or GiB"), "{size}");
     }

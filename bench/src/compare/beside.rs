@@ -19,7 +19,7 @@ use super::{
     kind::Kind,
     seeding,
     summary::{Report, Spread, table},
-    target::{self, Running, Settings},
+    target::{self, Content, Running, Settings},
 };
 use crate::{leech::Outcome, payload, torrent::Torrent};
 
@@ -64,32 +64,44 @@ pub fn run(options: &Options) -> Result<Report> {
     make_checked(&content.torrent, &file)?;
     let mut runs = Vec::new();
     for round in 1..=options.rounds {
-        let state = options.run_folder("seedring")?;
-        let settings = Settings {
-            shards: 1,
-            cache: format!("{}MiB", (options.size_bytes() >> 20) + 512),
-            verify: "trust",
-            state,
-            torrents: content.folder.join("*.torrent").display().to_string(),
-            content: content.folder.clone(),
-            listen: TARGET,
-            direct_io: "auto",
-            io: "uring",
-            connections: Some(target::CONNECTIONS),
-        };
-        let mut running =
-            target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
-        running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
-        if round == 1 {
-            report.commands.push(format!("`{}`", running.command));
+        match one_round(options, &content, &file, round, &mut report) {
+            Ok(of_it) => runs.extend(of_it),
+            Err(error) => report.fail(&format!("round {round}"), &error),
         }
-        let engine = Engine { options, settings: &settings, running: &running };
-        runs.extend(engine.round(&content.torrent, &file, round)?);
-        running.end()?;
     }
     report.sections.push(result_table(options, &runs));
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
+}
+
+fn one_round(
+    options: &Options,
+    content: &Content,
+    file: &Path,
+    round: usize,
+    report: &mut Report,
+) -> Result<Vec<Run>> {
+    let settings = Settings {
+        shards: 1,
+        cache: format!("{}MiB", (options.size_bytes() >> 20) + 512),
+        verify: "trust",
+        state: options.run_folder("seedring")?,
+        torrents: content.folder.join("*.torrent").display().to_string(),
+        content: content.folder.clone(),
+        listen: TARGET,
+        direct_io: "auto",
+        io: "uring",
+        connections: Some(target::CONNECTIONS),
+    };
+    let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
+    running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
+    if round == 1 {
+        report.commands.push(format!("`{}`", running.command));
+    }
+    let engine = Engine { options, settings: &settings, running: &running };
+    let runs = engine.round(&content.torrent, file, round)?;
+    running.end()?;
+    Ok(runs)
 }
 
 /// A torrent of many files, which are all the one that is there.

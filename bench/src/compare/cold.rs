@@ -21,7 +21,7 @@ use super::{
     kind::Kind,
     seeding,
     summary::{Report, Spread, table},
-    target::{self, Settings},
+    target::{self, Content, Settings},
 };
 use crate::{leech::Outcome, torrent::Torrent};
 
@@ -48,49 +48,13 @@ pub fn run(options: &Options) -> Result<Report> {
     report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let file = content.folder.join(seeding::CONTENT);
-    let torrent = Torrent::read(&content.torrent)?;
     let size = options.size_bytes() as f64;
     let mut runs = Vec::new();
     for round in 1..=options.rounds.min(ROUNDS_MAX) {
-        forget(&file)?;
-        let plain_mib_per_s = plain_read(&file)?;
-        let settings = Settings {
-            shards: 1,
-            cache: CACHE.into(),
-            verify: "trust",
-            state: options.run_folder("seedring")?,
-            torrents: content.torrent.display().to_string(),
-            content: content.folder.clone(),
-            listen: TARGET,
-            direct_io: "auto",
-            io: "uring",
-            connections: Some(target::CONNECTIONS),
-        };
-        forget(&file)?;
-        let mut running =
-            target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
-        running.wait_until_served(TARGET, &torrent)?;
-        if round == 1 {
-            report.commands.push(format!("`{}`", running.command));
+        match one_round(options, &content, &file, round, &mut report) {
+            Ok(run) => runs.push(run),
+            Err(error) => report.fail(&format!("round {round}"), &error),
         }
-        let fetch = |connections: usize| -> Result<Outcome> {
-            forget(&file)?;
-            let connections = connections.to_string();
-            let arguments = ["--once", "--pattern", "together", "--outstanding", "64", "-k"];
-            let mut arguments: Vec<String> = arguments.map(String::from).to_vec();
-            arguments.push(connections);
-            options.leech(&content.torrent, running.pid(), &arguments)
-        };
-        let one = fetch(1)?;
-        let together = fetch(TOGETHER)?;
-        let reads_over_size = together.target_read_bytes.unwrap_or(0) as f64 / size;
-        eprintln!(
-            "round {round}  plain {plain_mib_per_s:.0} MiB/s, one leech {:.0} MiB/s, \
-             {TOGETHER} together {:.0} MiB/s with reads of {reads_over_size:.2} times the size",
-            one.mib_per_s, together.mib_per_s
-        );
-        running.end()?;
-        runs.push(Run { round, plain_mib_per_s, one, together, reads_over_size });
     }
     let spread = |of: &dyn Fn(&Run) -> f64, digits: usize| {
         Spread::of(runs.iter().map(of)).map_or("-".into(), |spread| spread.text(digits))
@@ -124,6 +88,55 @@ pub fn run(options: &Options) -> Result<Report> {
     ));
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
+}
+
+fn one_round(
+    options: &Options,
+    content: &Content,
+    file: &Path,
+    round: usize,
+    report: &mut Report,
+) -> Result<Run> {
+    let torrent = Torrent::read(&content.torrent)?;
+    let size = options.size_bytes() as f64;
+    forget(file)?;
+    let plain_mib_per_s = plain_read(file)?;
+    let settings = Settings {
+        shards: 1,
+        cache: CACHE.into(),
+        verify: "trust",
+        state: options.run_folder("seedring")?,
+        torrents: content.torrent.display().to_string(),
+        content: content.folder.clone(),
+        listen: TARGET,
+        direct_io: "auto",
+        io: "uring",
+        connections: Some(target::CONNECTIONS),
+    };
+    forget(file)?;
+    let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
+    running.wait_until_served(TARGET, &torrent)?;
+    if round == 1 {
+        report.commands.push(format!("`{}`", running.command));
+    }
+    let fetch = |connections: usize| -> Result<Outcome> {
+        forget(file)?;
+        let connections = connections.to_string();
+        let arguments = ["--once", "--pattern", "together", "--outstanding", "64", "-k"];
+        let mut arguments: Vec<String> = arguments.map(String::from).to_vec();
+        arguments.push(connections);
+        options.leech(&content.torrent, running.pid(), &arguments)
+    };
+    let one = fetch(1)?;
+    let together = fetch(TOGETHER)?;
+    let reads_over_size = together.target_read_bytes.unwrap_or(0) as f64 / size;
+    eprintln!(
+        "round {round}  plain {plain_mib_per_s:.0} MiB/s, one leech {:.0} MiB/s, \
+         {TOGETHER} together {:.0} MiB/s with reads of {reads_over_size:.2} times the size",
+        one.mib_per_s, together.mib_per_s
+    );
+    running.end()?;
+    Ok(Run { round, plain_mib_per_s, one, together, reads_over_size })
 }
 
 /// Drops the file's pages from the page cache.

@@ -1,7 +1,7 @@
 //! Owns: loads of many connections: mostly idle ones, slow readers, connections that come and go,
 //! torrents chosen by Zipf's law.
-//! Never: measures (the load does). Flow: scenario -> each target fresh -> the load alone and beside
-//! the others -> report.
+//! Never: measures (the load does). Flow: scenario -> each target fresh -> the load alone and
+//! beside the others -> report.
 
 use anyhow::{Context, Result};
 

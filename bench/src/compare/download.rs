@@ -75,9 +75,7 @@ pub fn run(options: &Options) -> Result<Report> {
             for kind in &targets {
                 let at = (round, *kind, *peers);
                 if let Err(error) = one_run(options, &swarm, &torrent, at, &mut runs, &mut report) {
-                    let line = format!("{kind}, {peers} seeders, round {round}: {error:#}");
-                    eprintln!("FAILED {line}");
-                    report.absent.push(line);
+                    report.fail(&format!("{kind}, {peers} seeders, round {round}"), &error);
                 }
             }
         }

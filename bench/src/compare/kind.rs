@@ -13,7 +13,17 @@ use super::{
 };
 
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    clap::ValueEnum,
+    serde::Deserialize,
+    serde::Serialize,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -36,7 +46,18 @@ pub enum Kind {
 }
 
 /// Whose settings a target runs with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    clap::ValueEnum,
+    serde::Deserialize,
+    serde::Serialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tuning {
     /// What its authors or users advise for seeding at speed.
@@ -96,8 +117,8 @@ impl Target {
                 "one shard, a cache that holds the content, connections as many as are opened"
             }
             (Kind::Seedring | Kind::SeedringEpoll, Tuning::Default) => {
-                "its defaults: a shard a core, half of the free memory as cache, 2,000 connections, \
-                 500 a torrent"
+                "its defaults: a shard a core, half of the free memory as cache, 2,000 \
+                 connections, 500 a torrent"
             }
             (Kind::Libtorrent, Tuning::Tuned) => {
                 "high_performance_seed, no limit of unchoke slots or connections, seed mode"

@@ -3,7 +3,7 @@
 //! Flow: content once -> first start -> idle -> connections -> second start -> report.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -52,42 +52,55 @@ pub fn run(options: &Options) -> Result<Report> {
     let bare = bare_private_bytes(options, &sample)?;
     let mut starts = Vec::new();
     for round in 1..=options.rounds.min(ROUNDS_MAX) {
-        let state = options.run_folder("seedring")?;
-        let settings = Settings {
-            shards: 1,
-            cache: "64MiB".into(),
-            verify: "quick",
-            state,
-            torrents: folder.join("*.torrent").display().to_string(),
-            content: folder.clone(),
-            listen: TARGET,
-            direct_io: "auto",
-            io: "uring",
-            connections: Some(target::CONNECTIONS),
-        };
-        for second in [false, true] {
-            let start = Instant::now();
-            let running =
-                target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
-            if starts.is_empty() {
-                report.commands.push(format!("`{}`", running.command));
-            }
-            wait_until_all_serve(&running, &sample)?;
-            let seconds = start.elapsed().as_secs_f64();
-            let found = after_start(options, &running, &sample, second)?;
-            eprintln!(
-                "round {round}  {} start {seconds:.2} s, {:.0} MiB private, {:.2} % idle CPU",
-                if second { "second" } else { "first" },
-                found.private_bytes as f64 / 1_048_576.0,
-                found.idle_cpu_percent
-            );
-            running.end()?;
-            starts.push(Start { round, second, seconds, ..found });
+        if let Err(error) = one_round(options, folder, &sample, round, &mut starts, &mut report) {
+            report.fail(&format!("round {round}"), &error);
         }
     }
     report.sections.push(result_table(options, &starts, bare));
     report.runs = starts.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
+}
+
+fn one_round(
+    options: &Options,
+    folder: &Path,
+    sample: &[PathBuf],
+    round: usize,
+    starts: &mut Vec<Start>,
+    report: &mut Report,
+) -> Result<()> {
+    let state = options.run_folder("seedring")?;
+    let settings = Settings {
+        shards: 1,
+        cache: "64MiB".into(),
+        verify: "quick",
+        state,
+        torrents: folder.join("*.torrent").display().to_string(),
+        content: folder.to_path_buf(),
+        listen: TARGET,
+        direct_io: "auto",
+        io: "uring",
+        connections: Some(target::CONNECTIONS),
+    };
+    for second in [false, true] {
+        let start = Instant::now();
+        let running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
+        if starts.is_empty() {
+            report.commands.push(format!("`{}`", running.command));
+        }
+        wait_until_all_serve(&running, sample)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let found = after_start(options, &running, sample, second)?;
+        eprintln!(
+            "round {round}  {} start {seconds:.2} s, {:.0} MiB private, {:.2} % idle CPU",
+            if second { "second" } else { "first" },
+            found.private_bytes as f64 / 1_048_576.0,
+            found.idle_cpu_percent
+        );
+        running.end()?;
+        starts.push(Start { round, second, seconds, ..found });
+    }
+    Ok(())
 }
 
 /// Small single-file torrents, made once.

@@ -67,9 +67,7 @@ pub fn run(options: &Options) -> Result<Report> {
         for members in &swarms {
             if let Err(error) = site.swarm(round, members, &mut runs) {
                 let first = members.kinds.first().map_or(String::new(), ToString::to_string);
-                let line = format!("{} ({first}), round {round}: {error:#}", members.name);
-                eprintln!("FAILED {line}");
-                report.absent.push(line);
+                report.fail(&format!("{} ({first}), round {round}", members.name), &error);
             }
         }
     }

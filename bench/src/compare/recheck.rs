@@ -93,9 +93,8 @@ pub fn run(options: &Options) -> Result<Report> {
                     match done {
                         Ok(of_it) => runs.extend(of_it),
                         Err(error) => {
-                            let line = format!("{kind}, {cores} cores, round {round}: {error:#}");
-                            eprintln!("FAILED {line}");
-                            report.absent.push(line);
+                            let what = format!("{kind}, {cores} cores, round {round}");
+                            report.fail(&what, &error);
                         }
                     }
                 }

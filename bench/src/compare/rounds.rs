@@ -93,9 +93,7 @@ pub fn interleave(
     for round in 1..=options.rounds {
         for target in targets {
             if let Err(error) = one(round, *target, &mut runs, report) {
-                let line = format!("{target}, round {round}: {error:#}");
-                eprintln!("FAILED {line}");
-                report.absent.push(line);
+                report.fail(&format!("{target}, round {round}"), &error);
             }
         }
     }
@@ -104,7 +102,7 @@ pub fn interleave(
 
 /// The runs, and that there are some.
 pub fn finish(mut report: Report, runs: &[Run]) -> Result<Report> {
-    ensure!(!runs.is_empty(), "no run succeeded: {}", report.absent.join("; "));
+    ensure!(!runs.is_empty(), "no run succeeded: {}", report.failed.join("; "));
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -224,8 +222,8 @@ mod tests {
         let text = result_table(&runs, &[column, SPEED]);
         assert!(text.contains("| seedring | many | 2.0 (1.0..3.0) | - |"), "{text}");
         assert!(text.find("many") < text.find("few"));
-        assert_eq!(report.absent.len(), 3);
-        assert_eq!(report.absent[1], "rqbit, round 2: it broke");
+        assert_eq!(report.failed.len(), 3);
+        assert_eq!(report.failed[1], "rqbit, round 2: it broke");
         assert_eq!(finish(report, &runs).expect("some ran").runs.len(), 6);
         assert!(finish(Report::default(), &[]).is_err());
     }

@@ -87,9 +87,7 @@ pub fn run(options: &Options) -> Result<Report> {
         for target in &targets {
             if let Err(error) = one_round(options, &content, *target, round, &mut runs, &mut report)
             {
-                let line = format!("{target}, round {round}: {error:#}");
-                eprintln!("FAILED {line}");
-                report.absent.push(line);
+                report.fail(&format!("{target}, round {round}"), &error);
             }
         }
     }

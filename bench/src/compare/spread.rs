@@ -77,7 +77,13 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut runs = Vec::new();
     for round in 1..=options.rounds {
         for shards in options.shards.iter().copied() {
-            let run = one_run(options, &places, &content, (round, shards), &mut report)?;
+            let run = match one_run(options, &places, &content, (round, shards), &mut report) {
+                Ok(run) => run,
+                Err(error) => {
+                    report.fail(&format!("{shards} shards, round {round}"), &error);
+                    continue;
+                }
+            };
             eprintln!(
                 "round {round}  {shards} shards  {:.3} CPU-s/GiB {:.0} MiB/s, least shard {}",
                 run.outcome.target_cpu_seconds_per_gib.unwrap_or(0.0),

@@ -3,10 +3,15 @@
 
 use std::{fs, path::Path, time::SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use serde::Serialize;
 
-use crate::{page, probe::Machine};
+use super::interrupted::Interrupted;
+use crate::{
+    caution,
+    environment::{Circumstances, SCHEMA},
+    page,
+};
 
 #[derive(Default, Serialize)]
 pub struct Report {
@@ -20,6 +25,10 @@ pub struct Report {
     pub settings: Vec<String>,
     /// Targets that could not run, and why.
     pub absent: Vec<String>,
+    /// Runs that began and failed, and why. Where there is one, the report is partial.
+    pub failed: Vec<String>,
+    /// What the load had seen of them until then.
+    pub interrupted: Vec<serde_json::Value>,
     /// Every single run.
     pub runs: Vec<serde_json::Value>,
     /// Curves, each an SVG that is written beside the report: what follows NAME-, and the text.
@@ -85,23 +94,45 @@ fn civil(days: u64) -> String {
 }
 
 impl Report {
+    /// Keeps that a run failed, and what it had found until then.
+    pub fn fail(&mut self, what: &str, error: &Error) {
+        let line = format!("{what}: {error:#}");
+        eprintln!("FAILED {line}");
+        self.failed.push(line);
+        let found = error.chain().find_map(|cause| cause.downcast_ref::<Interrupted>());
+        if let Some(found) = found {
+            let outcome = serde_json::to_value(&*found.outcome).unwrap_or_default();
+            self.interrupted.push(serde_json::json!({ "what": what, "outcome": outcome }));
+        }
+    }
+
     /// Writes NAME.md, NAME.html and NAME.json into `folder`, and the Markdown to stdout.
-    pub fn write(&self, folder: &Path, name: &str, congestion: &str) -> Result<()> {
+    pub fn write(&self, folder: &Path, name: &str, around: &Circumstances) -> Result<()> {
         fs::create_dir_all(folder)?;
-        let machine = Machine::read();
+        let (environment, machine) = (&around.environment, &around.environment.machine);
         let mut text = format!("# {}\n\n", self.title);
         let arguments: Vec<String> =
             std::env::args().skip(1).filter(|argument| argument != "--inside").collect();
         text.push_str(&format!(
-            "{}, Linux {}, {} ({} cores, {:.0} GiB), {congestion}, own network namespace.\n\
+            "{}, Linux {}, {} ({} cores, {:.0} GiB), {}, {}, content on {}, revision {}.\n\
              Command: `seedring-bench {}`\n\n",
             today(),
             machine.kernel,
             machine.cpu,
             machine.cores,
             machine.memory_gib,
+            environment.congestion,
+            environment.network,
+            environment.file_system,
+            environment.git_revision,
             arguments.join(" "),
         ));
+        if !self.failed.is_empty() {
+            text.push_str(&format!(
+                "PARTIAL: {} runs failed. What is here was measured beside them.\n\n",
+                self.failed.len()
+            ));
+        }
         for section in &self.sections {
             text.push_str(section);
             text.push('\n');
@@ -116,13 +147,16 @@ impl Report {
         let plots: Vec<String> =
             self.plots.iter().map(|(of, _)| format!("![{of}]({name}-{of}.svg)")).collect();
         list("Curves:", &plots);
+        list("Failed:", &self.failed);
+        list("To be known:", &caution::of_runs(&self.runs));
         list("Not run:", &self.absent);
         list("Versions:", &self.versions);
         list("Settings:", &self.settings);
         list("Commands of the targets:", &self.commands);
         let json = serde_json::json!({
-            "schema": 1, "date": today(), "machine": machine, "congestion": congestion,
-            "arguments": arguments, "report": self,
+            "schema": SCHEMA, "date": today(), "environment": environment,
+            "settings": around.settings, "content_bytes": around.content_bytes,
+            "arguments": arguments, "cautions": caution::of_runs(&self.runs), "report": self,
         });
         let mut files = vec![
             (format!("{name}.md"), text.clone()),
@@ -144,12 +178,37 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::Environment;
 
     #[test]
     fn medians() {
         assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0]).map(|spread| spread.median), Some(2.5));
         assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn what_must_be_known_stands_in_every_form() {
+        let folder = std::env::temp_dir().join(format!("report-{}", std::process::id()));
+        let run = serde_json::json!({"round": 1, "target": "a", "connections": 5,
+            "outcome": {"latency_ms": {}, "load_busy": 0.99, "load_threads": 1}});
+        let mut report = Report { title: "T".into(), runs: vec![run], ..Report::default() };
+        report.fail("b, round 2", &anyhow::anyhow!("it ended"));
+        let nowhere = Path::new("/nowhere");
+        let around = Circumstances {
+            environment: Environment::read(nowhere, nowhere, "cubic", "none"),
+            settings: serde_json::json!({"preset": "seeding"}),
+            content_bytes: 7,
+        };
+        report.write(&folder, "x", &around).expect("written");
+        for ending in ["md", "html", "json"] {
+            let text = fs::read_to_string(folder.join(format!("x.{ending}"))).expect("there");
+            for words in ["a, connections=5: the load was the limit", "b, round 2: it ended"] {
+                assert!(text.contains(words), "{ending}: {text}");
+            }
+            assert!(ending == "json" || text.contains("PARTIAL: 1 runs failed"), "{text}");
+        }
+        fs::remove_dir_all(folder).ok();
     }
 
     #[test]

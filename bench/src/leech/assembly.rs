@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use seedring_proto::units::Block;
 use sha1::{Digest, Sha1};
 
+use super::sample::Sample;
 use crate::torrent::Torrent;
 
-#[derive(Default)]
 pub struct Assembly {
+    sample: Sample,
     open: HashMap<u32, Piece>,
     /// Buffers of finished pieces, to be used again.
     spare: Vec<Vec<u8>>,
@@ -22,6 +23,16 @@ struct Piece {
 }
 
 impl Assembly {
+    /// Of the pieces in the sample.
+    pub fn new(sample: Sample) -> Self {
+        Assembly { sample, open: HashMap::new(), spare: Vec::new() }
+    }
+
+    /// Whether this block's piece is hashed.
+    pub fn wants(&self, block: Block) -> bool {
+        self.sample.has(block.piece)
+    }
+
     /// Where this block's bytes go.
     pub fn slot(&mut self, torrent: &Torrent, block: Block) -> &mut [u8] {
         let spare = &mut self.spare;
@@ -64,7 +75,7 @@ mod tests {
             piece_hashes: bytes.chunks(32).map(|piece| Sha1::digest(piece).into()).collect(),
         };
         for flip in [false, true] {
-            let mut assembly = Assembly::default();
+            let mut assembly = Assembly::new(Sample::ALL);
             let mut verdicts = Vec::new();
             for begin in [16_u32, 0] {
                 let block = Block { piece: PieceIndex(0), begin, length: 16 };

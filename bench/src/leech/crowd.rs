@@ -15,6 +15,7 @@ use super::{
     Options,
     assembly::Assembly,
     connection::Lane,
+    sample::Sample,
     walk::{Random, Walk},
 };
 use crate::torrent::{Grid, Torrent};
@@ -87,12 +88,13 @@ impl Crowd {
     /// Connection `index` of `connections`.
     pub fn lane(&self, index: usize, connections: usize, role: Role) -> Lane {
         let options = &self.options;
+        let sample = if options.verify { Some(Sample::ALL) } else { options.verify_sample };
         let mut random = Random(options.seed ^ (index as u64).wrapping_mul(0xa076_1d64_78bd_642f));
         let offer = self.popularity.choose(&mut random);
         let walk = Walk::new(
             self.offers[offer].grid,
             options.pattern,
-            options.verify,
+            sample.is_some(),
             options.once,
             index,
             connections.max(index + 1),
@@ -105,7 +107,7 @@ impl Crowd {
             source: options.source_of(index),
             walk,
             retry: Vec::new(),
-            assembly: options.verify.then(Assembly::default),
+            assembly: sample.map(Assembly::new),
             ordered: true,
             was_ready: false,
             was_done: false,

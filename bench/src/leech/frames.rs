@@ -1,5 +1,6 @@
 //! Owns: the few messages the load speaks, as bytes (BEP 3, BEP 6).
-//! Never: holds payload. Flow: connection writes handshake and requests here, inbound reads heads.
+//! Never: holds payload. Flow: connection writes handshake and requests here, inbound reads heads;
+//! `faulty` answers with the same words.
 
 use anyhow::{Result, ensure};
 use seedring_proto::units::Block;
@@ -16,6 +17,7 @@ pub mod id {
     pub const CHOKE: u8 = 0;
     pub const UNCHOKE: u8 = 1;
     pub const INTERESTED: u8 = 2;
+    pub const BITFIELD: u8 = 5;
     pub const REQUEST: u8 = 6;
     pub const PIECE: u8 = 7;
     pub const HAVE_NONE: u8 = 15;

@@ -157,13 +157,25 @@ impl Connection {
                 return Ok(());
             }
         }
-        let run = if self.in_run(context) && self.lane.assembly.is_none() {
-            (self.outstanding.len() - 1).min(RUN_MAX)
-        } else {
-            0
-        };
+        let run = if self.in_run(context) { self.run_length() } else { 0 };
         self.inbound = Inbound::Payload { left: length as usize, run };
         Ok(())
+    }
+
+    /// How many blocks after the front one may come unseen: up to the first that is hashed.
+    fn run_length(&self) -> usize {
+        let hashed = |block| self.lane.assembly.as_ref().is_some_and(|all| all.wants(block));
+        let mut unseen = self.outstanding.iter().take(RUN_MAX + 1).map(|pending| pending.block);
+        match unseen.position(hashed) {
+            Some(first) => first.saturating_sub(1),
+            None => RUN_MAX.min(self.outstanding.len() - 1),
+        }
+    }
+
+    /// Whether the front block's bytes are kept.
+    fn keeps_front(&self) -> bool {
+        let kept = self.lane.assembly.as_ref().zip(self.outstanding.front());
+        kept.is_some_and(|(assembly, front)| assembly.wants(front.block))
     }
 
     /// `true`: the socket has no more.
@@ -182,7 +194,7 @@ impl Connection {
                 .map(|next| frame_bytes(next.block))
                 .sum::<usize>();
         let wanted = wanted.min(context.discard.len());
-        let received = if self.lane.assembly.is_some() {
+        let received = if self.keeps_front() {
             self.place_bytes(context, left)?
         } else {
             self.drop_bytes(context, wanted)?

@@ -7,20 +7,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Options,
     crowd::{Crowd, Role, fairness},
+    histogram,
     pace::Pace,
+    stalls::{Stalls, Watch},
+    strain::Strain,
     tally::{Board, Tally},
     worker::{Plan, Worker},
 };
 use crate::{
     meters::{self, Marks, Meters},
-    probe::{Memory, Reading, own_cpu_seconds},
+    probe::{Memory, Reading, is_running},
 };
 
 /// Until all connections are unchoked; after it the measurement starts with those that are.
@@ -64,6 +67,14 @@ pub struct Outcome {
     pub load_cpu_seconds_per_gib: f64,
     /// Part of the window in which the load was on a CPU; near its thread count, it was the limit.
     pub load_busy: f64,
+    /// The same of its threads that could have run and had no core.
+    #[serde(default)]
+    pub load_waiting: f64,
+    #[serde(default)]
+    pub load_threads: usize,
+    /// In words, where the load and not the target was the limit.
+    #[serde(default)]
+    pub load_was_limit: Option<String>,
     pub idle_bytes_per_connection: Option<IdleBytes>,
     /// From a connection's first packet to its first block, of all connections until the end.
     #[serde(default)]
@@ -89,9 +100,15 @@ pub struct Outcome {
     pub overdue_dropped: u64,
     pub pieces_verified: u64,
     pub pieces_bad: u64,
+    /// Gaps in which no connection got anything.
+    #[serde(default)]
+    pub stalls: Stalls,
     pub last_end: Option<String>,
     /// The deadline passed before the work was done.
     pub cut_short: bool,
+    /// Why the window ended before its time: what is here was measured until then.
+    #[serde(default)]
+    pub partial: Option<String>,
 }
 
 /// Who was there beside those that are measured, and who came and went.
@@ -121,6 +138,9 @@ pub struct Latency {
     /// Percentiles and their values, for a curve.
     #[serde(default)]
     pub curve: Vec<(f64, f64)>,
+    /// Everything, exact, so that it can be added to another's: `histogram.rs` says how to read it.
+    #[serde(default)]
+    pub histogram: String,
 }
 
 /// Percentiles of a curve: each step leaves half of the blocks above.
@@ -149,7 +169,7 @@ pub struct IdleBytes {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1000.0;
         if histogram.is_empty() {
             return Latency::default();
@@ -163,6 +183,7 @@ impl Latency {
             p99_99: at(0.9999),
             max: histogram.max() as f64 / 1000.0,
             curve: CURVE.iter().map(|percent| (*percent, at(percent / 100.0))).collect(),
+            histogram: histogram::to_text(histogram),
         }
     }
 }
@@ -255,11 +276,13 @@ struct Window {
     by_tenth: Vec<f64>,
     private_by_second: Vec<u64>,
     meters: Meters,
-    own_cpu_seconds: f64,
+    own: Strain,
+    stalls: Stalls,
     before: Option<Reading>,
     after: Option<Reading>,
     before_load: Option<Reading>,
     cut_short: bool,
+    partial: Option<String>,
 }
 
 impl Window {
@@ -274,55 +297,27 @@ impl Window {
         if !options.once {
             let part = if options.arrivals.is_some() { CROWD_READY } else { 1.0 };
             let wanted = (connections as f64 * part).ceil() as usize;
-            wait_until_ready(wanted, board, deadline)?;
+            wait_until_ready(options, wanted, board, deadline)?;
             let settle = if options.idle.is_some() { IDLE_SETTLE } else { Duration::ZERO };
             thread::sleep(settle.max(Duration::from_secs_f64(options.warm_up)));
         }
         board.measuring.store(true, Relaxed);
         let before = options.pid.map(Reading::take).transpose()?;
         let marks = Marks::take(options.target_core);
-        let own_before = own_cpu_seconds();
+        let own_before = Strain::now();
         let bytes_before = board.payload_bytes.load(Relaxed);
         let begin = if options.once { start } else { Instant::now() };
-        let mut cut_short = false;
-        let mut last_bytes = (bytes_before, Instant::now());
-        let (mut by_tenth, mut tenth) = (Vec::new(), (bytes_before, begin));
-        let mut private_by_second = Vec::new();
-        loop {
-            let bytes = board.payload_bytes.load(Relaxed);
-            if tenth.1.elapsed() >= TENTH {
-                let mib = (bytes - tenth.0) as f64 / 1_048_576.0;
-                by_tenth.push(mib / tenth.1.elapsed().as_secs_f64());
-                tenth = (bytes, Instant::now());
-            }
-            if begin.elapsed().as_secs_f64() >= private_by_second.len() as f64
-                && let Some(memory) = options.pid.and_then(Memory::of)
-            {
-                private_by_second.push(memory.private_bytes);
-            }
-            let over = match options.bytes {
-                _ if options.once => board.done.load(Relaxed) == connections,
-                Some(wanted) => bytes - bytes_before >= wanted,
-                None => begin.elapsed().as_secs_f64() >= options.duration,
-            };
-            if over {
-                break;
-            }
-            if bytes != last_bytes.0 || options.idle.is_some() {
-                last_bytes = (bytes, Instant::now());
-            }
-            ensure!(last_bytes.1.elapsed() < READY_MAX, "{} sent nothing for 30 s", options.target);
-            if Instant::now() >= deadline {
-                cut_short = true;
-                break;
-            }
-            thread::sleep(LOOK);
-        }
+        let work = Work { options, connections, board, begin, bytes_before, deadline };
+        let course = work.watch();
         // Bytes first, readings after: the work of a reading must not be in the window.
         let payload_bytes = board.payload_bytes.load(Relaxed) - bytes_before;
         let seconds = begin.elapsed().as_secs_f64();
-        let own_cpu_seconds = own_cpu_seconds() - own_before;
-        let after = options.pid.map(Reading::take).transpose()?;
+        let own = Strain::now().since(own_before);
+        let after = match options.pid.map(Reading::take).transpose() {
+            Ok(after) => after,
+            Err(_) if course.partial.is_some() => None,
+            Err(error) => return Err(error),
+        };
         board.measuring.store(false, Relaxed);
         let target = before.zip(after);
         let gib = payload_bytes as f64 / GIB;
@@ -333,19 +328,22 @@ impl Window {
             served: board.ready.load(Relaxed),
             seconds,
             payload_bytes,
-            by_tenth,
-            private_by_second,
+            by_tenth: course.by_tenth,
+            private_by_second: course.private_by_second,
             meters,
-            own_cpu_seconds,
+            own,
+            stalls: course.stalls,
             before,
             after,
             before_load,
-            cut_short,
+            cut_short: course.cut_short,
+            partial: course.partial,
         })
     }
 
     fn outcome(&self, options: &Options, connections: usize, tally: &Tally) -> Outcome {
         let gib = self.payload_bytes as f64 / GIB;
+        let threads = options.threads.min(connections);
         let target = self.before.zip(self.after);
         let per_gib = |difference: f64| if gib > 0.0 { difference / gib } else { 0.0 };
         let of_target = |field: fn(&Reading) -> f64| {
@@ -376,15 +374,19 @@ impl Window {
             latency_ms: Latency::of(&tally.latency_us),
             target_cpu_seconds_per_gib: of_target(|reading| reading.cpu_seconds),
             target_user_seconds_per_gib: of_target(|reading| reading.user_seconds),
-            target_read_bytes: target.map(|(before, after)| after.read_bytes - before.read_bytes),
+            target_read_bytes: target
+                .map(|(before, after)| after.read_bytes.saturating_sub(before.read_bytes)),
             target_switches_per_gib: of_target(|reading| {
                 (reading.voluntary_switches + reading.involuntary_switches) as f64
             }),
             target_before: self.before_load,
             target_after: self.after,
             softirqd_seconds_per_gib: of_target(|reading| reading.softirqd_seconds),
-            load_cpu_seconds_per_gib: per_gib(self.own_cpu_seconds),
-            load_busy: self.own_cpu_seconds / self.seconds,
+            load_cpu_seconds_per_gib: per_gib(self.own.cpu_seconds),
+            load_busy: self.own.cpu_seconds / self.seconds,
+            load_waiting: self.own.waiting_seconds / self.seconds,
+            load_threads: threads,
+            load_was_limit: self.own.was_limit(self.seconds, threads),
             idle_bytes_per_connection: idle,
             first_block_ms: Latency::of(&tally.first_block_us),
             fairness: fairness(&tally.lane_bytes),
@@ -409,8 +411,10 @@ impl Window {
             overdue_dropped: tally.overdue_dropped,
             pieces_verified: tally.pieces_verified,
             pieces_bad: tally.pieces_bad,
+            stalls: self.stalls,
             last_end: tally.last_end.clone(),
             cut_short: self.cut_short,
+            partial: self.partial.clone(),
         }
     }
 }
@@ -431,10 +435,101 @@ fn count_syscalls(options: &Options, board: &Board, meters: &mut Meters) {
     }
 }
 
-fn wait_until_ready(connections: usize, board: &Board, deadline: Instant) -> Result<()> {
+/// The work of a window while it is done.
+struct Work<'a> {
+    options: &'a Options,
+    connections: usize,
+    board: &'a Board,
+    begin: Instant,
+    bytes_before: u64,
+    deadline: Instant,
+}
+
+/// How the window went.
+#[derive(Default)]
+struct Course {
+    by_tenth: Vec<f64>,
+    private_by_second: Vec<u64>,
+    stalls: Stalls,
+    cut_short: bool,
+    partial: Option<String>,
+}
+
+impl Work<'_> {
+    /// Until it is over, or can't go on.
+    fn watch(&self) -> Course {
+        let options = self.options;
+        let mut course = Course::default();
+        let rate = options.open_loop.map(|mib| mib * 1_048_576.0 / f64::from(options.block));
+        let mut watch = Watch::new(self.bytes_before, Instant::now(), rate);
+        let mut tenth = (self.bytes_before, self.begin);
+        loop {
+            let (bytes, now) = (self.board.payload_bytes.load(Relaxed), Instant::now());
+            watch.look(bytes, now);
+            let since = now.saturating_duration_since(tenth.1);
+            let is_tenth = since >= TENTH;
+            if is_tenth {
+                course.by_tenth.push((bytes - tenth.0) as f64 / 1_048_576.0 / since.as_secs_f64());
+                tenth = (bytes, now);
+            }
+            let is_second = now.saturating_duration_since(self.begin).as_secs_f64()
+                >= course.private_by_second.len() as f64;
+            if let Some(memory) = options.pid.filter(|_| is_second).and_then(Memory::of) {
+                course.private_by_second.push(memory.private_bytes);
+            }
+            if self.is_over(bytes) {
+                break;
+            }
+            course.partial = self.why_in_vain(is_tenth, watch.silent(now));
+            course.cut_short = now >= self.deadline;
+            if course.partial.is_some() || course.cut_short {
+                break;
+            }
+            thread::sleep(LOOK);
+        }
+        if options.idle.is_none() {
+            course.stalls = watch.finish();
+        }
+        course
+    }
+
+    fn is_over(&self, bytes: u64) -> bool {
+        match self.options.bytes {
+            _ if self.options.once => self.board.done.load(Relaxed) == self.connections,
+            Some(wanted) => bytes - self.bytes_before >= wanted,
+            None => self.begin.elapsed().as_secs_f64() >= self.options.duration,
+        }
+    }
+
+    fn why_in_vain(&self, look_at_process: bool, silent: Duration) -> Option<String> {
+        let options = self.options;
+        if let Some(pid) = options.pid.filter(|pid| look_at_process && !is_running(*pid)) {
+            let seconds = self.begin.elapsed().as_secs_f64();
+            return Some(format!(
+                "the target (process {pid}) ended {seconds:.1} s into the window"
+            ));
+        }
+        let silent = silent.as_secs_f64();
+        (options.idle.is_none() && silent >= options.patience)
+            .then(|| format!("{} sent nothing for {:.0} s", options.target, options.patience))
+    }
+}
+
+fn wait_until_ready(
+    options: &Options,
+    connections: usize,
+    board: &Board,
+    deadline: Instant,
+) -> Result<()> {
     let patience = READY_MAX + READY_A_CONNECTION * connections as u32;
     let until = deadline.min(Instant::now() + patience);
-    while board.ready.load(Relaxed) < connections {
+    for look in 0_u32.. {
+        if board.ready.load(Relaxed) >= connections {
+            break;
+        }
+        if let Some(pid) = options.pid.filter(|pid| look.is_multiple_of(50) && !is_running(*pid)) {
+            bail!("the target (process {pid}) ended before it served every connection");
+        }
         if Instant::now() >= until {
             let ready = board.ready.load(Relaxed);
             ensure!(ready > 0, "no connection was served within {} s", patience.as_secs());

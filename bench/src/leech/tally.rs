@@ -8,8 +8,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 
-/// Longest latency told apart; longer ones count as this.
-const LATENCY_US_MAX: u64 = 120_000_000;
+use super::histogram;
 
 /// Shared by the workers and the measuring thread. All `Relaxed`: each is a count of its own, and
 /// nothing else is published through them.
@@ -56,13 +55,9 @@ pub struct Tally {
 
 impl Default for Tally {
     fn default() -> Self {
-        let histogram = || {
-            Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)
-                .expect("invariant: constant bounds are valid")
-        };
         Tally {
-            latency_us: histogram(),
-            first_block_us: histogram(),
+            latency_us: histogram::empty(),
+            first_block_us: histogram::empty(),
             slow_bytes: 0,
             arrivals: 0,
             departures: 0,

@@ -185,7 +185,9 @@ impl Bench {
             cache.push(lease.freeze(BLOCK_BYTES));
         }
         ensure!(!cache.is_empty(), "--cache must hold a block");
-        let ring = Ring::new(RingOptions::new(pool, Instant::now())).context("io_uring")?;
+        let ring = Ring::new(RingOptions::new(pool, Instant::now())).context(
+            "no io_uring, which this part measures; `seedring doctor` says who forbids it",
+        )?;
         eprintln!("ring: {:?}", ring.features());
         let lanes = streams
             .into_iter()
