@@ -268,6 +268,7 @@ fn raise_descriptor_limit() {
     if is_enough(limit.current) {
         return;
     }
+    // Without CAP_SYS_RESOURCE the hard limit is the end.
     let most = Rlimit { current: limit.maximum.or(Some(DESCRIPTORS)), maximum: limit.maximum };
     if let Err(error) =
         setrlimit(Resource::Nofile, wanted).or_else(|_| setrlimit(Resource::Nofile, most))

@@ -44,7 +44,8 @@ fn busy_percent(run: &Run) -> Option<f64> {
 }
 
 fn p99_9(run: &Run) -> Option<f64> {
-    Some(run.outcome.as_ref()?.latency_ms.p99_9)
+    let outcome = run.outcome.as_ref()?;
+    rounds::some_blocks(outcome, outcome.latency_ms.p99_9)
 }
 
 /// A target started for so many connections; its command goes into the report once.
@@ -96,7 +97,19 @@ pub fn connections(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Many connections".into(), ..Report::default() };
     let targets = kind::targets(options, options.targets_or(&TARGETS), &mut report)?;
     let content = seeding::hot_content(options)?;
-    let counts = options.connections_or(&IDLE);
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let fits = |idle: &usize| descriptors.is_none_or(|most| (idle + SPARE) as u64 <= most);
+    let (counts, too_many): (Vec<usize>, Vec<usize>) =
+        options.connections_or(&IDLE).iter().partition(|idle| fits(idle));
+    for idle in too_many {
+        let line = format!(
+            "{idle} idle connections: a process may open {} files here, and this one may not raise \
+             it (CAP_SYS_RESOURCE; `ulimit -Hn`, LimitNOFILE=)",
+            descriptors.unwrap_or(0)
+        );
+        eprintln!("{line}");
+        report.absent.push(line);
+    }
     let rate = ACTIVE_MIB_PER_S.to_string();
     let active = words(&["--connections", &ACTIVE.to_string(), "--open-loop", &rate]);
     let runs = interleave(options, &targets, &mut report, |round, target, runs, report| {
@@ -158,7 +171,9 @@ pub fn slow_readers(options: &Options) -> Result<Report> {
                 let way = Way { connections: 2 * (count + slow + SPARE), ..Way::of(&content) };
                 let running = started(options, (round, target), &way, report)?;
                 let heat = ["--once", "--pattern", "sequential", "--connections", "1"];
-                load(options, &content, &running, &words(&heat))?;
+                if target.kind.is_heated() {
+                    load(options, &content, &running, &words(&heat))?;
+                }
                 let mut arguments = options.window();
                 arguments.extend(words(&["--connections", &count.to_string()]));
                 arguments.extend(words(&["--slow", &slow.to_string()]));
@@ -213,7 +228,9 @@ pub fn churn(options: &Options) -> Result<Report> {
         let way = Way { connections: 2 * (2 * average + SPARE), ..Way::of(&content) };
         let running = started(options, (round, target), &way, report)?;
         let heat = ["--once", "--pattern", "sequential", "--connections", "1"];
-        load(options, &content, &running, &words(&heat))?;
+        if target.kind.is_heated() {
+            load(options, &content, &running, &words(&heat))?;
+        }
         for comes_and_goes in [false, true] {
             let mut arguments = options.window();
             let (who, point) = if comes_and_goes {

@@ -158,6 +158,12 @@ impl Kind {
         matches!(self, Kind::Iperf3 | Kind::Nginx)
     }
 
+    /// Whether one whole download comes first, so that the content is in the target's own cache.
+    /// transmission has none, and goes by a clock: that would take minutes.
+    pub fn is_heated(self) -> bool {
+        self != Kind::Transmission
+    }
+
     /// Whether its own defaults differ from what it is tuned to.
     pub fn has_defaults(self) -> bool {
         !matches!(

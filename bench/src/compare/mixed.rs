@@ -74,7 +74,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let columns = [
         Column { head: "s until it had all", digits: 2, of: |run| run.figure("seconds") },
         Column { head: "s until all had all", digits: 2, of: |run| run.figure("all_seconds") },
-        Column { head: "its CPU-s per GiB", digits: 3, of: |r| r.figure("cpu_seconds_per_gib") },
+        Column {
+            head: "its CPU-s per GiB, until all had all",
+            digits: 3,
+            of: |r| r.figure("cpu_seconds_per_gib"),
+        },
     ];
     report.sections.push(format!(
         "{:.0} MiB in pieces of 1 MiB; one seed, an engine that sends at most {} MiB/s, so that \

@@ -66,9 +66,9 @@ pub const COST: Column = Column {
     of: |run| run.of(|outcome| outcome.target_cpu_seconds_per_gib),
 };
 pub const P50: Column =
-    Column { head: "p50 ms", digits: 2, of: |run| run.of(|o| Some(o.latency_ms.p50)) };
+    Column { head: "p50 ms", digits: 2, of: |run| run.of(|o| some_blocks(o, o.latency_ms.p50)) };
 pub const P99: Column =
-    Column { head: "p99 ms", digits: 2, of: |run| run.of(|o| Some(o.latency_ms.p99)) };
+    Column { head: "p99 ms", digits: 2, of: |run| run.of(|o| some_blocks(o, o.latency_ms.p99)) };
 pub const SERVED: Column = Column {
     head: "connections served",
     digits: 0,
@@ -81,6 +81,11 @@ pub const PRIVATE: Column = Column {
 };
 pub const LOAD_BUSY: Column =
     Column { head: "load busy", digits: 2, of: |run| run.of(|o| Some(o.load_busy)) };
+
+/// Where nothing was asked for, there is no latency.
+pub fn some_blocks(outcome: &Outcome, value: f64) -> Option<f64> {
+    (outcome.latency_ms.blocks > 0).then_some(value)
+}
 
 /// Each round runs each target once; what fails is in the report, with its round.
 pub fn interleave(

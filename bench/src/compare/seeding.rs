@@ -124,10 +124,12 @@ fn one_round(
         return running.end();
     }
     // One whole download first: hot means in each target's own cache, whatever that is.
-    let heat = ["--once", "--pattern", "sequential", "--connections", "1"].map(String::from);
-    options
-        .leech(&content.torrent, running.pid(), &heat)
-        .with_context(|| format!("its output: {}", running.last_words()))?;
+    if target.kind.is_heated() {
+        let heat = ["--once", "--pattern", "sequential", "--connections", "1"].map(String::from);
+        options
+            .leech(&content.torrent, running.pid(), &heat)
+            .with_context(|| format!("its output: {}", running.last_words()))?;
+    }
     for connections in options.connections_or(&CONNECTIONS) {
         let mut arguments = options.window();
         arguments.extend(["--connections".into(), connections.to_string()]);
@@ -265,8 +267,8 @@ fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
     format!(
         "16 KiB random blocks, 32 outstanding, {:.0} MiB hot, server on core {}, load on core {}, \
          both nice -20; {} rounds, interleaved, each target fresh each round, and \
-         heated by one whole download; {} s measured after {} s warm-up. CPU is \
-         user + system time of the target and its children.\n\n{}",
+         heated by one whole download (but transmission, which goes by a clock); {} s measured \
+         after {} s warm-up. CPU is user + system time of the target and its children.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
         options.site.server_core,
         options.site.load_core,

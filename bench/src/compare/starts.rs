@@ -132,7 +132,7 @@ pub fn restart(options: &Options) -> Result<Report> {
             digits: 3,
             of: |run| run.figure("first_block_seconds"),
         },
-        Column { head: "s without bytes", digits: 1, of: |run| run.figure("silent_seconds") },
+        Column { head: "s without bytes", digits: 2, of: |run| run.figure("silent_seconds") },
         Column {
             head: "s from the signal to 90 % of the speed",
             digits: 1,
@@ -149,8 +149,9 @@ pub fn restart(options: &Options) -> Result<Report> {
     report.sections.push(format!(
         "{:.0} MiB hot, server on core {}, load on core {}; {} rounds, interleaved. A third into \
          the load's {} s the target gets SIGTERM, and is started again the moment it has ended; \
-         each connection is opened again 20 to 50 ms after it was lost. Bytes are counted by \
-         tenths of a second. Bytes hashed again are the engine's word; others do not say.\n\n{}",
+         each connection is opened again 20 to 50 ms after it was lost. Without bytes: the \
+         longest gap on all connections, where it is longer than 0.1 s. Bytes hashed again are the \
+         engine's word; others do not say.\n\n{}",
         options.size_bytes() as f64 / MIB,
         options.site.server_core,
         options.site.load_core,
@@ -197,9 +198,8 @@ fn restart_once(
     let mut run = Run::new(round, target, format!("{connections} connections"));
     run.figures.insert("end_seconds", end_seconds);
     run.figures.insert("first_block_seconds", first_block_seconds);
-    let gap = Gap::of(&outcome.mib_per_s_by_tenth);
-    run.figures.insert("silent_seconds", gap.silent_seconds);
-    if let Some(seconds) = gap.recovered_seconds {
+    run.figures.insert("silent_seconds", outcome.stalls.longest_ms / 1000.0);
+    if let Some(seconds) = recovered_seconds(&outcome.mib_per_s_by_tenth) {
         run.figures.insert("recovered_seconds", seconds);
     }
     ensure!(outcome.reopened > 0, "the load did not notice: its window was over before");
@@ -214,29 +214,15 @@ fn restart_once(
     Ok(run.with(outcome))
 }
 
-/// What tenths of seconds say of an interruption.
-#[derive(Debug, PartialEq)]
-struct Gap {
-    /// Tenths in which nothing came: none, where it was shorter.
-    silent_seconds: f64,
-    /// From the first tenth with less than half of the usual speed until one has nine tenths of it.
-    recovered_seconds: Option<f64>,
-}
-
-impl Gap {
-    fn of(tenths: &[f64]) -> Gap {
-        let mut sorted = tenths.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let usual = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-        let silent = tenths.iter().filter(|speed| **speed == 0.0).count();
-        let first = tenths.iter().position(|speed| *speed < usual / 2.0);
-        let recovered =
-            first.and_then(|at| tenths[at..].iter().position(|speed| *speed >= 0.9 * usual));
-        Gap {
-            silent_seconds: silent as f64 / 10.0,
-            recovered_seconds: recovered.map(|tenths| tenths as f64 / 10.0),
-        }
-    }
+/// From the first tenth of a second with less than half of the usual speed until one has nine
+/// tenths of it.
+fn recovered_seconds(tenths: &[f64]) -> Option<f64> {
+    let mut sorted = tenths.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let usual = *sorted.get(sorted.len() / 2)?;
+    let first = tenths.iter().position(|speed| *speed < usual / 2.0)?;
+    let tenths = tenths[first..].iter().position(|speed| *speed >= 0.9 * usual)?;
+    Some(tenths as f64 / 10.0)
 }
 
 #[cfg(test)]
@@ -244,12 +230,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gap_is_found_between_tenths() {
+    fn the_speed_of_before_is_found_again() {
         let tenths = [10.0, 9.0, 11.0, 10.0, 4.0, 0.0, 0.0, 0.0, 3.0, 8.0, 9.5, 10.0];
-        let gap = Gap { silent_seconds: 0.3, recovered_seconds: Some(0.6) };
-        assert_eq!(Gap::of(&tenths), gap);
-        let short = Gap { silent_seconds: 0.0, recovered_seconds: Some(0.1) };
-        assert_eq!(Gap::of(&[10.0, 9.0, 4.0, 10.0]), short);
-        assert_eq!(Gap::of(&[10.0, 9.0, 10.0, 0.0]).recovered_seconds, None, "it ends so");
+        assert_eq!(recovered_seconds(&tenths), Some(0.6));
+        assert_eq!(recovered_seconds(&[10.0, 9.0, 4.0, 10.0]), Some(0.1));
+        assert_eq!(recovered_seconds(&[10.0, 9.0, 10.0, 0.0]), None, "it ends so");
+        assert_eq!(recovered_seconds(&[10.0, 9.0]), None, "there was none");
     }
 }

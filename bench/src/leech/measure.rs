@@ -218,13 +218,13 @@ fn raise_descriptor_limit(connections: usize) -> Result<()> {
         return Ok(());
     }
     let maximum = limit.maximum.map(|maximum| maximum.max(wanted));
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
-        .or_else(|_| {
-            setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })
-        })
-        .with_context(|| {
-            format!("{connections} connections need {wanted} descriptors: raise `ulimit -n`")
-        })
+    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).with_context(|| {
+        format!(
+            "{connections} connections need {wanted} open files, the hard limit is {}: raise it \
+             (`ulimit -Hn`)",
+            limit.maximum.unwrap_or(0)
+        )
+    })
 }
 
 type Threads = Vec<thread::JoinHandle<Result<Tally>>>;
