@@ -34,7 +34,7 @@ pub fn point(run: &Map<String, Value>) -> String {
             Value::Number(number) if !number.is_f64() => number.to_string(),
             _ => continue,
         };
-        words.push(format!("{key}={text}"));
+        words.push(if key == "point" { text } else { format!("{key}={text}") });
     }
     words.join(" ")
 }

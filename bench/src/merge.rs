@@ -6,12 +6,53 @@ use std::{collections::BTreeMap, fmt::Display, fs, path::PathBuf, process::ExitC
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     environment::SCHEMA,
     leech::{Latency, Outcome, read_histogram},
     report,
 };
+
+/// What `merge` adds up by name.
+const KNOWN: [&str; 36] = [
+    "target",
+    "connections",
+    "connections_served",
+    "outstanding",
+    "block_bytes",
+    "pattern",
+    "open_loop_mib_per_s",
+    "seconds",
+    "payload_bytes",
+    "mib_per_s",
+    "mib_per_s_by_tenth",
+    "latency_ms",
+    "target_cpu_seconds_per_gib",
+    "target_user_seconds_per_gib",
+    "target_read_bytes",
+    "target_switches_per_gib",
+    "target_before",
+    "target_after",
+    "softirqd_seconds_per_gib",
+    "load_cpu_seconds_per_gib",
+    "load_busy",
+    "load_waiting",
+    "load_threads",
+    "load_was_limit",
+    "rejects",
+    "chokes",
+    "reopened",
+    "reordered",
+    "unrequested_blocks",
+    "overdue_dropped",
+    "pieces_verified",
+    "pieces_bad",
+    "stalls",
+    "last_end",
+    "cut_short",
+    "partial",
+];
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -154,7 +195,29 @@ fn merge(agents: &[Agent]) -> Result<Outcome> {
     merged.last_end = named(|one| one.last_end.as_ref());
     merged.cut_short = all().any(|one| one.cut_short);
     merged.partial = named(|one| one.partial.as_ref());
-    Ok(merged)
+    with_the_rest(merged, agents)
+}
+
+/// What `merge` does not know by name: histograms are added, what all agents have alike is kept,
+/// and anything else is left out, because one agent's would be wrong for all.
+fn with_the_rest(merged: Outcome, agents: &[Agent]) -> Result<Outcome> {
+    let Value::Object(mut all) = serde_json::to_value(merged)? else {
+        unreachable!("invariant: a struct is an object")
+    };
+    let of_agents: Vec<Value> = agents
+        .iter()
+        .map(|agent| serde_json::to_value(&agent.outcome))
+        .collect::<Result<_, serde_json::Error>>()?;
+    let unknown: Vec<String> =
+        all.keys().filter(|key| !KNOWN.contains(&key.as_str())).cloned().collect();
+    for key in unknown {
+        let values: Vec<&Value> = of_agents.iter().map(|outcome| &outcome[&key]).collect();
+        match of_all(&values)? {
+            Some(value) => drop(all.insert(key, value)),
+            None => drop(all.remove(&key)),
+        }
+    }
+    serde_json::from_value(Value::Object(all)).context("a field that can't be merged")
 }
 
 /// Of all blocks of all agents.
@@ -166,6 +229,20 @@ fn latency(agents: &[Agent]) -> Result<Latency> {
         all.add(histogram).context("histograms of different bounds")?;
     }
     Ok(Latency::of(&all))
+}
+
+/// Added up where they are histograms, as it is where it is the same everywhere.
+fn of_all(values: &[&Value]) -> Result<Option<Value>> {
+    let texts: Option<Vec<&str>> = values.iter().map(|value| value["histogram"].as_str()).collect();
+    let Some(texts) = texts else {
+        let first = values.first().filter(|first| values.iter().all(|value| value == *first));
+        return Ok(first.map(|value| Value::clone(value)));
+    };
+    let mut sum = read_histogram("")?;
+    for text in texts {
+        sum.add(read_histogram(text)?).context("histograms of different bounds")?;
+    }
+    Ok(Some(serde_json::to_value(Latency::of(&sum))?))
 }
 
 /// Agents that watch the same target see the same cost: its mean counts; that of several targets is
@@ -244,6 +321,21 @@ mod tests {
         let cost = merged.target_cpu_seconds_per_gib.expect("watched");
         assert!((cost - 1024.0 / 400.0).abs() < 1e-9, "{cost}");
         assert_eq!((merged.target_read_bytes, merged.load_busy), (Some(7), 0.8));
+    }
+
+    #[test]
+    fn what_is_not_known_by_name_is_never_one_agents() {
+        let merged = |one: Value, other: Value| of_all(&[&one, &other]).expect("readable");
+        assert_eq!(merged(json!(3), json!(3)), Some(json!(3)));
+        assert_eq!(merged(json!({"a": 1}), json!({"a": 2})), None);
+        let both = merged(json!({"histogram": "5:1"}), json!({"histogram": "7:2"}));
+        assert_eq!(both.expect("added")["histogram"], "5:1 2:2");
+        // And all that is known is there to be known.
+        let agents = [agent("a", "t", 1.0, &[5]), agent("b", "t", 1.0, &[7])];
+        let all = serde_json::to_value(merge(&agents).expect("alike")).expect("JSON");
+        for key in KNOWN {
+            assert!(all.get(key).is_some(), "{key}");
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! also say little about their own noise: of 1,000 simulated comparisons of five rounds (4 % of
 //! noise, every tenth round disturbed by up to 30 %) the percentiles alone held the true ratio in
 //! 92.9 % (rounds in pairs) and 96.3 % (apart), of three in 74.5 % and 89 %. The ends are therefore
-//! moved out by Student's factor for as many repeats, which makes that 97.2 % and 98.2 %, and 96.7 %
-//! to 98.2 % for 6 to 20 rounds. A test below repeats it.
+//! moved out by Student's factor for as many repeats, which makes that 97.2 % and 98.2 %, and
+//! 96.7 % to 98.2 % for 6 to 20 rounds. A test below repeats it.
 
 use crate::leech::Random;
 

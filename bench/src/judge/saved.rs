@@ -30,6 +30,7 @@ pub enum Measure {
     P99,
     Seconds,
     CpuSeconds,
+    PrivateMib,
 }
 
 impl Measure {
@@ -46,6 +47,7 @@ impl fmt::Display for Measure {
             Measure::P99 => "p99 ms",
             Measure::Seconds => "seconds",
             Measure::CpuSeconds => "CPU-s",
+            Measure::PrivateMib => "private MiB",
         })
     }
 }
@@ -185,6 +187,21 @@ impl Saved {
         put("", Measure::MibPerS, own("mib_per_s"), own_limited);
         put("", Measure::Seconds, own("seconds"), own_limited);
         put("", Measure::CpuSeconds, own("cpu_seconds"), false);
+        // What a scenario measured beside the load, by name.
+        for (name, value) in run.get("figures").and_then(Value::as_object).into_iter().flatten() {
+            let (part, measure) = match name.as_str() {
+                "cpu_seconds_per_gib" => ("", Measure::CpuPerGib),
+                "mib_per_s" => ("", Measure::MibPerS),
+                "cpu_seconds" => ("", Measure::CpuSeconds),
+                "seconds" => ("", Measure::Seconds),
+                "private_mib" => ("", Measure::PrivateMib),
+                other => match other.strip_suffix("_seconds") {
+                    Some(what) => (what, Measure::Seconds),
+                    None => continue,
+                },
+            };
+            put(&part.replace('_', " "), measure, value.as_f64(), false);
+        }
         for (part, outcome) in &outcomes {
             let limited = limited(outcome);
             put(part, Measure::CpuPerGib, outcome["target_cpu_seconds_per_gib"].as_f64(), false);
@@ -245,6 +262,8 @@ mod tests {
              "mib_per_s": 91.0, "outcome": null, "open_loop": null},
             {"round": 1, "second": true, "seconds": 2.5, "rss_bytes": 7},
             {"round": 1, "plain_mib_per_s": 1.0, "one": outcome},
+            {"round": 1, "target": "b", "point": "50 slow", "outcome": null, "figures":
+                {"first_block_seconds": 0.5, "cpu_seconds": 2.0, "hashed_bytes": 7.0}},
         ]);
         let saved = saved(&json!({"schema": 1, "arguments": [], "report": {"runs": runs}}));
         let saved = saved.expect("a report");
@@ -267,6 +286,8 @@ mod tests {
             "seedring||one|CPU-s per GiB|1",
             "seedring||one|MiB/s|1",
             "seedring||one|p99 ms|1",
+            "b|50 slow|first block|seconds|1",
+            "b|50 slow||CPU-s|1",
         ];
         let sorted = |names: &[String]| {
             let mut names = names.to_vec();
