@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Seeds one torrent with libtorrent's own settings for it: high_performance_seed.
+"""Seeds with libtorrent: its own settings for seeding (high_performance_seed), or its defaults.
 
-Usage: libtorrent_seed.py TORRENT SAVE_FOLDER ADDRESS:PORT
-Content is not checked (seed_mode), as with the other targets. Needs the package libtorrent.
+Usage: libtorrent_seed.py [--tuned CONNECTIONS] ADDRESS:PORT SAVE_FOLDER LIST
+LIST is a file with a .torrent's path on each line. Content is not checked (seed_mode), as with the
+other targets. Without --tuned nothing is set but discovery off. Needs the package libtorrent.
 """
 import sys
 import time
@@ -12,12 +13,17 @@ try:
 except ImportError:
     sys.exit("libtorrent is missing: python3 -m pip install libtorrent (and give --python that python)")
 
-if sys.argv[1:] == ["--version"]:
+arguments = sys.argv[1:]
+if arguments == ["--version"]:
     print(lt.version)
     sys.exit(0)
-torrent, folder, listen = sys.argv[1:4]
+connections = None
+if arguments[0] == "--tuned":
+    connections = int(arguments[1])
+    arguments = arguments[2:]
+listen, folder, listed = arguments
 
-settings = lt.high_performance_seed()
+settings = lt.default_settings() if connections is None else lt.high_performance_seed()
 settings.update(
     {
         "listen_interfaces": listen,
@@ -25,24 +31,33 @@ settings.update(
         "enable_lsd": False,
         "enable_upnp": False,
         "enable_natpmp": False,
-        "connections_limit": 8000,
-        "unchoke_slots_limit": -1,
-        # Loopback and private peers would otherwise sit in a class of their own.
-        "upload_rate_limit": 0,
-        "allow_multiple_connections_per_ip": True,
         "alert_mask": 0,
     }
 )
+if connections is not None:
+    settings.update(
+        {
+            "connections_limit": connections,
+            "unchoke_slots_limit": -1,
+            # Loopback and private peers would otherwise sit in a class of their own.
+            "upload_rate_limit": 0,
+            "allow_multiple_connections_per_ip": True,
+        }
+    )
 session = lt.session(settings)
-parameters = lt.add_torrent_params()
-parameters.ti = lt.torrent_info(torrent)
-parameters.save_path = folder
-parameters.flags |= lt.torrent_flags.seed_mode
-parameters.flags &= ~lt.torrent_flags.auto_managed
-parameters.flags &= ~lt.torrent_flags.paused
-parameters.max_uploads = -1
-parameters.max_connections = 8000
-session.add_torrent(parameters)
+with open(listed, encoding="utf-8") as paths:
+    torrents = paths.read().split("\n")
+for torrent in torrents:
+    parameters = lt.add_torrent_params()
+    parameters.ti = lt.torrent_info(torrent)
+    parameters.save_path = folder
+    parameters.flags |= lt.torrent_flags.seed_mode
+    parameters.flags &= ~lt.torrent_flags.auto_managed
+    parameters.flags &= ~lt.torrent_flags.paused
+    if connections is not None:
+        parameters.max_uploads = -1
+        parameters.max_connections = connections
+    session.async_add_torrent(parameters)
 print("seeding on", listen, flush=True)
 while True:
     time.sleep(3600)

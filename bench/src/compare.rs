@@ -4,21 +4,29 @@
 
 mod beside;
 mod cold;
+mod crowds;
 mod download;
 mod downloader;
 mod follow;
+mod hosts;
 mod interrupted;
+mod kind;
 mod many;
+mod mixed;
 mod pictures;
 mod plot;
 mod recheck;
+mod rival;
+mod rounds;
 mod seeding;
 mod spread;
+mod starts;
 mod summary;
 mod swarm;
 mod target;
 
 use std::{
+    ffi::OsString,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -28,8 +36,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use interrupted::Interrupted;
+pub use kind::{Kind, Tuning};
 pub use summary::{Spread, table};
-pub use target::Kind;
 
 use crate::{
     environment::{Circumstances, Environment},
@@ -41,6 +49,10 @@ use crate::{
 const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(namespace::ADDRESS), 6881);
 /// Where the load connects from: each connection has an address of its own.
 const SOURCES: &str = "10.77.0.0/16";
+/// In shorter windows system calls are not counted: that would take longer than the rest.
+const SYSCALLS_MIN_SECONDS: f64 = 2.0;
+/// Open files of targets and load, which inherit it.
+const DESCRIPTORS: u64 = 200_000;
 
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
@@ -61,6 +73,20 @@ pub enum Preset {
     Recheck,
     /// Uploads at half load, without and beside a recheck of another torrent.
     Beside,
+    /// 2,000 to 50,000 connections, mostly idle: memory each, idle CPU, latency of the active ones.
+    Connections,
+    /// A few fast connections alone, and beside many that hardly read.
+    SlowReaders,
+    /// Connections that come and go, beside as many that stay.
+    Churn,
+    /// Many torrents, few of them popular, connections that come and go.
+    SeedMany,
+    /// Many torrents: time until all serve, on the first start and on the second.
+    StartUp,
+    /// Ended and started again under load: time until bytes flow again.
+    Restart,
+    /// Each is seed and leech together: time until all have all.
+    Mixed,
 }
 
 #[derive(clap::Args, Clone, Debug, serde::Serialize)]
@@ -69,7 +95,10 @@ pub struct Options {
     pub preset: Preset,
     /// Targets, in the order they run; all of the preset's by default.
     #[arg(long, value_enum, value_delimiter = ',')]
-    pub targets: Vec<target::Kind>,
+    pub targets: Vec<Kind>,
+    /// Whose settings targets run with; both, to see what tuning brings.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "tuned")]
+    pub settings: Vec<Tuning>,
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
     /// Seconds measured at each point.
@@ -77,7 +106,8 @@ pub struct Options {
     pub seconds: f64,
     #[arg(long, default_value_t = 2.0)]
     pub warm_up: f64,
-    #[arg(long, value_delimiter = ',', default_value = "1,50,500")]
+    /// Connections, a point each; by default what the preset has.
+    #[arg(long, value_delimiter = ',')]
     pub connections: Vec<usize>,
     /// Without the open-loop run at half of each target's speed.
     #[arg(long)]
@@ -92,6 +122,26 @@ pub struct Options {
     /// Small torrents of the preset `many`.
     #[arg(long, default_value_t = 10_000)]
     pub torrents: usize,
+    /// Of several torrents the Nth is chosen as often as 1/N to this power (`seed-many`).
+    #[arg(long, default_value_t = 1.0)]
+    pub zipf: f64,
+    /// Connections that come each second (`churn`, `seed-many`).
+    #[arg(long, default_value_t = 50.0)]
+    pub arrivals: f64,
+    /// How long each stays, on average, in seconds.
+    #[arg(long, default_value_t = 2.0)]
+    pub stay: f64,
+    /// Connections that hardly read, and what each reads a second (`slow-readers`).
+    #[arg(long, default_value_t = 500)]
+    pub slow: usize,
+    #[arg(long, default_value = "4KiB", value_parser = parse_bytes)]
+    pub slow_rate: u64,
+    /// How many of one client a swarm of them alone has (`mixed`).
+    #[arg(long, default_value_t = 4)]
+    pub members: usize,
+    /// What the only seed sends at most (`mixed`).
+    #[arg(long, default_value_t = 32)]
+    pub seed_mib_per_s: usize,
     /// Numbers of seeders of the preset `download`; several give a curve.
     #[arg(long, value_delimiter = ',', default_value = "4")]
     pub peers: Vec<usize>,
@@ -125,8 +175,17 @@ pub struct Site {
     pub rtorrent: PathBuf,
     #[arg(long, default_value = "transmission-cli")]
     pub transmission: PathBuf,
+    /// Transmission as a seeder.
+    #[arg(long, default_value = "transmission-daemon")]
+    pub transmission_daemon: PathBuf,
     #[arg(long, default_value = "aria2c")]
     pub aria2: PathBuf,
+    #[arg(long, default_value = "qbittorrent-nox")]
+    pub qbittorrent: PathBuf,
+    #[arg(long, default_value = "nginx")]
+    pub nginx: PathBuf,
+    #[arg(long, default_value = "bench/rivals/target/release/vortex-peer")]
+    pub vortex: PathBuf,
     /// Set by the command itself once it runs in its own namespace.
     #[arg(long, hide = true)]
     #[serde(skip)]
@@ -163,10 +222,11 @@ pub fn run(options: Options) -> Result<ExitCode> {
 /// its own already.
 pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<ExitCode> {
     ensure!(options.rounds > 0 && options.seconds > 0.0, "--rounds and --seconds must be above 0");
-    ensure!(!options.connections.is_empty(), "--connections needs a number");
+    ensure!(!options.settings.is_empty(), "--settings needs one: tuned, default");
     fs::create_dir_all(&options.site.work)
         .with_context(|| format!("cannot make the work folder {}", options.site.work.display()))?;
     options.site.work = options.site.work.canonicalize()?;
+    raise_descriptor_limit();
     let congestion = namespace::prepare()?;
     let mut report = match options.preset {
         Preset::Seeding => seeding::run(&options)?,
@@ -176,6 +236,13 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         Preset::Download => download::run(&options)?,
         Preset::Recheck => recheck::run(&options)?,
         Preset::Beside => beside::run(&options)?,
+        Preset::Connections => crowds::connections(&options)?,
+        Preset::SlowReaders => crowds::slow_readers(&options)?,
+        Preset::Churn => crowds::churn(&options)?,
+        Preset::SeedMany => crowds::seed_many(&options)?,
+        Preset::StartUp => starts::start_up(&options)?,
+        Preset::Restart => starts::restart(&options)?,
+        Preset::Mixed => mixed::run(&options)?,
     };
     if let Some(title) = title {
         report.title = title.to_owned();
@@ -192,24 +259,43 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
     Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// As far as it goes: who then has too few says so.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    let is_enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= DESCRIPTORS);
+    if is_enough(limit.current) {
+        return;
+    }
+    // Without CAP_SYS_RESOURCE the hard limit is the end.
+    let most = Rlimit { current: limit.maximum.or(Some(DESCRIPTORS)), maximum: limit.maximum };
+    if let Err(error) =
+        setrlimit(Resource::Nofile, wanted).or_else(|_| setrlimit(Resource::Nofile, most))
+    {
+        eprintln!("the limit of open files stays as it is: {error}");
+    }
+}
+
 impl Options {
     pub fn size_bytes(&self) -> u64 {
         self.size.unwrap_or(2 << 30)
     }
 
     /// The targets asked for, or the preset's own.
-    pub fn targets_or<'a>(&'a self, usual: &'a [target::Kind]) -> &'a [target::Kind] {
+    pub fn targets_or<'a>(&'a self, usual: &'a [Kind]) -> &'a [Kind] {
         if self.targets.is_empty() { usual } else { &self.targets }
+    }
+
+    /// The numbers of connections asked for, or the preset's own.
+    pub fn connections_or<'a>(&'a self, usual: &'a [usize]) -> &'a [usize] {
+        if self.connections.is_empty() { usual } else { &self.connections }
     }
 
     /// An empty folder for one target's state.
     pub fn run_folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.site.work.join("run").join(name);
-        if folder.exists() {
-            fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot empty {}", folder.display()))?;
-        }
-        fs::create_dir_all(&folder)?;
+        target::empty_folder(&folder)?;
         Ok(folder)
     }
 
@@ -237,8 +323,7 @@ impl Options {
         pid: u32,
         more: &[String],
     ) -> Result<Outcome> {
-        command.arg("leech").arg(TARGET.to_string()).arg("--torrent").arg(torrent);
-        command.args(["--source", SOURCES, "--json", "--pid", &pid.to_string()]).args(more);
+        command.args(leech_of(torrent)).args(["--pid", &pid.to_string()]).args(more);
         let output = command.output().context("cannot run taskset: install util-linux")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
@@ -251,8 +336,25 @@ impl Options {
         serde_json::from_slice(&output.stdout).context("the load's JSON")
     }
 
-    /// The measured window's arguments.
+    /// The load on its own core, with no target's process to look at.
+    pub fn load_command(&self, torrent: &Path) -> Result<Command> {
+        let this = std::env::current_exe().context("the path of this program")?;
+        let mut command = on_cores(&this, &Cores::one(self.site.load_core));
+        command.args(leech_of(torrent));
+        Ok(command)
+    }
+
+    /// The measured window's arguments, with what is read beside CPU time and memory.
     pub fn window(&self) -> Vec<String> {
+        let mut arguments = self.plain_window();
+        arguments.extend(["--target-core".into(), self.site.server_core.to_string()]);
+        if self.seconds >= SYSCALLS_MIN_SECONDS {
+            arguments.push("--syscalls".into());
+        }
+        arguments
+    }
+
+    pub fn plain_window(&self) -> Vec<String> {
         [
             "--duration".into(),
             self.seconds.to_string(),
@@ -261,6 +363,12 @@ impl Options {
         ]
         .to_vec()
     }
+}
+
+fn leech_of(torrent: &Path) -> Vec<OsString> {
+    let target = TARGET.to_string();
+    let words = ["leech", &target, "--source", SOURCES, "--json", "--torrent"];
+    words.iter().map(OsString::from).chain([torrent.into()]).collect()
 }
 
 /// Where a process may run.

@@ -3,6 +3,7 @@
 
 mod assembly;
 mod connection;
+mod crowd;
 pub mod frames;
 mod histogram;
 mod inbound;
@@ -36,9 +37,12 @@ const BLOCK_BYTES_MAX: u32 = 128 * 1024;
 pub struct Options {
     /// Where the seeder listens, as ADDRESS:PORT.
     pub target: SocketAddr,
-    /// The .torrent that it seeds.
+    /// The .torrent that it seeds, or a folder of them: each connection is of one.
     #[arg(long)]
     pub torrent: PathBuf,
+    /// Of several, the Nth torrent by name is chosen as often as 1/N to this power.
+    #[arg(long, default_value_t = 1.0)]
+    pub zipf: f64,
     #[arg(long, short = 'k', default_value_t = 1)]
     pub connections: usize,
     /// Requests kept outstanding on each connection.
@@ -87,6 +91,25 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     #[arg(conflicts_with_all = ["open_loop", "bytes", "once", "connections"])]
     pub idle: Option<usize>,
+    /// Hold so many idle connections beside the others.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub idle_beside: usize,
+    /// Hold so many connections beside the others that read at --slow-rate with full queues.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub slow: usize,
+    /// Bytes a second that a slow one reads.
+    #[arg(long, default_value = "4KiB", value_parser = parse_bytes)]
+    pub slow_rate: u64,
+    /// So many connections come each second, by chance, in place of --connections.
+    #[arg(long, value_name = "PER_SECOND", requires = "stay")]
+    #[arg(conflicts_with_all = ["connections", "once", "idle", "open_loop", "verify"])]
+    pub arrivals: Option<f64>,
+    /// How long one that comes stays, on average, in seconds; it leaves without a word.
+    #[arg(long, requires = "arrivals")]
+    pub stay: Option<f64>,
+    /// The longest that a lost connection waits until it is opened again, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    pub reopen_max: u64,
     /// Addresses to connect from, as ADDRESS/PREFIX; a connection each, in turn. On loopback
     /// 127.64.0.0/12 is the default, because several clients take one connection an address.
     #[arg(long)]
@@ -97,6 +120,12 @@ pub struct Options {
     /// The target's process: report its CPU, memory and reads (with its descendants').
     #[arg(long)]
     pub pid: Option<u32>,
+    /// The core that the target runs on: what the kernel's network work takes of it is reported.
+    #[arg(long, value_name = "CORE")]
+    pub target_core: Option<usize>,
+    /// After the window, count the target's system calls for another second (with perf).
+    #[arg(long, requires = "pid")]
+    pub syscalls: bool,
     /// Seed of the random choices.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -173,6 +202,16 @@ impl Options {
             "--duration, --warm-up, --deadline and --patience are seconds, above 0"
         );
         ensure!(self.open_loop.is_none_or(|rate| rate > 0.0), "--open-loop needs a rate above 0");
+        ensure!(
+            self.arrivals.zip(self.stay).is_none_or(|(rate, stay)| rate > 0.0 && stay > 0.0),
+            "--arrivals and --stay must be above 0"
+        );
+        ensure!(
+            !self.once || (self.slow == 0 && self.idle_beside == 0),
+            "--once is over when all have everything: use it without --slow and --idle-beside"
+        );
+        ensure!(self.slow == 0 || self.slow_rate > 0, "--slow-rate must be above 0");
+        ensure!((0.0..=5.0).contains(&self.zipf), "--zipf is a power from 0 to 5");
         ensure!(
             !(self.verify && self.bytes.is_none() && self.open_loop.is_some()),
             "--open-loop measures latency: use it without --verify"

@@ -11,11 +11,13 @@ mod faulty;
 mod judge;
 mod leech;
 mod merge;
+mod meters;
 mod micro;
 mod namespace;
 mod page;
 mod payload;
 mod probe;
+mod pull;
 mod report;
 mod scenario;
 mod torrent;
@@ -43,11 +45,13 @@ enum Command {
     Leech(leech::Options),
     /// Run seeders side by side, interleaved, and write a report (--preset); or judge two reports
     /// (OLD NEW).
-    Compare(Compare),
+    Compare(Box<Compare>),
     /// Add up what several agents of the load found, at the same time, of the same target.
     Merge(merge::Options),
     /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
     Faulty(faulty::Options),
+    /// Pull a file over HTTP, drop it unread: the ceiling of sending files.
+    Pull(pull::Options),
     /// Make content from a seed number, and its .torrent.
     Payload(payload::Options),
     /// Measure one part of the engine by itself.
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => compare::run(options.run),
         Command::Merge(options) => merge::run(&options),
         Command::Faulty(options) => faulty::run(options),
+        Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),
         Command::Micro(options) => micro::run(options),
     };

@@ -60,6 +60,9 @@ pub fn leech(outcome: &Outcome) -> String {
             format!("{:.1} MiB", mib(outcome.target_read_bytes.unwrap_or(0))),
         );
     }
+    for (name, text) in more_of(outcome) {
+        line(name, text);
+    }
     line(
         "load's own CPU",
         format!(
@@ -102,6 +105,43 @@ pub fn leech(outcome: &Outcome) -> String {
         line("last closed because", reason.clone());
     }
     out
+}
+
+/// What is there in some runs only.
+fn more_of(outcome: &Outcome) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let first = &outcome.first_block_ms;
+    if first.blocks > 0 {
+        let text = format!("p50 {:.2}  p99 {:.2}  max {:.2}", first.p50, first.p99, first.max);
+        lines.push(("first block, ms", text));
+    }
+    lines.extend(outcome.fairness.map(|index| ("fairness (Jain)", format!("{index:.3}"))));
+    let beside = &outcome.beside;
+    if beside.idle > 0 {
+        lines.push(("idle beside", beside.idle.to_string()));
+    }
+    if beside.slow > 0 {
+        lines.push(("slow beside", format!("{}, {:.0} KiB/s", beside.slow, beside.slow_kib_per_s)));
+    }
+    if beside.arrivals > 0 {
+        let text = format!(
+            "{} came, {} went, {} found no place",
+            beside.arrivals, beside.departures, beside.turned_away
+        );
+        lines.push(("came and went", text));
+    }
+    let meters = &outcome.meters;
+    for (name, value, digits) in [
+        ("switches a GiB, voluntary", meters.voluntary_switches_per_gib, 0),
+        ("switches a GiB, others", meters.involuntary_switches_per_gib, 0),
+        ("system calls a GiB", meters.syscalls_per_gib, 0),
+        ("softirq of the core", meters.core_softirq_seconds_per_gib, 3),
+        ("joules a GiB", meters.joules_per_gib, 1),
+    ] {
+        lines.extend(value.map(|value| (name, format!("{value:.digits$}"))));
+    }
+    lines.extend(meters.not_measured.iter().map(|line| ("not measured", line.clone())));
+    lines
 }
 
 /// The frame-taking device, a row for each number of blocks and way of sending.

@@ -8,10 +8,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use crate::{
-    compare::{self, Kind, Preset, Site},
+    compare::{self, Kind, Preset, Site, Tuning},
     leech::parse_bytes,
     namespace,
 };
@@ -40,6 +41,8 @@ struct Scenario {
     compare: Preset,
     /// Programs, in the order of their turns.
     targets: Option<Vec<Kind>>,
+    /// Whose settings they run with: `tuned`, `default`, or both, each a target of its own.
+    settings: Option<Vec<Tuning>>,
     /// Runs of each target, interleaved.
     repeats: Option<usize>,
     /// Measured at each point, and before it at full speed.
@@ -47,14 +50,25 @@ struct Scenario {
     warm_up_seconds: Option<f64>,
     /// Bytes of content: a number with KiB, MiB or GiB.
     size: Option<String>,
-    /// Of `seeding`: connections at once, a point each.
+    /// Of `seeding`, `connections`, `slow-readers` and `restart`: so many at once, a point each.
     connections: Option<Vec<usize>>,
     /// Of `seeding`: latency at half of each target's speed as well.
     open_loop: Option<bool>,
     /// Of `spread`: shards of the engine, a point each.
     shards: Option<Vec<usize>>,
-    /// Of `many`.
+    /// Of `many`, `seed-many` and `start-up`.
     torrents: Option<usize>,
+    /// Of `seed-many`: the Nth torrent is chosen as often as 1/N to this power.
+    zipf: Option<f64>,
+    /// Of `churn` and `seed-many`: connections that come each second, and how long each stays.
+    arrivals_per_second: Option<f64>,
+    stay_seconds: Option<f64>,
+    /// Of `slow-readers`: how many there are, and what each reads a second, such as 4KiB.
+    slow: Option<usize>,
+    slow_rate: Option<String>,
+    /// Of `mixed`: how many of one client a swarm of them alone has, and what the seed sends.
+    members: Option<usize>,
+    seed_mib_per_s: Option<usize>,
     /// Of `download`: seeders, a point each.
     seeders: Option<Vec<usize>>,
 }
@@ -79,10 +93,17 @@ impl Scenario {
         some("shards", self.shards.as_deref())?;
         some("seeders", self.seeders.as_deref())?;
         some("repeats", self.repeats.as_ref().map(std::slice::from_ref))?;
+        some("slow", self.slow.as_ref().map(std::slice::from_ref))?;
+        some("members", self.members.as_ref().map(std::slice::from_ref))?;
+        some("seed_mib_per_s", self.seed_mib_per_s.as_ref().map(std::slice::from_ref))?;
         some("torrents", self.torrents.as_ref().map(std::slice::from_ref))?;
         ensure!(
             self.targets.as_ref().is_none_or(|targets| !targets.is_empty()),
             "`targets` is an empty list: name one, or leave it out for all that have a part in it"
+        );
+        ensure!(
+            self.settings.as_ref().is_none_or(|settings| !settings.is_empty()),
+            "`settings` is an empty list: `tuned`, `default` or both"
         );
         let seconds = |key: &str, value: Option<f64>, least: f64| -> Result<()> {
             let fits = value.is_none_or(|value| (least..=3600.0).contains(&value));
@@ -91,21 +112,61 @@ impl Scenario {
         };
         seconds("seconds", self.seconds, 0.1)?;
         seconds("warm_up_seconds", self.warm_up_seconds, 0.0)?;
-        let only = |key: &str, is_set: bool, of: Preset| -> Result<()> {
-            ensure!(
-                !is_set || self.compare == of,
-                "`{key}` belongs to `compare: {}`; this scenario has `compare: {}`",
-                named(of),
-                named(self.compare)
-            );
+        let rate = |key: &str, value: Option<f64>| -> Result<()> {
+            let fits = value.is_none_or(|value| value > 0.0 && value <= 10_000.0);
+            ensure!(fits, "`{key}` is a number above 0, at most 10000");
             Ok(())
         };
-        only("connections", self.connections.is_some(), Preset::Seeding)?;
-        only("open_loop", self.open_loop.is_some(), Preset::Seeding)?;
-        only("shards", self.shards.is_some(), Preset::Spread)?;
-        only("torrents", self.torrents.is_some(), Preset::Many)?;
-        only("seeders", self.seeders.is_some(), Preset::Download)?;
+        rate("arrivals_per_second", self.arrivals_per_second)?;
+        rate("stay_seconds", self.stay_seconds)?;
+        let fits = self.zipf.is_none_or(|power| (0.0..=5.0).contains(&power));
+        ensure!(fits, "`zipf` is a power from 0, all alike, to 5");
+        self.keys_fit()?;
+        self.slow_rate()?;
         self.size_bytes().map(drop)
+    }
+
+    /// A key that its comparison does not know would be silently without effect.
+    fn keys_fit(&self) -> Result<()> {
+        use Preset::{
+            Churn, Connections, Download, Many, Mixed, Restart, SeedMany, Seeding, SlowReaders,
+            Spread, StartUp,
+        };
+        let come_and_go: &[Preset] = &[Churn, SeedMany];
+        let keys: [(&str, bool, &[Preset]); 12] = [
+            (
+                "connections",
+                self.connections.is_some(),
+                &[Seeding, Connections, SlowReaders, Restart],
+            ),
+            ("open_loop", self.open_loop.is_some(), &[Seeding]),
+            ("shards", self.shards.is_some(), &[Spread]),
+            ("torrents", self.torrents.is_some(), &[Many, SeedMany, StartUp]),
+            ("seeders", self.seeders.is_some(), &[Download]),
+            ("zipf", self.zipf.is_some(), &[SeedMany]),
+            ("arrivals_per_second", self.arrivals_per_second.is_some(), come_and_go),
+            ("stay_seconds", self.stay_seconds.is_some(), come_and_go),
+            ("members", self.members.is_some(), &[Mixed]),
+            ("seed_mib_per_s", self.seed_mib_per_s.is_some(), &[Mixed]),
+            ("slow", self.slow.is_some(), &[SlowReaders]),
+            ("slow_rate", self.slow_rate.is_some(), &[SlowReaders]),
+        ];
+        for (key, is_set, of) in keys {
+            ensure!(
+                !is_set || of.contains(&self.compare),
+                "`{key}` belongs to `compare: {}`; this scenario has `compare: {}`",
+                of.iter().map(|preset| named(*preset)).collect::<Vec<_>>().join("`, `"),
+                named(self.compare)
+            );
+        }
+        Ok(())
+    }
+
+    fn slow_rate(&self) -> Result<Option<u64>> {
+        let Some(text) = &self.slow_rate else { return Ok(None) };
+        let bytes = parse_bytes(text).map_err(|why| anyhow::anyhow!("`slow_rate`: {why}"))?;
+        ensure!(bytes > 0, "`slow_rate` is {text}: above 0");
+        Ok(Some(bytes))
     }
 
     fn size_bytes(&self) -> Result<Option<u64>> {
@@ -117,10 +178,12 @@ impl Scenario {
 
     fn comparison(self, site: Site) -> Result<compare::Options> {
         let size = self.size_bytes()?;
+        let slow_rate = self.slow_rate()?;
         let usual = compare::Options::default();
         Ok(compare::Options {
             preset: self.compare,
             targets: self.targets.unwrap_or_default(),
+            settings: self.settings.unwrap_or(usual.settings),
             rounds: self.repeats.unwrap_or(usual.rounds),
             seconds: self.seconds.unwrap_or(usual.seconds),
             warm_up: self.warm_up_seconds.unwrap_or(usual.warm_up),
@@ -129,6 +192,13 @@ impl Scenario {
             size: size.or(usual.size),
             shards: self.shards.unwrap_or(usual.shards),
             torrents: self.torrents.unwrap_or(usual.torrents),
+            zipf: self.zipf.unwrap_or(usual.zipf),
+            arrivals: self.arrivals_per_second.unwrap_or(usual.arrivals),
+            stay: self.stay_seconds.unwrap_or(usual.stay),
+            members: self.members.unwrap_or(usual.members),
+            seed_mib_per_s: self.seed_mib_per_s.unwrap_or(usual.seed_mib_per_s),
+            slow: self.slow.unwrap_or(usual.slow),
+            slow_rate: slow_rate.unwrap_or(usual.slow_rate),
             peers: self.seeders.unwrap_or(usual.peers),
             site,
         })
@@ -149,7 +219,8 @@ fn at_its_line(text: &str, error: anyhow::Error) -> anyhow::Error {
 }
 
 fn named(preset: Preset) -> String {
-    format!("{preset:?}").to_lowercase()
+    let value = preset.to_possible_value();
+    value.map_or(String::new(), |value| value.get_name().to_owned())
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {

@@ -15,7 +15,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Cores, Options, TARGET, cold, seeding,
+    Cores, Options, TARGET, cold,
+    kind::Kind,
+    seeding,
     summary::{Report, Spread, table},
     target::{self, Content, Running, Settings},
 };
@@ -56,7 +58,7 @@ struct Run {
 pub fn run(options: &Options) -> Result<Report> {
     let title = "Uploads at half load beside a recheck".into();
     let mut report = Report { title, ..Report::default() };
-    report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
+    report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let file = content.folder.join(seeding::CONTENT);
     make_checked(&content.torrent, &file)?;
@@ -89,6 +91,7 @@ fn one_round(
         listen: TARGET,
         direct_io: "auto",
         io: "uring",
+        connections: Some(target::CONNECTIONS),
     };
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
     running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;

@@ -17,7 +17,9 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{
-    Cores, Options, TARGET, seeding,
+    Cores, Options, TARGET,
+    kind::Kind,
+    seeding,
     summary::{Report, Spread, table},
     target::{self, Content, Settings},
 };
@@ -43,7 +45,7 @@ struct Run {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Content larger than the cache".into(), ..Report::default() };
-    report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
+    report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let file = content.folder.join(seeding::CONTENT);
     let size = options.size_bytes() as f64;
@@ -109,6 +111,7 @@ fn one_round(
         listen: TARGET,
         direct_io: "auto",
         io: "uring",
+        connections: Some(target::CONNECTIONS),
     };
     forget(file)?;
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;

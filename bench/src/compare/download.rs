@@ -19,18 +19,18 @@ use super::{
     Options,
     downloader::{self, Place, can_download},
     follow::{self, Start, Work},
+    kind::{self, Kind},
     plot::{Chart, Series, Steps},
     seeding::{self, as_text},
     summary::{Report, Spread, table},
     swarm::Swarm,
-    target::{self, Kind},
 };
 use crate::torrent::Torrent;
 
 const GIB: f64 = 1_073_741_824.0;
 const MIB: f64 = 1_048_576.0;
-const TARGETS: [Kind; 5] =
-    [Kind::Seedring, Kind::Libtorrent, Kind::Transmission, Kind::Rqbit, Kind::Aria2];
+const TARGETS: [Kind; 6] =
+    [Kind::Seedring, Kind::Libtorrent, Kind::Transmission, Kind::Rqbit, Kind::Vortex, Kind::Aria2];
 /// Of a curve over numbers of seeders.
 const CURVE_TARGETS: [Kind; 2] = [Kind::Seedring, Kind::Libtorrent];
 const LIMIT: Duration = Duration::from_secs(300);
@@ -53,7 +53,7 @@ struct Run {
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Downloading".into(), ..Report::default() };
     let usual: &[Kind] = if options.peers.len() > 1 { &CURVE_TARGETS } else { &TARGETS };
-    let mut targets = target::present(options, options.targets_or(usual), &mut report)?;
+    let mut targets = kind::present(options, options.targets_or(usual), &mut report)?;
     targets.retain(|kind| match can_download(*kind, options) {
         Ok(()) => true,
         Err(error) => {
@@ -100,7 +100,8 @@ fn one_run(
     swarm.offer(peers);
     let seeders_before = swarm.cpu_seconds()?;
     let start = Start::now();
-    let (running, done) = downloader::start(kind, options, &swarm.torrent, &place)?;
+    let (running, done) =
+        downloader::start(kind, options, &swarm.offered(), &swarm.torrent, &place)?;
     if round == 1 && Some(&peers) == options.peers.first() {
         report.commands.push(format!("{kind}: `{}`", running.command));
     }
@@ -136,14 +137,18 @@ fn one_run(
 }
 
 /// The torrent has a single file; what a client keeps beside it is smaller.
-fn only_file(folder: &Path) -> Result<std::path::PathBuf> {
-    let path = folder.join(seeding::CONTENT);
+pub fn only_file(folder: &Path) -> Result<std::path::PathBuf> {
+    let mut path = folder.join(seeding::CONTENT);
+    // vortex makes a folder of the name, and the file in it.
+    if path.is_dir() {
+        path.push(seeding::CONTENT);
+    }
     ensure!(path.is_file(), "{} was not written", path.display());
     Ok(path)
 }
 
 /// How many pieces of the file do not have their hash; one of another length is bad as a whole.
-fn bad_pieces(path: &Path, torrent: &Torrent) -> Result<usize> {
+pub fn bad_pieces(path: &Path, torrent: &Torrent) -> Result<usize> {
     let mut file = File::open(path)?;
     if file.metadata()?.len() != torrent.total_bytes {
         return Ok(torrent.piece_hashes.len());

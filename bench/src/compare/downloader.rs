@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::SocketAddrV4,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -13,8 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     Cores, Options, TARGET,
     follow::Done,
+    kind::Kind,
     on_cores,
-    target::{Kind, Running, Script, absolute, script, spawn},
+    target::{Running, Script, absolute, script, spawn},
 };
 
 const LIBTORRENT_DOWNLOAD: Script =
@@ -47,10 +49,11 @@ pub fn can_download(kind: Kind, options: &Options) -> Result<()> {
 pub fn start(
     kind: Kind,
     options: &Options,
+    peers: &[SocketAddrV4],
     torrent: &Path,
     place: &Place,
 ) -> Result<(Running, Done)> {
-    let mut command = command(kind, options, torrent, place)?;
+    let mut command = command(kind, options, peers, torrent, place)?;
     let done = match kind {
         Kind::Transmission => Done::File(place.run.join("done")),
         _ => Done::Exit,
@@ -59,7 +62,13 @@ pub fn start(
     Ok((spawn(command, &place.run)?, done))
 }
 
-fn command(kind: Kind, options: &Options, torrent: &Path, place: &Place) -> Result<Command> {
+fn command(
+    kind: Kind,
+    options: &Options,
+    peers: &[SocketAddrV4],
+    torrent: &Path,
+    place: &Place,
+) -> Result<Command> {
     let core = Cores::one(options.site.server_core);
     let (address, port) = (TARGET.ip().to_string(), TARGET.port().to_string());
     let mut command;
@@ -88,6 +97,13 @@ fn command(kind: Kind, options: &Options, torrent: &Path, place: &Place) -> Resu
             command.args(["download", "--exit-on-finish", "--disable-http-api", "-o"]);
             command.arg(&place.content).arg(torrent);
         }
+        // Its library knows no tracker: it is told.
+        Kind::Vortex => {
+            command = on_cores(&absolute(&options.site.vortex), &core);
+            let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
+            command.args(["--listen", &TARGET.to_string(), "--peers", &peers.join(",")]);
+            command.arg(torrent).arg(&place.content);
+        }
         Kind::Aria2 => {
             command = on_cores(&absolute(&options.site.aria2), &core);
             command.args(["--no-conf", "--quiet", "--seed-time=0", "--enable-dht=false"]);
@@ -98,9 +114,13 @@ fn command(kind: Kind, options: &Options, torrent: &Path, place: &Place) -> Resu
             command.arg(format!("--listen-port={port}")).arg("--dir").arg(&place.content);
             command.arg(torrent);
         }
-        Kind::Iperf3 | Kind::SeedringEpoll | Kind::TokioUring | Kind::Rtorrent | Kind::Sha1sum => {
-            bail!("{kind} has no part in downloading")
-        }
+        Kind::Iperf3
+        | Kind::Nginx
+        | Kind::SeedringEpoll
+        | Kind::TokioUring
+        | Kind::Qbittorrent
+        | Kind::Rtorrent
+        | Kind::Sha1sum => bail!("{kind} has no part in downloading"),
     }
     Ok(command)
 }

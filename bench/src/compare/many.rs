@@ -13,8 +13,9 @@ use serde::Serialize;
 
 use super::{
     Cores, Options, TARGET,
+    kind::Kind,
     summary::{Report, Spread, table},
-    target::{self, Running, Settings},
+    target::{self, Content, Running, Settings},
 };
 use crate::{
     leech::{self, IdleBytes},
@@ -23,7 +24,7 @@ use crate::{
     torrent::Torrent,
 };
 
-const FILE_BYTES: u64 = 64 << 10;
+pub const FILE_BYTES: u64 = 64 << 10;
 const PIECE_BYTES: u64 = 16 << 10;
 /// Torrents asked for a block before a start counts as done: each seeds or the start is not over.
 const SAMPLE: usize = 200;
@@ -45,12 +46,13 @@ struct Start {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Many small torrents".into(), ..Report::default() };
-    report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
-    let (folder, sample) = content(options)?;
+    report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
+    let content = content(options)?;
+    let (folder, sample) = (&content.folder, sample(&content));
     let bare = bare_private_bytes(options, &sample)?;
     let mut starts = Vec::new();
     for round in 1..=options.rounds.min(ROUNDS_MAX) {
-        if let Err(error) = one_round(options, &folder, &sample, round, &mut starts, &mut report) {
+        if let Err(error) = one_round(options, folder, &sample, round, &mut starts, &mut report) {
             report.fail(&format!("round {round}"), &error);
         }
     }
@@ -78,6 +80,7 @@ fn one_round(
         listen: TARGET,
         direct_io: "auto",
         io: "uring",
+        connections: Some(target::CONNECTIONS),
     };
     for second in [false, true] {
         let start = Instant::now();
@@ -100,8 +103,8 @@ fn one_round(
     Ok(())
 }
 
-/// Small single-file torrents, made once; an even sample of them.
-fn content(options: &Options) -> Result<(PathBuf, Vec<PathBuf>)> {
+/// Small single-file torrents, made once.
+pub fn content(options: &Options) -> Result<Content> {
     let folder = options.site.work.join(format!("many-{}", options.torrents));
     eprintln!("content: {} torrents in {}", options.torrents, folder.display());
     let mut torrents = Vec::new();
@@ -109,10 +112,17 @@ fn content(options: &Options) -> Result<(PathBuf, Vec<PathBuf>)> {
         let file = folder.join(format!("small-{number:06}.bin"));
         torrents.push(payload::make(&file, FILE_BYTES, PIECE_BYTES, number as u64 + 100)?);
     }
+    ensure!(!torrents.is_empty(), "--torrents must be at least 1");
+    let torrent = torrents.remove(0);
+    Ok(Content { torrent, more: torrents, folder })
+}
+
+/// An even sample of them, and the last.
+pub fn sample(content: &Content) -> Vec<PathBuf> {
+    let torrents: Vec<&PathBuf> = content.torrents().collect();
     let step = (torrents.len() / SAMPLE).max(1);
-    let last = torrents.last().cloned();
-    let sample = torrents.into_iter().step_by(step).chain(last).collect();
-    Ok((folder, sample))
+    let last = torrents.last().copied();
+    torrents.iter().copied().step_by(step).chain(last).cloned().collect()
 }
 
 /// What the engine holds with a single torrent: subtracted when memory a torrent is reckoned.
@@ -128,6 +138,7 @@ fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
         listen: TARGET,
         direct_io: "auto",
         io: "uring",
+        connections: Some(target::CONNECTIONS),
     };
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
     running.wait_until_served(TARGET, &Torrent::read(first)?)?;
@@ -137,7 +148,7 @@ fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
     Ok(bytes)
 }
 
-fn wait_until_all_serve(running: &Running, sample: &[PathBuf]) -> Result<()> {
+pub fn wait_until_all_serve(running: &Running, sample: &[PathBuf]) -> Result<()> {
     let deadline = Instant::now() + START_MAX;
     let torrents: Vec<Torrent> =
         sample.iter().map(|path| Torrent::read(path)).collect::<Result<_>>()?;

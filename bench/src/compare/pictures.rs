@@ -2,15 +2,19 @@
 //! Flow: runs -> points a target -> charts.
 
 use super::{
+    kind::Target,
     plot::{Chart, Series, Steps},
     seeding::Run,
     summary::Spread,
-    target::Kind,
 };
 use crate::leech::Outcome;
 
 /// Named for what follows NAME- in their files' names.
-pub fn of_seeding(targets: &[Kind], connections: &[usize], runs: &[Run]) -> Vec<(String, String)> {
+pub fn of_seeding(
+    targets: &[Target],
+    connections: &[usize],
+    runs: &[Run],
+) -> Vec<(String, String)> {
     let mut pictures = vec![
         (
             "cpu".to_owned(),
@@ -44,15 +48,16 @@ pub fn of_seeding(targets: &[Kind], connections: &[usize], runs: &[Run]) -> Vec<
 }
 
 fn over_connections(
-    targets: &[Kind],
+    targets: &[Target],
     connections: &[usize],
     runs: &[Run],
     (title, up): (&str, &str),
     of: fn(&Run) -> f64,
 ) -> Chart {
-    let series = series(targets, |kind| {
+    let series = series(targets, |target| {
         let points = connections.iter().filter_map(|count| {
-            let chosen = runs.iter().filter(|run| run.target == kind && run.connections == *count);
+            let chosen =
+                runs.iter().filter(|run| run.target == target && run.connections == *count);
             Some((*count as f64, Spread::of(chosen.map(of))?))
         });
         points.collect()
@@ -68,14 +73,14 @@ fn over_connections(
     }
 }
 
-fn latency(targets: &[Kind], connections: usize, runs: &[Run]) -> Chart {
-    let outcomes = |kind: Kind| outcomes(runs, kind, connections);
-    let series = series(targets, |kind| {
-        let percents = outcomes(kind).next().map_or(0, |outcome| outcome.latency_ms.curve.len());
+fn latency(targets: &[Target], connections: usize, runs: &[Run]) -> Chart {
+    let outcomes = |target: Target| outcomes(runs, target, connections);
+    let series = series(targets, |target| {
+        let percents = outcomes(target).next().map_or(0, |outcome| outcome.latency_ms.curve.len());
         let points = (1..percents).filter_map(|at| {
             let here = |outcome: &Outcome| outcome.latency_ms.curve.get(at).copied();
-            let (percent, _) = here(outcomes(kind).next()?)?;
-            let values = outcomes(kind).filter_map(|outcome| Some(here(outcome)?.1));
+            let (percent, _) = here(outcomes(target).next()?)?;
+            let values = outcomes(target).filter_map(|outcome| Some(here(outcome)?.1));
             Some((1.0 / (1.0 - percent / 100.0), Spread::of(values)?))
         });
         points.collect()
@@ -93,9 +98,9 @@ fn latency(targets: &[Kind], connections: usize, runs: &[Run]) -> Chart {
     }
 }
 
-fn over_time(targets: &[Kind], connections: usize, runs: &[Run]) -> Chart {
-    let series = series(targets, |kind| {
-        let Some(outcome) = outcomes(runs, kind, connections).last() else { return Vec::new() };
+fn over_time(targets: &[Target], connections: usize, runs: &[Run]) -> Chart {
+    let series = series(targets, |target| {
+        let Some(outcome) = outcomes(runs, target, connections).last() else { return Vec::new() };
         let tenths = outcome.mib_per_s_by_tenth.iter().enumerate();
         let one = |value: f64| Spread { median: value, min: value, max: value };
         tenths.map(|(at, speed)| ((at + 1) as f64 / 10.0, one(*speed))).collect()
@@ -117,14 +122,15 @@ fn over_time(targets: &[Kind], connections: usize, runs: &[Run]) -> Chart {
     }
 }
 
-fn outcomes(runs: &[Run], kind: Kind, connections: usize) -> impl Iterator<Item = &Outcome> {
+fn outcomes(runs: &[Run], target: Target, connections: usize) -> impl Iterator<Item = &Outcome> {
     let chosen =
-        runs.iter().filter(move |run| run.target == kind && run.connections == connections);
+        runs.iter().filter(move |run| run.target == target && run.connections == connections);
     chosen.filter_map(|run| run.outcome.as_ref())
 }
 
 /// A line each target that has points.
-fn series(targets: &[Kind], points: impl Fn(Kind) -> Vec<(f64, Spread)>) -> Vec<Series> {
-    let all = targets.iter().map(|kind| Series { name: kind.to_string(), points: points(*kind) });
+fn series(targets: &[Target], points: impl Fn(Target) -> Vec<(f64, Spread)>) -> Vec<Series> {
+    let all =
+        targets.iter().map(|target| Series { name: target.to_string(), points: points(*target) });
     all.filter(|series| !series.points.is_empty()).collect()
 }

@@ -17,9 +17,10 @@ use serde_json::Value;
 use super::{
     Cores, Options, TARGET, cold,
     follow::{Done, Start, Work, follow},
+    kind::{self, Kind},
     on_cores, seeding,
     summary::{Report, Spread, table},
-    target::{self, Content, Kind, Script, Settings, absolute, spawn},
+    target::{self, Content, Script, Settings, absolute, spawn},
 };
 
 const GIB: f64 = 1_073_741_824.0;
@@ -77,7 +78,7 @@ struct Printed {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Rechecking".into(), ..Report::default() };
-    let targets = target::present(options, options.targets_or(&TARGETS), &mut report)?;
+    let targets = kind::present(options, options.targets_or(&TARGETS), &mut report)?;
     let content = seeding::hot_content(options)?;
     let mut runs = Vec::new();
     for round in 1..=options.rounds {
@@ -192,6 +193,7 @@ fn seedring(
         listen: TARGET,
         direct_io,
         io: "uring",
+        connections: Some(target::CONNECTIONS),
     };
     let start = Start::now();
     let running = target::seedring(options, &settings, &Cores::range(0, cores))?;

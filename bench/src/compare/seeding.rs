@@ -4,30 +4,45 @@
 
 use std::{
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Cores, Options, TARGET, on_cores, pictures,
+    Cores, Options, SOURCES, TARGET,
+    kind::{self, Kind, Target},
+    on_cores, pictures, rounds,
     summary::{Report, Spread, table},
-    target::{self, Content, Kind, Running},
+    target::{self, Content, Running, Way},
 };
-use crate::{leech::Outcome, payload, probe::Reading};
+use crate::{leech::Outcome, payload, probe::Reading, pull::Pulled};
 
+/// Where nothing is said: alone, as usual, and many.
+const CONNECTIONS: [usize; 3] = [1, 50, 500];
 const GIB: f64 = 1_073_741_824.0;
-const TARGETS: [Kind; 6] =
-    [Kind::Iperf3, Kind::Seedring, Kind::TokioUring, Kind::Libtorrent, Kind::Rtorrent, Kind::Rqbit];
+const TARGETS: [Kind; 11] = [
+    Kind::Iperf3,
+    Kind::Nginx,
+    Kind::Seedring,
+    Kind::TokioUring,
+    Kind::Libtorrent,
+    Kind::Qbittorrent,
+    Kind::Rtorrent,
+    Kind::Rqbit,
+    Kind::Transmission,
+    Kind::Vortex,
+    Kind::Aria2,
+];
 
 #[derive(Serialize)]
 pub struct Run {
     pub round: usize,
     #[serde(serialize_with = "as_text")]
-    pub target: Kind,
+    pub target: Target,
     pub connections: usize,
     pub cpu_seconds_per_gib: f64,
     pub mib_per_s: f64,
@@ -36,8 +51,11 @@ pub struct Run {
     pub open_loop: Option<Outcome>,
 }
 
-pub fn as_text<S: serde::Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(kind)
+pub fn as_text<T: std::fmt::Display, S: serde::Serializer>(
+    name: &T,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
 }
 
 /// The content's file, in its folder and in each downloader's.
@@ -50,15 +68,15 @@ pub fn hot_content(options: &Options) -> Result<Content> {
     eprintln!("content: {} bytes in {}", options.size_bytes(), file.display());
     let torrent = payload::make(&file, options.size_bytes(), 1 << 20, 1)?;
     std::io::copy(&mut std::fs::File::open(&file)?, &mut std::io::sink())?;
-    Ok(Content { torrent, folder })
+    Ok(Content { torrent, more: Vec::new(), folder })
 }
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Seeding, hot content".into(), ..Report::default() };
-    let targets = target::present(options, options.targets_or(&TARGETS), &mut report)?;
+    let targets = kind::targets(options, options.targets_or(&TARGETS), &mut report)?;
     let content = hot_content(options)?;
     let window = options.seconds + options.warm_up + 1.0;
-    let points = options.connections.len() as f64;
+    let points = options.connections_or(&CONNECTIONS).len() as f64;
     let minutes = options.rounds as f64
         * targets.len() as f64
         * (points * window * if options.no_open_loop { 1.0 } else { 1.6 } + 5.0)
@@ -66,15 +84,20 @@ pub fn run(options: &Options) -> Result<Report> {
     eprintln!("{} rounds of {} targets, about {minutes:.0} minutes", options.rounds, targets.len());
     let mut runs: Vec<Run> = Vec::new();
     for round in 1..=options.rounds {
-        for kind in &targets {
-            if let Err(error) = one_round(options, &content, *kind, round, &mut runs, &mut report) {
-                report.fail(&format!("{kind}, round {round}"), &error);
+        for target in &targets {
+            if let Err(error) = one_round(options, &content, *target, round, &mut runs, &mut report)
+            {
+                report.fail(&format!("{target}, round {round}"), &error);
             }
         }
     }
     report.sections.push(main_table(options, &targets, &runs));
     report.sections.push(detail_table(options, &targets, &runs));
-    report.plots = pictures::of_seeding(&targets, &options.connections, &runs);
+    report.sections.push(rounds::measures(runs.iter().filter_map(|run| {
+        let load = format!("{} connections", run.connections);
+        Some((vec![run.target.to_string(), load], run.outcome.as_ref()?))
+    })));
+    report.plots = pictures::of_seeding(&targets, options.connections_or(&CONNECTIONS), &runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -82,25 +105,32 @@ pub fn run(options: &Options) -> Result<Report> {
 fn one_round(
     options: &Options,
     content: &Content,
-    kind: Kind,
+    target: Target,
     round: usize,
     runs: &mut Vec<Run>,
     report: &mut Report,
 ) -> Result<()> {
-    let running = target::start(kind, options, content)?;
+    let running = target::start(target, options, &Way::of(content))?;
     if round == 1 {
-        report.commands.push(format!("{kind}: `{}`", running.command));
+        report.commands.push(format!("{target}: `{}`", running.command));
     }
-    if kind == Kind::Iperf3 {
-        runs.push(iperf3(options, &running, round)?);
+    if target.kind.is_ceiling() {
+        // A server that is just being started has no block to be asked for.
+        thread::sleep(Duration::from_millis(300));
+        match target.kind {
+            Kind::Iperf3 => runs.push(iperf3(options, &running, round)?),
+            _ => runs.extend(nginx(options, &running, round)?),
+        }
         return running.end();
     }
     // One whole download first: hot means in each target's own cache, whatever that is.
-    let heat = ["--once", "--pattern", "sequential", "--connections", "1"].map(String::from);
-    options
-        .leech(&content.torrent, running.pid(), &heat)
-        .with_context(|| format!("its output: {}", running.last_words()))?;
-    for connections in &options.connections {
+    if target.kind.is_heated() {
+        let heat = ["--once", "--pattern", "sequential", "--connections", "1"].map(String::from);
+        options
+            .leech(&content.torrent, running.pid(), &heat)
+            .with_context(|| format!("its output: {}", running.last_words()))?;
+    }
+    for connections in options.connections_or(&CONNECTIONS) {
         let mut arguments = options.window();
         arguments.extend(["--connections".into(), connections.to_string()]);
         let outcome = options
@@ -110,19 +140,21 @@ fn one_round(
             None
         } else {
             let rate = (outcome.mib_per_s / 2.0).max(1.0);
+            arguments = options.plain_window();
+            arguments.extend(["--connections".into(), connections.to_string()]);
             arguments[1] = (options.seconds / 2.0).to_string();
             arguments.extend(["--open-loop".into(), format!("{rate:.0}")]);
             Some(options.leech(&content.torrent, running.pid(), &arguments)?)
         };
         let cost = outcome.target_cpu_seconds_per_gib.context("the target's CPU")?;
         eprintln!(
-            "round {round}  {kind:<30} K={connections:<4} {cost:.3} CPU-s/GiB \
+            "round {round}  {target:<30} K={connections:<4} {cost:.3} CPU-s/GiB \
              {:6.0} MiB/s p99 {:.1} ms",
             outcome.mib_per_s, outcome.latency_ms.p99
         );
         runs.push(Run {
             round,
-            target: kind,
+            target,
             connections: *connections,
             cpu_seconds_per_gib: cost,
             mib_per_s: outcome.mib_per_s,
@@ -135,12 +167,11 @@ fn one_round(
 
 /// One stream, the server sending (-R): the ceiling of copying sends over loopback.
 fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
-    thread::sleep(Duration::from_millis(300));
     let seconds = (options.seconds + options.warm_up + 1.0).ceil();
     let mut command: Command = on_cores(Path::new("iperf3"), &Cores::one(options.site.load_core));
     command.args(["-c", &TARGET.ip().to_string(), "-p", &TARGET.port().to_string(), "-R", "-J"]);
     command.args(["-t", &seconds.to_string()]);
-    let client = command.stdout(std::process::Stdio::piped()).spawn().context("iperf3")?;
+    let client = command.stdout(Stdio::piped()).spawn().context("iperf3")?;
     thread::sleep(Duration::from_secs_f64(options.warm_up.max(0.5)));
     let start = Instant::now();
     let before = Reading::take(running.pid())?;
@@ -159,7 +190,7 @@ fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
     eprintln!("round {round}  {:<30} K=1    {cost:.3} CPU-s/GiB {mib_per_s:6.0} MiB/s", "iperf3");
     Ok(Run {
         round,
-        target: Kind::Iperf3,
+        target: Kind::Iperf3.into(),
         connections: 1,
         cpu_seconds_per_gib: cost,
         mib_per_s,
@@ -168,24 +199,54 @@ fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
     })
 }
 
+/// Whole files over so many connections, dropped unread: the ceiling of sending files.
+fn nginx(options: &Options, running: &Running, round: usize) -> Result<Vec<Run>> {
+    let this = std::env::current_exe().context("the path of this program")?;
+    let mut runs = Vec::new();
+    for connections in options.connections_or(&CONNECTIONS) {
+        let mut command = on_cores(&this, &Cores::one(options.site.load_core));
+        command.args(["pull", &TARGET.to_string(), &format!("/{CONTENT}"), "--source", SOURCES]);
+        command.args(["--pid", &running.pid().to_string(), "-k", &connections.to_string()]);
+        let output = command.args(options.plain_window()).output().context("cannot run taskset")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pull: {}; {}", complaint.trim(), running.last_words());
+        let pulled: Pulled = serde_json::from_slice(&output.stdout).context("pull's JSON")?;
+        let cost = pulled.target_cpu_seconds_per_gib.context("the target's CPU")?;
+        eprintln!(
+            "round {round}  {:<30} K={connections:<4} {cost:.3} CPU-s/GiB {:6.0} MiB/s",
+            "nginx", pulled.mib_per_s
+        );
+        runs.push(Run {
+            round,
+            target: Kind::Nginx.into(),
+            connections: *connections,
+            cpu_seconds_per_gib: cost,
+            mib_per_s: pulled.mib_per_s,
+            outcome: None,
+            open_loop: None,
+        });
+    }
+    Ok(runs)
+}
+
 fn spread(
     runs: &[Run],
-    kind: Kind,
+    target: Target,
     connections: usize,
     of: impl Fn(&Run) -> Option<f64>,
 ) -> Option<Spread> {
-    let chosen = runs.iter().filter(|run| run.target == kind && run.connections == connections);
+    let chosen = runs.iter().filter(|run| run.target == target && run.connections == connections);
     Spread::of(chosen.filter_map(of))
 }
 
-fn main_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
-    let ceiling = spread(runs, Kind::Iperf3, 1, |run| Some(run.cpu_seconds_per_gib));
+fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
+    let ceiling = spread(runs, Kind::Iperf3.into(), 1, |run| Some(run.cpu_seconds_per_gib));
     let mut rows = Vec::new();
-    for kind in targets {
-        let mut row = vec![kind.to_string()];
-        for connections in &options.connections {
-            let cost = spread(runs, *kind, *connections, |run| Some(run.cpu_seconds_per_gib));
-            let speed = spread(runs, *kind, *connections, |run| Some(run.mib_per_s));
+    for target in targets {
+        let mut row = vec![target.to_string()];
+        for connections in options.connections_or(&CONNECTIONS) {
+            let cost = spread(runs, *target, *connections, |run| Some(run.cpu_seconds_per_gib));
+            let speed = spread(runs, *target, *connections, |run| Some(run.mib_per_s));
             let Some((cost, speed)) = cost.zip(speed) else {
                 row.push("-".into());
                 continue;
@@ -196,15 +257,18 @@ fn main_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
         }
         rows.push(row);
     }
-    let columns: Vec<String> =
-        options.connections.iter().map(|count| format!("{count} connections")).collect();
+    let columns: Vec<String> = options
+        .connections_or(&CONNECTIONS)
+        .iter()
+        .map(|count| format!("{count} connections"))
+        .collect();
     let mut head = vec!["CPU-s per GiB: median (min..max), times iperf3"];
     head.extend(columns.iter().map(String::as_str));
     format!(
         "16 KiB random blocks, 32 outstanding, {:.0} MiB hot, server on core {}, load on core {}, \
          both nice -20; {} rounds, interleaved, each target fresh each round, and \
-         heated by one whole download; {} s measured after {} s warm-up. CPU is \
-         user + system time of the target and its children.\n\n{}",
+         heated by one whole download (but transmission, which goes by a clock); {} s measured \
+         after {} s warm-up. CPU is user + system time of the target and its children.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
         options.site.server_core,
         options.site.load_core,
@@ -215,26 +279,26 @@ fn main_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
     )
 }
 
-fn detail_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
+fn detail_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
     let mut rows = Vec::new();
-    for kind in targets.iter().filter(|kind| **kind != Kind::Iperf3) {
-        for connections in &options.connections {
+    for target in targets.iter().filter(|target| !target.kind.is_ceiling()) {
+        for connections in options.connections_or(&CONNECTIONS) {
             let of = |field: fn(&Outcome) -> f64| {
-                spread(runs, *kind, *connections, |run| run.outcome.as_ref().map(field))
+                spread(runs, *target, *connections, |run| run.outcome.as_ref().map(field))
                     .map_or("-".into(), |spread| format!("{:.2}", spread.median))
             };
             let open = |field: fn(&Outcome) -> f64| {
-                spread(runs, *kind, *connections, |run| run.open_loop.as_ref().map(field))
+                spread(runs, *target, *connections, |run| run.open_loop.as_ref().map(field))
                     .map_or("-".into(), |spread| format!("{:.2}", spread.median))
             };
             let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
             let after = move |outcome: &Outcome| outcome.target_after.unwrap_or_default();
             let memory = |field: &dyn Fn(&Outcome) -> f64| {
-                spread(runs, *kind, *connections, |run| run.outcome.as_ref().map(field))
+                spread(runs, *target, *connections, |run| run.outcome.as_ref().map(field))
                     .map_or("-".into(), |spread| format!("{:.0}", spread.median))
             };
             rows.push(vec![
-                kind.to_string(),
+                target.to_string(),
                 connections.to_string(),
                 of(|outcome| outcome.latency_ms.p50),
                 of(|outcome| outcome.latency_ms.p99),

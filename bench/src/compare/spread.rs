@@ -11,7 +11,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Cores, Options, TARGET, seeding,
+    Cores, Options, TARGET,
+    kind::Kind,
+    seeding,
     summary::{Report, Spread, table},
     target::{self, Settings},
 };
@@ -70,7 +72,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let places = Places::of(options)?;
     let mut report =
         Report { title: "One hot torrent, several shards".into(), ..Report::default() };
-    report.versions.push(format!("seedring: {}", target::Kind::Seedring.version(options)?));
+    report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let mut runs = Vec::new();
     for round in 1..=options.rounds {
@@ -114,6 +116,7 @@ fn one_run(
         listen: TARGET,
         direct_io: "auto",
         io: "uring",
+        connections: Some(target::CONNECTIONS),
     };
     let mut running = target::seedring(options, &settings, &places.engine(shards))?;
     running.wait_until_served(TARGET, &torrent)?;

@@ -21,6 +21,8 @@ pub struct Report {
     /// Commands as they were run, a target each.
     pub commands: Vec<String>,
     pub versions: Vec<String>,
+    /// Whose settings each target runs with, in words.
+    pub settings: Vec<String>,
     /// Targets that could not run, and why.
     pub absent: Vec<String>,
     /// Runs that began and failed, and why. Where there is one, the report is partial.
@@ -149,6 +151,7 @@ impl Report {
         list("To be known:", &caution::of_runs(&self.runs));
         list("Not run:", &self.absent);
         list("Versions:", &self.versions);
+        list("Settings:", &self.settings);
         list("Commands of the targets:", &self.commands);
         let json = serde_json::json!({
             "schema": SCHEMA, "date": today(), "environment": environment,

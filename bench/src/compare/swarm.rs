@@ -62,6 +62,7 @@ impl Swarm {
                 listen: SocketAddr::V4(address),
                 direct_io: "off",
                 io: "uring",
+                connections: Some(target::CONNECTIONS),
             };
             let running =
                 target::seedring(options, &settings, &Cores::one(options.site.load_core))?;
@@ -84,6 +85,11 @@ impl Swarm {
     pub fn offer(&self, count: usize) {
         let addresses = self.seeders.iter().map(|(_, address)| *address).take(count).collect();
         *self.offered.lock().expect("invariant: no panic while it is held") = addresses;
+    }
+
+    /// Whom the tracker names now.
+    pub fn offered(&self) -> Vec<SocketAddrV4> {
+        self.offered.lock().expect("invariant: no panic while it is held").clone()
     }
 
     /// CPU time of all seeders so far.
@@ -113,6 +119,12 @@ fn serve(listener: &TcpListener, offered: &Offered) {
 }
 
 fn answer(mut stream: TcpStream, peers: &[SocketAddrV4]) -> Result<()> {
+    let request = read_request(&mut stream)?;
+    write_answer(&mut stream, request.starts_with("GET /announce"), peers)
+}
+
+/// A request's head; what it holds beyond text is nothing that is looked at.
+pub fn read_request(stream: &mut TcpStream) -> Result<String> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut request = Vec::new();
@@ -122,11 +134,18 @@ fn answer(mut stream: TcpStream, peers: &[SocketAddrV4]) -> Result<()> {
         ensure!(count > 0 && request.len() < REQUEST_BYTES_MAX, "no whole request");
         request.extend_from_slice(&bytes[..count]);
     }
+    Ok(String::from_utf8_lossy(&request).into_owned())
+}
+
+/// The peers, compact; or that there is nothing by the name that was asked for.
+pub fn write_answer(
+    stream: &mut TcpStream,
+    is_announce: bool,
+    peers: &[SocketAddrV4],
+) -> Result<()> {
     let body = announce_answer(peers);
-    let (status, body) = match request.strip_prefix(b"GET /announce") {
-        Some(_) => ("200 OK", body.as_slice()),
-        None => ("404 Not Found", b"".as_slice()),
-    };
+    let (status, body) =
+        if is_announce { ("200 OK", body.as_slice()) } else { ("404 Not Found", b"".as_slice()) };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n",

@@ -2,7 +2,6 @@
 //! Never: measures. Flow: preset -> `start` -> `Running` (pid) -> the load -> dropped: ended.
 
 use std::{
-    fmt,
     fs::{self, File},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -14,111 +13,23 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use super::{Cores, Options, TARGET, on_cores, summary::Report};
+use super::{
+    Cores, Options, TARGET,
+    kind::{Kind, Target, Tuning},
+    on_cores, rival,
+};
 use crate::{leech, torrent::Torrent};
 
 /// Until a target serves its first block: rTorrent hashes all content first.
 const SERVES_MAX: Duration = Duration::from_secs(120);
+/// Between one try for a block and the next.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// transmission unchokes each 10 s.
+const ROUND_MAX: Duration = Duration::from_secs(15);
 /// Until a target that was asked to end is killed.
 const END_MAX: Duration = Duration::from_secs(10);
-
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    clap::ValueEnum,
-    serde::Deserialize,
-    serde::Serialize,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    Iperf3,
-    Seedring,
-    /// The same engine where io_uring can't be had.
-    SeedringEpoll,
-    TokioUring,
-    Libtorrent,
-    Rtorrent,
-    Rqbit,
-    /// Downloads only.
-    Transmission,
-    /// Downloads only.
-    Aria2,
-    /// Rechecks only.
-    Sha1sum,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Iperf3 => "iperf3 (ceiling)",
-            Kind::Seedring => "seedring",
-            Kind::SeedringEpoll => "seedring on epoll",
-            Kind::TokioUring => "tokio-uring, straightforward",
-            Kind::Libtorrent => "libtorrent",
-            Kind::Rtorrent => "rTorrent",
-            Kind::Rqbit => "rqbit",
-            Kind::Transmission => "transmission",
-            Kind::Aria2 => "aria2",
-            Kind::Sha1sum => "sha1sum",
-        })
-    }
-}
-
-impl Kind {
-    /// The installed version, or why there is none and what to do.
-    pub fn version(self, options: &Options) -> Result<String> {
-        let (program, arguments, remedy): (&Path, Vec<String>, &str) = match self {
-            Kind::Iperf3 => (Path::new("iperf3"), vec!["--version".into()], "apt install iperf3"),
-            Kind::Seedring | Kind::SeedringEpoll => {
-                (&options.site.seedring, vec!["--version".into()], "cargo build --release")
-            }
-            Kind::TokioUring => (
-                &options.site.baseline,
-                vec!["--version".into()],
-                "cargo build --release --manifest-path bench/baselines/Cargo.toml",
-            ),
-            Kind::Libtorrent => {
-                let script = script(options, LIBTORRENT_SEED)?;
-                let arguments = vec![script.display().to_string(), "--version".into()];
-                (
-                    &options.site.python,
-                    arguments,
-                    "python3 -m venv V; V/bin/pip install libtorrent; --python V/bin/python",
-                )
-            }
-            Kind::Rtorrent => (&options.site.rtorrent, vec!["-h".into()], "apt install rtorrent"),
-            Kind::Rqbit => (&options.site.rqbit, vec!["--version".into()], "cargo install rqbit"),
-            Kind::Transmission => (
-                &options.site.transmission,
-                vec!["--version".into()],
-                "apt install transmission-cli (3.00)",
-            ),
-            Kind::Aria2 => (&options.site.aria2, vec!["--version".into()], "apt install aria2"),
-            Kind::Sha1sum => {
-                (Path::new("sha1sum"), vec!["--version".into()], "apt install coreutils")
-            }
-        };
-        let output = Command::new(program)
-            .args(&arguments)
-            .output()
-            .with_context(|| format!("cannot run {}; try: {remedy}", program.display()))?;
-        // transmission says it on stderr.
-        let said = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
-        let text = String::from_utf8_lossy(said);
-        let line = text.lines().find(|line| line.chars().any(|letter| letter.is_ascii_digit()));
-        let line = line.map(str::trim).filter(|_| output.status.success());
-        line.map(|line| line.trim_end_matches('.').to_string()).with_context(|| {
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            format!("{}: {}; try: {remedy}", program.display(), complaint.trim())
-        })
-    }
-}
+/// What the engine may hold where a comparison says nothing.
+pub const CONNECTIONS: usize = 10_000;
 
 /// A program by path stays found from another working folder; links stay links (Python's virtual
 /// environments are told by them).
@@ -141,29 +52,36 @@ pub fn script(options: &Options, (name, text): Script) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Those of `kinds` that can run, their versions and the others' reasons in the report.
-pub fn present(options: &Options, kinds: &[Kind], report: &mut Report) -> Result<Vec<Kind>> {
-    let mut targets = Vec::new();
-    for kind in kinds {
-        match kind.version(options) {
-            Ok(version) => {
-                report.versions.push(format!("{kind}: {version}"));
-                targets.push(*kind);
-            }
-            Err(error) => {
-                eprintln!("{kind} is absent: {error:#}");
-                report.absent.push(format!("{kind}: {error:#}"));
-            }
-        }
-    }
-    ensure!(!targets.is_empty(), "none of the targets can run");
-    Ok(targets)
-}
-
-/// One torrent and the folder of its content.
+/// Torrents and the folder of their content.
 pub struct Content {
     pub torrent: PathBuf,
+    /// Further ones; then all are the .torrent files of the folder.
+    pub more: Vec<PathBuf>,
     pub folder: PathBuf,
+}
+
+impl Content {
+    pub fn torrents(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.torrent).chain(&self.more)
+    }
+}
+
+/// How a target is to seed.
+#[derive(Clone, Copy)]
+pub struct Way<'a> {
+    pub content: &'a Content,
+    /// Connections it has to hold, where it is tuned.
+    pub connections: usize,
+    /// What the engine does about content that is there; others do what they do.
+    pub verify: &'static str,
+    /// It finds what it left behind.
+    pub again: bool,
+}
+
+impl<'a> Way<'a> {
+    pub fn of(content: &'a Content) -> Self {
+        Way { content, connections: CONNECTIONS, verify: "trust", again: false }
+    }
 }
 
 /// A target process; ended when dropped.
@@ -189,110 +107,95 @@ pub struct Settings {
     pub direct_io: &'static str,
     /// `uring` or `epoll`.
     pub io: &'static str,
+    /// Connections it may hold, half of them of one torrent. `None`: its own limits, and its own
+    /// number of shards and size of the cache.
+    pub connections: Option<usize>,
 }
 
-/// Starts a target on its core and waits until it serves a block.
-pub fn start(kind: Kind, options: &Options, content: &Content) -> Result<Running> {
-    let name = format!("{kind:?}").to_lowercase();
-    let run = options.run_folder(&name)?;
-    let mut running = match kind {
-        Kind::Seedring | Kind::SeedringEpoll => {
-            let cache_mib = (options.size_bytes() >> 20) + 512;
-            let settings = Settings {
-                shards: 1,
-                cache: format!("{cache_mib}MiB"),
-                verify: "trust",
-                state: run,
-                torrents: content.torrent.display().to_string(),
-                content: content.folder.clone(),
-                listen: TARGET,
-                direct_io: "auto",
-                io: if kind == Kind::Seedring { "uring" } else { "epoll" },
-            };
-            seedring(options, &settings, &Cores::one(options.site.server_core))?
-        }
-        _ => spawn(rival(kind, options, content, &run)?, &run)?,
-    };
-    if kind != Kind::Iperf3 {
-        running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
+/// Starts a target on its core and waits until it serves a block of each torrent's sample.
+pub fn start(target: Target, options: &Options, way: &Way<'_>) -> Result<Running> {
+    let mut running = spawn_target(target, options, way)?;
+    if !target.kind.is_ceiling() {
+        running.wait_until_served(TARGET, &Torrent::read(&way.content.torrent)?)?;
     }
     Ok(running)
 }
 
-fn rival(kind: Kind, options: &Options, content: &Content, run: &Path) -> Result<Command> {
-    let core = &Cores::one(options.site.server_core);
-    let (address, port) = (TARGET.ip().to_string(), TARGET.port().to_string());
-    let torrent = content.torrent.display().to_string();
-    let folder = content.folder.display().to_string();
-    let mut command;
-    match kind {
-        Kind::Seedring | Kind::SeedringEpoll => {
-            unreachable!("invariant: seedring has settings of its own")
-        }
-        Kind::Iperf3 => {
-            command = on_cores(Path::new("iperf3"), core);
-            command.args(["-s", "-B", &address, "-p", &port]);
-        }
-        Kind::TokioUring => {
-            let file = fs::read_dir(&content.folder)?
-                .flatten()
-                .map(|entry| entry.path())
-                .find(|path| path.extension().is_some_and(|extension| extension == "bin"))
-                .context("the content's file")?;
-            command = on_cores(&absolute(&options.site.baseline), core);
-            command.args(["--torrent", &torrent, "--content"]).arg(file);
-            command.args(["--listen", &TARGET.to_string()]);
-        }
-        Kind::Libtorrent => {
-            command = on_cores(&absolute(&options.site.python), core);
-            command.arg(script(options, LIBTORRENT_SEED)?);
-            command.args([&torrent, &folder, &TARGET.to_string()]);
-        }
-        Kind::Rtorrent => {
-            let mut settings = include_str!("../../rivals/rtorrent.rc").to_string();
-            for (name, value) in [
-                ("{content}", folder),
-                ("{run}", run.display().to_string()),
-                ("{address}", address),
-                ("{port}", port),
-                ("{torrent}", torrent),
-            ] {
-                settings = settings.replace(name, &value);
-            }
-            let path = run.join("rtorrent.rc");
-            fs::write(&path, settings)?;
-            command = on_cores(&absolute(&options.site.rtorrent), core);
-            command.args(["-n", "-o", &format!("import={}", path.display())]);
-        }
-        Kind::Rqbit => {
-            command = on_cores(&absolute(&options.site.rqbit), core);
-            command.args(["-v", "error", "--disable-dht", "--disable-lsd", "--disable-trackers"]);
-            command.args(["--disable-upnp-port-forward", "--ipv4-only"]);
-            command.args(["--listen-ip", &address, "--listen-port", &port]);
-            command.args(["--peer-limit", "4000", "download", "--disable-http-api"]);
-            command.args(["--overwrite", "-o", &folder, &torrent]);
-        }
-        Kind::Transmission | Kind::Aria2 | Kind::Sha1sum => bail!("{kind} has no part in seeding"),
+/// The folder of a target's state.
+pub fn state_folder(target: Target, options: &Options) -> PathBuf {
+    let name = match target.tuning {
+        Tuning::Tuned => format!("{:?}", target.kind),
+        Tuning::Default => format!("{:?}-default", target.kind),
+    };
+    options.site.work.join("run").join(name.to_lowercase())
+}
+
+/// The same, not waited for.
+pub fn spawn_target(target: Target, options: &Options, way: &Way<'_>) -> Result<Running> {
+    let run = state_folder(target, options);
+    if !way.again {
+        empty_folder(&run)?;
     }
-    command.current_dir(run).env("HOME", run);
-    Ok(command)
+    match target.kind {
+        Kind::Seedring | Kind::SeedringEpoll => {
+            let settings = engine_settings(target, options, way);
+            let cores = Cores::one(options.site.server_core);
+            seedring(options, &settings, &cores)
+        }
+        _ => spawn(rival::command(target, options, way, &run)?, &run),
+    }
+}
+
+/// The engine's settings as a target among others.
+pub fn engine_settings(target: Target, options: &Options, way: &Way<'_>) -> Settings {
+    let cache_mib = (options.size_bytes() >> 20) + 512;
+    let torrents = if way.content.more.is_empty() {
+        way.content.torrent.display().to_string()
+    } else {
+        way.content.folder.join("*.torrent").display().to_string()
+    };
+    Settings {
+        shards: 1,
+        cache: format!("{cache_mib}MiB"),
+        verify: way.verify,
+        state: state_folder(target, options),
+        torrents,
+        content: way.content.folder.clone(),
+        listen: TARGET,
+        direct_io: "auto",
+        io: if target.kind == Kind::SeedringEpoll { "epoll" } else { "uring" },
+        connections: (target.tuning == Tuning::Tuned).then_some(way.connections),
+    }
+}
+
+/// Makes it, without what it held.
+pub fn empty_folder(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+    }
+    Ok(fs::create_dir_all(folder)?)
 }
 
 /// Starts the engine with a configuration of these settings.
 pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result<Running> {
     fs::create_dir_all(&settings.state)?;
+    let tuned = settings.connections.map_or(String::new(), |connections| {
+        format!(
+            "shards: {}\npin: off\nmemory: {{ cache: {} }}\n\
+             limits: {{ upload: unlimited, connections: {connections}, \
+             connections_per_torrent: {}, upload_slots: unlimited }}\n",
+            settings.shards,
+            settings.cache,
+            connections.div_ceil(2),
+        )
+    });
     let yaml = format!(
-        "state_dir: {}\nlisten: [\"{}\"]\nshards: {}\npin: off\nio: {}\ndirect_io: {}\n\
-         memory: {{ cache: {} }}\n\
-         limits: {{ upload: unlimited, connections: 10000, connections_per_torrent: 5000, \
-         upload_slots: unlimited }}\n\
+        "state_dir: {}\nlisten: [\"{}\"]\nio: {}\ndirect_io: {}\n{tuned}\
          torrents:\n  - files: \"{}\"\n    content: {}\n    verify: {}\n",
         settings.state.display(),
         settings.listen,
-        settings.shards,
         settings.io,
         settings.direct_io,
-        settings.cache,
         settings.torrents,
         settings.content.display(),
         settings.verify,
@@ -364,14 +267,18 @@ impl Running {
 
     /// Until it serves a block at this address.
     pub fn wait_until_served(&mut self, at: SocketAddr, torrent: &Torrent) -> Result<()> {
-        let deadline = Instant::now() + SERVES_MAX;
+        let start = Instant::now();
+        let deadline = start + SERVES_MAX;
         let mut last = anyhow!("not tried");
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} ended ({status}): {}", self.command, self.last_words());
             }
             let source = "10.77.0.9:0".parse().ok();
-            match leech::fetch_first_block(at, source, torrent, Duration::from_secs(2)) {
+            // Soon after its start a target may have forgotten the connection; later it may be one
+            // that unchokes in rounds.
+            let patience = if start.elapsed() < 5 * PATIENCE { PATIENCE } else { ROUND_MAX };
+            match leech::fetch_first_block(at, source, torrent, patience) {
                 Ok(()) => return Ok(()),
                 Err(error) => last = error,
             }

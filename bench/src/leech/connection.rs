@@ -3,22 +3,32 @@
 //! Never: reads blocks (inbound does), waits, knows of other connections.
 //! Flow: worker event -> `on_writable` / inbound's `on_readable` -> `refill` -> requests out.
 
-use std::{collections::VecDeque, io, net::SocketAddr, time::Instant};
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
-use rustix::{io::Errno, net::SendFlags};
+use rustix::{event::epoll::EventFlags, io::Errno, net::SendFlags};
 use seedring_proto::units::Block;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{assembly::Assembly, frames, inbound::Inbound, tally::Tally, walk::Walk};
+use super::{assembly::Assembly, crowd::Role, frames, inbound::Inbound, tally::Tally, walk::Walk};
 use crate::torrent::{Grid, Torrent};
 
 /// Draws of a random walk until a block is found that is not outstanding.
 const DRAWS_MAX: usize = 16;
+/// Of a slow reader: what it has not read waits at the target, as with a slow line.
+const SLOW_BUFFER_BYTES: usize = 4 << 10;
 
 /// Lives as long as the load: what must survive when the socket is opened again.
 pub struct Lane {
     pub index: usize,
+    /// Which of the torrents it is of.
+    pub offer: usize,
+    pub role: Role,
     pub source: Option<SocketAddr>,
     pub walk: Walk,
     /// Blocks asked for once and not received: rejected, or lost with a socket.
@@ -29,6 +39,10 @@ pub struct Lane {
     pub was_ready: bool,
     pub was_done: bool,
     pub reopens: u32,
+    /// When it goes; `None`: it stays.
+    pub leaves: Option<Instant>,
+    /// Payload of the window.
+    pub window_bytes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -53,7 +67,8 @@ pub struct Context<'a> {
     pub received_bytes: u64,
     pub outstanding_max: usize,
     pub skip_heads: bool,
-    pub idle: bool,
+    /// Bytes that may be taken from the socket still: a slow reader's.
+    pub allowance: usize,
     pub open_loop: bool,
 }
 
@@ -89,7 +104,10 @@ pub struct Connection {
     pub in_order: u32,
     outbox: Vec<u8>,
     out_start: usize,
-    pub waits_writable: bool,
+    /// What its worker's epoll waits for.
+    pub awaits: EventFlags,
+    opened: Instant,
+    has_block: bool,
 }
 
 impl Connection {
@@ -98,8 +116,10 @@ impl Connection {
         lane: Box<Lane>,
         target: SocketAddr,
         torrent: &Torrent,
+        now: Instant,
     ) -> Result<Self, (Box<Lane>, io::Error)> {
-        let socket = match dial(target, lane.source) {
+        let buffer = (lane.role == Role::Slow).then_some(SLOW_BUFFER_BYTES);
+        let socket = match dial(target, lane.source, buffer) {
             Ok(socket) => socket,
             Err(error) => return Err((lane, error)),
         };
@@ -120,7 +140,9 @@ impl Connection {
             in_order: 0,
             outbox,
             out_start: 0,
-            waits_writable: true,
+            awaits: EventFlags::IN | EventFlags::OUT,
+            opened: now,
+            has_block: false,
         })
     }
 
@@ -152,7 +174,7 @@ impl Connection {
         if self.fast {
             frames::push_have_none(&mut self.outbox);
         }
-        if !context.idle {
+        if self.lane.role != Role::Idle {
             frames::push_interested(&mut self.outbox);
         }
         self.flush()
@@ -161,15 +183,17 @@ impl Connection {
     /// Asks for blocks until enough are outstanding; an eighth of them at a time, so that a call
     /// carries several requests.
     pub fn refill(&mut self, context: &mut Context<'_>) -> Result<(), End> {
-        if self.choked || self.stage != Stage::Open || context.idle {
+        if self.choked || self.stage != Stage::Open || self.lane.role == Role::Idle {
             return Ok(());
         }
-        let free = context.outstanding_max.saturating_sub(self.outstanding.len());
-        if free < (context.outstanding_max / 8).max(1) && !context.open_loop {
+        // Twice the same block at once could not be told apart.
+        let most = context.outstanding_max.min(context.grid.blocks as usize);
+        let free = most.saturating_sub(self.outstanding.len());
+        if free < (most / 8).max(1) && !context.open_loop {
             return Ok(());
         }
         for _ in 0..free {
-            let since = if context.open_loop {
+            let since = if context.open_loop && self.lane.role == Role::Active {
                 let Some(due) = self.due.pop_front() else { break };
                 due
             } else {
@@ -227,9 +251,23 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether the worker has to wait for writability.
-    pub fn wants_writable(&self) -> bool {
-        self.stage == Stage::Connecting || !self.outbox.is_empty()
+    /// What its worker has to wait for: a slow reader is not woken by what came.
+    pub fn wants(&self) -> EventFlags {
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, !self.reads_by_time());
+        flags.set(EventFlags::OUT, self.stage == Stage::Connecting || !self.outbox.is_empty());
+        flags
+    }
+
+    /// It takes what it may each tick, once blocks can come.
+    pub fn reads_by_time(&self) -> bool {
+        self.lane.role == Role::Slow && self.stage == Stage::Open && !self.choked
+    }
+
+    /// How long it took from the first packet to this, its first block; `None`: it had one.
+    pub fn first_block(&mut self, now: Instant) -> Option<Duration> {
+        let is_first = !std::mem::replace(&mut self.has_block, true);
+        is_first.then(|| now.saturating_duration_since(self.opened))
     }
 }
 
@@ -237,10 +275,17 @@ pub fn closed(error: &io::Error) -> End {
     End::Closed(error.to_string())
 }
 
-fn dial(target: SocketAddr, source: Option<SocketAddr>) -> io::Result<Socket> {
+fn dial(
+    target: SocketAddr,
+    source: Option<SocketAddr>,
+    receive_buffer: Option<usize>,
+) -> io::Result<Socket> {
     let socket =
         Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    if let Some(bytes) = receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
     if let Some(source) = source {
         socket.bind(&source.into())?;
     }
@@ -256,7 +301,7 @@ pub fn fetch_first_block(
     target: SocketAddr,
     source: Option<SocketAddr>,
     torrent: &Torrent,
-    patience: std::time::Duration,
+    patience: Duration,
 ) -> Result<()> {
     use std::io::{Read as _, Write as _};
     let deadline = Instant::now() + patience;

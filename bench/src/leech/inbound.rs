@@ -14,6 +14,7 @@ use rustix::{
 
 use super::{
     connection::{Connection, Context, End, Stage, closed},
+    crowd::Role,
     frames::{self, Head, id},
 };
 
@@ -71,13 +72,17 @@ impl Connection {
         };
         let start = self.inbox.len();
         let mut bytes = [0; frames::HANDSHAKE_BYTES];
-        let room = &mut bytes[..wanted - start];
+        let room = &mut bytes[..(wanted - start).min(context.allowance)];
+        if room.is_empty() {
+            return Ok(true);
+        }
         let count = match recv(&self.socket, room, RecvFlags::empty()) {
             Ok((0, _)) => return Err(End::Closed("the target closed the connection".into())),
             Ok((count, _)) => count,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
             Err(error) => return Err(closed(&error.into())),
         };
+        context.allowance -= count;
         self.inbox.extend_from_slice(&bytes[..count]);
         if self.stage == Stage::Greeting {
             if self.inbox.len() == frames::HANDSHAKE_BYTES {
@@ -214,10 +219,19 @@ impl Connection {
 
     fn block_arrived(&mut self, context: &mut Context<'_>) {
         let Some(pending) = self.outstanding.pop_front() else { return };
-        context.received_bytes += u64::from(pending.block.length);
-        context.tally.blocks += 1;
-        if context.measuring {
-            context.tally.record(context.now.saturating_duration_since(pending.since));
+        let bytes = u64::from(pending.block.length);
+        if self.lane.role == Role::Slow {
+            context.tally.slow_bytes += if context.measuring { bytes } else { 0 };
+        } else {
+            context.received_bytes += bytes;
+            context.tally.blocks += 1;
+            if context.measuring {
+                context.tally.record(context.now.saturating_duration_since(pending.since));
+                self.lane.window_bytes += bytes;
+            }
+            if let Some(time) = self.first_block(context.now) {
+                context.tally.record_first_block(time);
+            }
         }
         let Some(assembly) = &mut self.lane.assembly else { return };
         match assembly.arrived(context.torrent, pending.block) {
@@ -229,8 +243,13 @@ impl Connection {
 
     /// `None`: nothing there now.
     fn drop_bytes(&self, context: &mut Context<'_>, wanted: usize) -> Result<Option<usize>, End> {
-        let room = &mut context.discard[..wanted];
-        received(recv(&self.socket, room, RecvFlags::TRUNC).map(|(_, count)| count))
+        let room = &mut context.discard[..wanted.min(context.allowance)];
+        if room.is_empty() {
+            return Ok(None);
+        }
+        let count = received(recv(&self.socket, room, RecvFlags::TRUNC).map(|(_, count)| count))?;
+        context.allowance -= count.unwrap_or(0);
+        Ok(count)
     }
 
     fn place_bytes(&mut self, context: &Context<'_>, left: usize) -> Result<Option<usize>, End> {

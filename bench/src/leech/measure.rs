@@ -13,24 +13,27 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Options,
-    assembly::Assembly,
-    connection::Lane,
+    crowd::{Crowd, Role, fairness},
     histogram,
     pace::Pace,
-    sample::Sample,
     stalls::{Stalls, Watch},
     strain::Strain,
     tally::{Board, Tally},
-    walk::Walk,
     worker::{Plan, Worker},
 };
 use crate::{
-    probe::{Reading, is_running},
-    torrent::{Grid, Torrent},
+    meters::{self, Marks, Meters},
+    probe::{Memory, Reading, is_running},
 };
 
 /// Until all connections are unchoked; after it the measurement starts with those that are.
 const READY_MAX: Duration = Duration::from_secs(30);
+/// More of it, where there are many.
+const READY_A_CONNECTION: Duration = Duration::from_millis(2);
+/// Of those that come and go, the part that has to be there at the start.
+const CROWD_READY: f64 = 0.8;
+/// System calls are counted so long, after the window.
+const SYSCALLS_SECONDS: f64 = 1.0;
 const LOOK: Duration = Duration::from_millis(2);
 /// Idle connections are held so long before memory is read, so that buffers settle.
 const IDLE_SETTLE: Duration = Duration::from_secs(3);
@@ -73,6 +76,22 @@ pub struct Outcome {
     #[serde(default)]
     pub load_was_limit: Option<String>,
     pub idle_bytes_per_connection: Option<IdleBytes>,
+    /// From a connection's first packet to its first block, of all connections until the end.
+    #[serde(default)]
+    pub first_block_ms: Latency,
+    /// Jain's index over what the connections got, where they stay.
+    #[serde(default)]
+    pub fairness: Option<f64>,
+    /// The target's CPU time over the window's.
+    #[serde(default)]
+    pub target_busy: Option<f64>,
+    /// The target's own memory, each second of the window.
+    #[serde(default)]
+    pub target_private_by_second: Vec<u64>,
+    #[serde(default)]
+    pub beside: Beside,
+    #[serde(default)]
+    pub meters: Meters,
     pub rejects: u64,
     pub chokes: u64,
     pub reopened: u64,
@@ -90,6 +109,19 @@ pub struct Outcome {
     /// Why the window ended before its time: what is here was measured until then.
     #[serde(default)]
     pub partial: Option<String>,
+}
+
+/// Who was there beside those that are measured, and who came and went.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Beside {
+    pub torrents: usize,
+    pub idle: usize,
+    pub slow: usize,
+    pub slow_kib_per_s: f64,
+    pub arrivals: u64,
+    pub departures: u64,
+    /// Those that came while no place was free.
+    pub turned_away: u64,
 }
 
 /// Request sent (open loop: due) to block received whole, in the window.
@@ -157,12 +189,13 @@ impl Latency {
 }
 
 pub fn run(options: &Options) -> Result<Outcome> {
-    let torrent = Arc::new(Torrent::read(&options.torrent)?);
-    let connections = options.idle.unwrap_or(options.connections);
-    raise_descriptor_limit(connections)?;
+    let crowd = Arc::new(Crowd::new(options)?);
+    let roles: Vec<Role> = crowd.roles().collect();
+    raise_descriptor_limit(roles.len() + crowd.more_places(1))?;
     let before_load = options.pid.map(Reading::take).transpose()?;
     let board = Arc::new(Board::default());
-    let threads = start_workers(options, &torrent, connections, &board)?;
+    let threads = start_workers(options, &crowd, &roles, &board)?;
+    let connections = roles.len();
     let window = Window::measure(options, connections, &board, before_load);
     board.stop.store(true, Relaxed);
     let mut tally = Tally::default();
@@ -172,7 +205,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
     let reason = tally.last_end.as_deref().unwrap_or("it never answered or never unchoked");
     let window = window.with_context(|| format!("last seen on a connection: {reason}"))?;
-    Ok(window.outcome(options, connections, &tally))
+    let mut outcome = window.outcome(options, connections, &tally);
+    outcome.beside.torrents = crowd.offers.len();
+    Ok(outcome)
 }
 
 fn raise_descriptor_limit(connections: usize) -> Result<()> {
@@ -183,45 +218,48 @@ fn raise_descriptor_limit(connections: usize) -> Result<()> {
         return Ok(());
     }
     let maximum = limit.maximum.map(|maximum| maximum.max(wanted));
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
-        .or_else(|_| {
-            setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })
-        })
-        .with_context(|| {
-            format!("{connections} connections need {wanted} descriptors: raise `ulimit -n`")
-        })
+    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).with_context(|| {
+        format!(
+            "{connections} connections need {wanted} open files, the hard limit is {}: raise it \
+             (`ulimit -Hn`)",
+            limit.maximum.unwrap_or(0)
+        )
+    })
 }
 
 type Threads = Vec<thread::JoinHandle<Result<Tally>>>;
 
 fn start_workers(
     options: &Options,
-    torrent: &Arc<Torrent>,
-    connections: usize,
+    crowd: &Arc<Crowd>,
+    roles: &[Role],
     board: &Arc<Board>,
 ) -> Result<Threads> {
-    let grid = Grid::new(torrent, options.block);
-    let threads = options.threads.min(connections);
+    let active = roles.iter().filter(|role| **role == Role::Active).count();
+    let threads = options.threads.min(if active > 0 { active } else { roles.len() });
     let mut started = Vec::new();
     for thread in 0..threads {
-        let lanes: Vec<Lane> = (thread..connections)
-            .step_by(threads)
-            .map(|index| lane(options, grid, index, connections))
-            .collect();
-        let share = lanes.len() as f64 / connections as f64;
+        let mine = roles.iter().enumerate().skip(thread).step_by(threads);
+        let lanes: Vec<_> =
+            mine.map(|(index, role)| crowd.lane(index, active.max(1), *role)).collect();
+        let actives = lanes.iter().filter(|lane| lane.role == Role::Active).count();
+        let share = actives as f64 / active.max(1) as f64;
         let pace = options.open_loop.map(|mib_per_s| {
             let blocks = mib_per_s * 1_048_576.0 / f64::from(options.block);
             Pace::new(blocks * share, Instant::now())
         });
         let plan = Plan {
-            torrent: torrent.clone(),
-            grid,
+            crowd: crowd.clone(),
             target: options.target,
-            // Twice the same block at once could not be told apart.
-            outstanding_max: options.outstanding.min(grid.blocks as usize),
+            outstanding_max: options.outstanding,
             skip_heads: !options.all_heads && !options.verify,
-            idle: options.idle.is_some(),
             pace,
+            arrivals: crowd
+                .arrivals(thread, threads, Instant::now())
+                .map(|arrivals| (arrivals, roles.len())),
+            more_places: crowd.more_places(threads),
+            slow_rate: options.slow_rate,
+            reopen_max: Duration::from_millis(options.reopen_max),
         };
         let worker = Worker::new(plan, lanes, board.clone())?;
         let name = format!("load-{thread}");
@@ -230,36 +268,14 @@ fn start_workers(
     Ok(started)
 }
 
-fn lane(options: &Options, grid: Grid, index: usize, connections: usize) -> Lane {
-    let sample = if options.verify { Some(Sample::ALL) } else { options.verify_sample };
-    let walk = Walk::new(
-        grid,
-        options.pattern,
-        sample.is_some(),
-        options.once,
-        index,
-        connections,
-        options.seed,
-    );
-    Lane {
-        index,
-        source: options.source_of(index),
-        walk,
-        retry: Vec::new(),
-        assembly: sample.map(Assembly::new),
-        ordered: true,
-        was_ready: false,
-        was_done: false,
-        reopens: 0,
-    }
-}
-
 /// The part of the run that counts.
 struct Window {
     served: usize,
     seconds: f64,
     payload_bytes: u64,
     by_tenth: Vec<f64>,
+    private_by_second: Vec<u64>,
+    meters: Meters,
     own: Strain,
     stalls: Stalls,
     before: Option<Reading>,
@@ -279,12 +295,15 @@ impl Window {
         let start = Instant::now();
         let deadline = start + Duration::from_secs_f64(options.deadline);
         if !options.once {
-            wait_until_ready(options, connections, board, deadline)?;
+            let part = if options.arrivals.is_some() { CROWD_READY } else { 1.0 };
+            let wanted = (connections as f64 * part).ceil() as usize;
+            wait_until_ready(options, wanted, board, deadline)?;
             let settle = if options.idle.is_some() { IDLE_SETTLE } else { Duration::ZERO };
             thread::sleep(settle.max(Duration::from_secs_f64(options.warm_up)));
         }
         board.measuring.store(true, Relaxed);
         let before = options.pid.map(Reading::take).transpose()?;
+        let marks = Marks::take(options.target_core);
         let own_before = Strain::now();
         let bytes_before = board.payload_bytes.load(Relaxed);
         let begin = if options.once { start } else { Instant::now() };
@@ -300,11 +319,18 @@ impl Window {
             Err(error) => return Err(error),
         };
         board.measuring.store(false, Relaxed);
+        let target = before.zip(after);
+        let gib = payload_bytes as f64 / GIB;
+        let marks = (&marks, &Marks::take(options.target_core));
+        let mut meters = Meters::between(marks, target, gib);
+        count_syscalls(options, board, &mut meters);
         Ok(Window {
             served: board.ready.load(Relaxed),
             seconds,
             payload_bytes,
             by_tenth: course.by_tenth,
+            private_by_second: course.private_by_second,
+            meters,
             own,
             stalls: course.stalls,
             before,
@@ -335,7 +361,7 @@ impl Window {
         });
         Outcome {
             target: options.target.to_string(),
-            connections,
+            connections: connections - options.slow - options.idle_beside,
             connections_served: self.served,
             outstanding: options.outstanding,
             block_bytes: options.block,
@@ -362,6 +388,21 @@ impl Window {
             load_threads: threads,
             load_was_limit: self.own.was_limit(self.seconds, threads),
             idle_bytes_per_connection: idle,
+            first_block_ms: Latency::of(&tally.first_block_us),
+            fairness: fairness(&tally.lane_bytes),
+            target_busy: target
+                .map(|(before, after)| (after.cpu_seconds - before.cpu_seconds) / self.seconds),
+            target_private_by_second: self.private_by_second.clone(),
+            beside: Beside {
+                torrents: 1,
+                idle: options.idle_beside,
+                slow: options.slow,
+                slow_kib_per_s: tally.slow_bytes as f64 / 1024.0 / self.seconds,
+                arrivals: tally.arrivals,
+                departures: tally.departures,
+                turned_away: tally.turned_away,
+            },
+            meters: self.meters.clone(),
             rejects: tally.rejects,
             chokes: tally.chokes,
             reopened: tally.reopened,
@@ -375,6 +416,22 @@ impl Window {
             cut_short: self.cut_short,
             partial: self.partial.clone(),
         }
+    }
+}
+
+/// In a window of its own, over the payload that came in it.
+fn count_syscalls(options: &Options, board: &Board, meters: &mut Meters) {
+    let Some(pid) = options.pid.filter(|_| options.syscalls) else { return };
+    let (start, before) = (Instant::now(), board.payload_bytes.load(Relaxed));
+    let counted = meters::syscalls(pid, SYSCALLS_SECONDS);
+    let seconds = start.elapsed().as_secs_f64();
+    let gib_per_s = (board.payload_bytes.load(Relaxed) - before) as f64 / GIB / seconds;
+    match counted {
+        Ok(count) if gib_per_s > 0.0 => {
+            meters.syscalls_per_gib = Some(count as f64 / SYSCALLS_SECONDS / gib_per_s);
+        }
+        Ok(_) => meters.not_measured.push("system calls: nothing came meanwhile".into()),
+        Err(error) => meters.not_measured.push(format!("system calls: {error:#}")),
     }
 }
 
@@ -392,6 +449,7 @@ struct Work<'a> {
 #[derive(Default)]
 struct Course {
     by_tenth: Vec<f64>,
+    private_by_second: Vec<u64>,
     stalls: Stalls,
     cut_short: bool,
     partial: Option<String>,
@@ -413,6 +471,11 @@ impl Work<'_> {
             if is_tenth {
                 course.by_tenth.push((bytes - tenth.0) as f64 / 1_048_576.0 / since.as_secs_f64());
                 tenth = (bytes, now);
+            }
+            let is_second = now.saturating_duration_since(self.begin).as_secs_f64()
+                >= course.private_by_second.len() as f64;
+            if let Some(memory) = options.pid.filter(|_| is_second).and_then(Memory::of) {
+                course.private_by_second.push(memory.private_bytes);
             }
             if self.is_over(bytes) {
                 break;
@@ -458,7 +521,8 @@ fn wait_until_ready(
     board: &Board,
     deadline: Instant,
 ) -> Result<()> {
-    let until = deadline.min(Instant::now() + READY_MAX);
+    let patience = READY_MAX + READY_A_CONNECTION * connections as u32;
+    let until = deadline.min(Instant::now() + patience);
     for look in 0_u32.. {
         if board.ready.load(Relaxed) >= connections {
             break;
@@ -468,7 +532,7 @@ fn wait_until_ready(
         }
         if Instant::now() >= until {
             let ready = board.ready.load(Relaxed);
-            ensure!(ready > 0, "no connection was served within {} s", READY_MAX.as_secs());
+            ensure!(ready > 0, "no connection was served within {} s", patience.as_secs());
             eprintln!("only {ready} of {connections} connections were unchoked; measuring those");
             break;
         }

@@ -27,6 +27,16 @@ pub struct Board {
 
 pub struct Tally {
     pub latency_us: Histogram<u64>,
+    /// From a connection's first packet to its first block, of all connections.
+    pub first_block_us: Histogram<u64>,
+    /// Payload of slow readers in the window.
+    pub slow_bytes: u64,
+    pub arrivals: u64,
+    pub departures: u64,
+    /// Those that came while no place was free.
+    pub turned_away: u64,
+    /// What each connection got in the window, where they stay.
+    pub lane_bytes: Vec<u64>,
     pub blocks: u64,
     pub rejects: u64,
     pub chokes: u64,
@@ -47,6 +57,12 @@ impl Default for Tally {
     fn default() -> Self {
         Tally {
             latency_us: histogram::empty(),
+            first_block_us: histogram::empty(),
+            slow_bytes: 0,
+            arrivals: 0,
+            departures: 0,
+            turned_away: 0,
+            lane_bytes: Vec::new(),
             blocks: 0,
             rejects: 0,
             chokes: 0,
@@ -66,8 +82,18 @@ impl Tally {
         self.latency_us.saturating_record(latency.as_micros() as u64);
     }
 
+    pub fn record_first_block(&mut self, time: Duration) {
+        self.first_block_us.saturating_record(time.as_micros() as u64);
+    }
+
     pub fn merge(&mut self, other: &Tally) {
         self.latency_us.add(&other.latency_us).expect("invariant: same bounds");
+        self.first_block_us.add(&other.first_block_us).expect("invariant: same bounds");
+        self.slow_bytes += other.slow_bytes;
+        self.arrivals += other.arrivals;
+        self.departures += other.departures;
+        self.turned_away += other.turned_away;
+        self.lane_bytes.extend_from_slice(&other.lane_bytes);
         self.blocks += other.blocks;
         self.rejects += other.rejects;
         self.chokes += other.chokes;

@@ -2,6 +2,8 @@
 //! Never: knows what arrived; a rejected block comes back through the connection's own list.
 //! Flow: connection refill -> `next` -> request.
 
+use std::time::Duration;
+
 use crate::torrent::Grid;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
@@ -26,6 +28,16 @@ impl Random {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    /// From 0 to less than 1.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// A time of this mean, in seconds, as long as it is: between two that come by chance.
+    pub fn exponential(&mut self, mean: f64) -> Duration {
+        Duration::from_secs_f64(-mean * (1.0 - self.unit()).ln())
     }
 
     pub fn below(&mut self, bound: u64) -> u64 {

@@ -1,0 +1,197 @@
+//! Owns: short forms of the scenarios, run as a user runs them, against the engine beside this
+//! test.
+//! Never: judges a speed. Flow: a scenario's text -> `seedring-bench run` (as root: it makes its
+//! own network namespace) -> the report's JSON and Markdown.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// The engine: `SEEDRING_BIN`, else the one built with this test.
+fn engine() -> PathBuf {
+    let built = Path::new(env!("CARGO_BIN_EXE_seedring-bench")).with_file_name("seedring");
+    std::env::var_os("SEEDRING_BIN").map_or(built, PathBuf::from)
+}
+
+/// Runs a scenario of a single short repeat with 16 MiB; gives the report and its Markdown.
+fn run(name: &str, text: &str, more: &[&str]) -> (Value, String) {
+    let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{name}"));
+    fs::remove_dir_all(&work).ok();
+    fs::create_dir_all(&work).expect("a folder");
+    let scenario = work.join(format!("{name}.yaml"));
+    let head = "repeats: 1\nsize: 16MiB\nwarm_up_seconds: 0.2\n";
+    fs::write(&scenario, format!("title: {name}\n{head}{text}")).expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seedring-bench"));
+    command.arg("run").arg(&scenario).arg("--work").arg(&work).arg("--seedring").arg(engine());
+    let output = command.args(more).output().expect("seedring-bench");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name} (root and the engine are needed): {said}");
+    let json = fs::read(work.join(format!("{name}.json"))).expect("a report");
+    let json: Value = serde_json::from_slice(&json).expect("JSON");
+    let report = json["report"].clone();
+    assert!(work.join(format!("{name}.html")).exists());
+    fs::remove_dir_all(&work).ok();
+    (report, String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn runs(report: &Value) -> &Vec<Value> {
+    report["runs"].as_array().expect("runs")
+}
+
+fn nothing_failed(report: &Value) {
+    for list in ["absent", "failed"] {
+        assert_eq!(report[list], Value::Array(Vec::new()), "something did not run");
+    }
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("a number, not {value}"))
+}
+
+#[test]
+fn connections_idle_and_active() {
+    let text = "compare: connections\ntargets: [seedring]\nconnections: [300]\nseconds: 0.5\n";
+    let (report, markdown) = run("connections", text, &[]);
+    nothing_failed(&report);
+    let points: Vec<_> = runs(&report).iter().map(|run| &run["point"]).collect();
+    assert_eq!(points, ["20 active beside 0 idle", "300 idle", "20 active beside 300 idle"]);
+    let idle = &runs(&report)[1]["outcome"];
+    assert_eq!(idle["connections_served"], 300);
+    let each = number(&idle["idle_bytes_per_connection"]["private"]);
+    assert!((0.0..100_000.0).contains(&each), "{each} bytes a connection");
+    let active = &runs(&report)[2]["outcome"];
+    assert_eq!(active["connections_served"], 320);
+    assert_eq!((&active["connections"], &active["beside"]["idle"]), (&20.into(), &300.into()));
+    assert!(number(&active["latency_ms"]["p50"]) > 0.0);
+    assert!(markdown.contains("| private bytes each |"), "{markdown}");
+}
+
+#[test]
+fn slow_readers_beside_fast_ones() {
+    let text = "compare: slow-readers\ntargets: [seedring]\nconnections: [4]\nslow: 40\n\
+                slow_rate: 32KiB\nseconds: 2\n";
+    let (report, _) = run("slow-readers", text, &[]);
+    nothing_failed(&report);
+    let alone = &runs(&report)[0]["outcome"];
+    let beside = &runs(&report)[1]["outcome"];
+    assert_eq!((&alone["connections_served"], &alone["beside"]["slow"]), (&4.into(), &0.into()));
+    assert_eq!(beside["connections_served"], 44);
+    // 40 at 32 KiB/s; a block counts when it is whole.
+    let rate = number(&beside["beside"]["slow_kib_per_s"]);
+    assert!((300.0..2000.0).contains(&rate), "{rate} KiB/s of 1280");
+    // They have not been counted as what is measured.
+    assert!(number(&beside["mib_per_s"]) > 10.0 * rate / 1024.0, "{beside}");
+    let fairness = number(&beside["fairness"]);
+    assert!(fairness > 0.3 && fairness <= 1.0, "{fairness}");
+}
+
+#[test]
+fn churn_beside_as_many_that_stay() {
+    let text = "compare: churn\ntargets: [seedring]\narrivals_per_second: 60\nstay_seconds: 0.5\n\
+                seconds: 2\n";
+    let (report, markdown) = run("churn", text, &[]);
+    nothing_failed(&report);
+    let (stay, churn) = (&runs(&report)[0]["outcome"], &runs(&report)[1]["outcome"]);
+    assert_eq!(stay["connections"], 30);
+    assert_eq!(stay["beside"]["arrivals"], 0);
+    // More than two seconds of sixty, and as many went as came, but for those that are there.
+    let came = number(&churn["beside"]["arrivals"]);
+    let went = number(&churn["beside"]["departures"]);
+    assert!(came > 80.0 && went > 0.6 * came, "{came} came, {went} went");
+    assert_eq!(churn["beside"]["turned_away"], 0);
+    assert!(number(&churn["first_block_ms"]["blocks"]) > 0.8 * came, "{churn}");
+    assert!(churn["fairness"].is_null(), "a place is many connections");
+    assert!(!churn["target_private_by_second"].as_array().expect("a list").is_empty());
+    assert!(markdown.contains("private MiB at first"), "{markdown}");
+}
+
+#[test]
+fn many_torrents_by_their_popularity() {
+    let text = "compare: seed-many\ntargets: [seedring]\ntorrents: 40\nzipf: 1.2\n\
+                arrivals_per_second: 40\nstay_seconds: 0.5\nseconds: 1\n";
+    let (report, _) = run("seed-many", text, &[]);
+    nothing_failed(&report);
+    let outcome = &runs(&report)[0]["outcome"];
+    assert_eq!(outcome["beside"]["torrents"], 40);
+    assert!(number(&outcome["payload_bytes"]) > 0.0);
+    assert_eq!(outcome["pieces_bad"], 0);
+}
+
+#[test]
+fn start_up_first_and_second() {
+    let text = "compare: start-up\ntargets: [seedring]\ntorrents: 60\n";
+    let (report, _) = run("start-up", text, &[]);
+    nothing_failed(&report);
+    let points: Vec<_> = runs(&report).iter().map(|run| &run["point"]).collect();
+    assert_eq!(points, ["first start", "second start"]);
+    for run in runs(&report) {
+        let figures = &run["figures"];
+        let first = number(&figures["first_block_seconds"]);
+        assert!(first > 0.0 && first <= number(&figures["all_serve_seconds"]), "{figures}");
+    }
+}
+
+#[test]
+fn restart_under_load() {
+    let text = "compare: restart\ntargets: [seedring]\nconnections: [5]\nseconds: 3\n";
+    let (report, _) = run("restart", text, &[]);
+    nothing_failed(&report);
+    let run = &runs(&report)[0];
+    let figures = &run["figures"];
+    assert_eq!(figures["hashed_bytes"], 0.0, "nothing is hashed again");
+    assert!(number(&figures["silent_seconds"]) < 2.0, "{figures}");
+    assert!(number(&figures["first_block_seconds"]) > 0.0, "{figures}");
+    assert!(number(&run["outcome"]["reopened"]) >= 5.0, "each connection was opened again");
+}
+
+/// Each is seed and leech, the seed is slow; content is hashed before a member counts.
+#[test]
+fn a_mixed_swarm_and_swarms_of_the_same() {
+    let text = "compare: mixed\ntargets: [seedring, qbittorrent]\nmembers: 2\n\
+                seed_mib_per_s: 8\n";
+    let (report, markdown) = run("mixed", text, &[]);
+    nothing_failed(&report);
+    let points: Vec<_> = runs(&report).iter().map(|run| &run["point"]).collect();
+    assert_eq!(points, ["one of each", "one of each", "2 alike", "2 alike", "2 alike", "2 alike"]);
+    for run in runs(&report) {
+        let figures = &run["figures"];
+        let (own, all) = (number(&figures["seconds"]), number(&figures["all_seconds"]));
+        // 16 MiB at 8 MiB/s, and a burst.
+        assert!(own > 0.5 && own <= all, "{run}");
+    }
+    assert!(markdown.contains("s until all had all"), "{markdown}");
+}
+
+/// Two that hash nothing at their start, an absent one, and measures beside CPU time.
+#[test]
+fn rivals_seed_and_an_absent_one_is_listed() {
+    let text = "compare: seeding\ntargets: [seedring, qbittorrent, aria2, nginx, vortex]\n\
+                connections: [2]\nseconds: 2\nopen_loop: false\n";
+    let absent = ["--nginx", "/nowhere/nginx", "--vortex", "/nowhere/vortex-peer"];
+    let (report, markdown) = run("rivals", text, &absent);
+    let lines = report["absent"].as_array().expect("a list");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for (line, remedy) in lines.iter().zip(["apt install nginx-light", "cargo build --release"]) {
+        assert!(line.as_str().is_some_and(|line| line.contains(remedy)), "{line}");
+    }
+    let targets: Vec<_> = runs(&report).iter().map(|run| &run["target"]).collect();
+    assert_eq!(targets, ["seedring", "qBittorrent", "aria2"]);
+    for run in runs(&report) {
+        assert_eq!(run["outcome"]["connections_served"], 2, "{}", run["target"]);
+        let meters = &run["outcome"]["meters"];
+        assert!(number(&meters["voluntary_switches_per_gib"]) >= 0.0);
+        let missing = meters["not_measured"].to_string();
+        // Either a figure, or the reason why there is none.
+        for (key, word) in [("syscalls_per_gib", "system calls"), ("joules_per_gib", "energy")] {
+            assert_eq!(meters[key].is_null(), missing.contains(word), "{meters}");
+        }
+        assert!(run["outcome"]["first_block_ms"]["blocks"].as_u64() >= Some(2));
+    }
+    let settings = report["settings"].to_string();
+    assert!(settings.contains("qBittorrent: no limit"), "{settings}");
+    assert!(!markdown.contains("nginx sendfile (ceiling) |"), "the absent one has no row");
+}
