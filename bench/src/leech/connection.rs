@@ -3,7 +3,14 @@
 //! Never: reads blocks (inbound does), waits, knows of other connections.
 //! Flow: worker event -> `on_writable` / inbound's `on_readable` -> `refill` -> requests out.
 
-use std::{collections::VecDeque, io, net::SocketAddr, time::Instant};
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    io,
+    net::SocketAddr,
+    sync::OnceLock,
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result};
 use rustix::{io::Errno, net::SendFlags};
@@ -103,10 +110,7 @@ impl Connection {
             Ok(socket) => socket,
             Err(error) => return Err((lane, error)),
         };
-        let mut peer_id = *b"-SB0100-000000000000";
-        let number = format!("{:08x}{:04x}", lane.index, lane.reopens & 0xffff);
-        peer_id[8..].copy_from_slice(number.as_bytes());
-        let outbox = frames::handshake(&torrent.info_hash, &peer_id).to_vec();
+        let outbox = frames::handshake(&torrent.info_hash, &peer_id(&lane)).to_vec();
         Ok(Connection {
             socket,
             lane,
@@ -231,6 +235,17 @@ impl Connection {
     pub fn wants_writable(&self) -> bool {
         self.stage == Stage::Connecting || !self.outbox.is_empty()
     }
+}
+
+/// Nobody else's: a target takes one connection of a peer ID, and several loads may run against it.
+fn peer_id(lane: &Lane) -> [u8; 20] {
+    static OWN: OnceLock<u64> = OnceLock::new();
+    let own = OWN.get_or_init(|| RandomState::new().build_hasher().finish()).to_be_bytes();
+    let mut peer_id = *b"-SB0100-000000000000";
+    peer_id[8..14].copy_from_slice(&own[..6]);
+    peer_id[14..18].copy_from_slice(&(lane.index as u32).to_be_bytes());
+    peer_id[18..].copy_from_slice(&(lane.reopens as u16).to_be_bytes());
+    peer_id
 }
 
 pub fn closed(error: &io::Error) -> End {
