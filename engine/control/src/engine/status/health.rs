@@ -1,7 +1,7 @@
 //! Whether the engine works, in a document that stays small whatever it seeds.
 //!
-//! Owns: what counts as working. Never: counts what a user has to mend (content that is away, a full
-//! disk) as not working: a new start would not mend it.
+//! Owns: what counts as working. Never: counts what a user has to mend (content that is away, a
+//! full disk) as not working: a new start would not mend it.
 //! Flow: `seedring health` -> control socket -> here.
 
 use std::time::Duration;
