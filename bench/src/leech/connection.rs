@@ -5,8 +5,10 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
     net::SocketAddr,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -123,10 +125,7 @@ impl Connection {
             Ok(socket) => socket,
             Err(error) => return Err((lane, error)),
         };
-        let mut peer_id = *b"-SB0100-000000000000";
-        let number = format!("{:08x}{:04x}", lane.index, lane.reopens & 0xffff);
-        peer_id[8..].copy_from_slice(number.as_bytes());
-        let outbox = frames::handshake(&torrent.info_hash, &peer_id).to_vec();
+        let outbox = frames::handshake(&torrent.info_hash, &peer_id(&lane)).to_vec();
         Ok(Connection {
             socket,
             lane,
@@ -269,6 +268,17 @@ impl Connection {
         let is_first = !std::mem::replace(&mut self.has_block, true);
         is_first.then(|| now.saturating_duration_since(self.opened))
     }
+}
+
+/// Nobody else's: a target takes one connection of a peer ID, and several loads may run against it.
+fn peer_id(lane: &Lane) -> [u8; 20] {
+    static OWN: OnceLock<u64> = OnceLock::new();
+    let own = OWN.get_or_init(|| RandomState::new().build_hasher().finish()).to_be_bytes();
+    let mut peer_id = *b"-SB0100-000000000000";
+    peer_id[8..14].copy_from_slice(&own[..6]);
+    peer_id[14..18].copy_from_slice(&(lane.index as u32).to_be_bytes());
+    peer_id[18..].copy_from_slice(&(lane.reopens as u16).to_be_bytes());
+    peer_id
 }
 
 pub fn closed(error: &io::Error) -> End {

@@ -20,7 +20,10 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::engine::{commands::Action, status::Request};
+use crate::engine::{
+    commands::Action,
+    status::{HealthReport, Request},
+};
 
 const REQUESTS_MAX: usize = 16;
 /// A .torrent file of 64 MiB in hexadecimal digits, and what goes with it. Only the engine's own
@@ -34,6 +37,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 enum Line {
     List,
     Show { torrent: String },
+    Health,
     Act { action: Box<Action> },
 }
 
@@ -124,6 +128,7 @@ async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>) -> io::Resul
     let request = match serde_json::from_str(&line) {
         Ok(Line::List) => Request::List(answer),
         Ok(Line::Show { torrent }) => Request::Show(torrent, answer),
+        Ok(Line::Health) => Request::Health(answer),
         Ok(Line::Act { action }) => Request::Act(action, answer),
         Err(error) => {
             return reply(&mut write, &Answer::Error(format!("not a request: {error}"))).await;
@@ -159,15 +164,24 @@ pub fn ask<T: serde::de::DeserializeOwned>(
         None => Line::List,
         Some(torrent) => Line::Show { torrent: torrent.to_owned() },
     };
-    send_line(path, &line)
+    send_line(path, &line, CLIENT_TIMEOUT)
+}
+
+/// Asks a running engine whether it works; `limit` bounds its answer. Blocking.
+pub fn health(path: &Path, limit: Duration) -> anyhow::Result<HealthReport> {
+    send_line(path, &Line::Health, limit)
 }
 
 /// Has a running engine do something. Blocking, for the command line.
 pub fn act<T: serde::de::DeserializeOwned>(path: &Path, action: Action) -> anyhow::Result<T> {
-    send_line(path, &Line::Act { action: Box::new(action) })
+    send_line(path, &Line::Act { action: Box::new(action) }, CLIENT_TIMEOUT)
 }
 
-fn send_line<T: serde::de::DeserializeOwned>(path: &Path, line: &Line) -> anyhow::Result<T> {
+fn send_line<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    line: &Line,
+    limit: Duration,
+) -> anyhow::Result<T> {
     use std::io::{Read as _, Write as _};
     let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(|error| {
         anyhow!(
@@ -175,7 +189,7 @@ fn send_line<T: serde::de::DeserializeOwned>(path: &Path, line: &Line) -> anyhow
             path.display()
         )
     })?;
-    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    stream.set_read_timeout(Some(limit))?;
     stream.write_all(format!("{}\n", serde_json::to_string(line)?).as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

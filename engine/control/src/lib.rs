@@ -6,6 +6,7 @@ pub mod config;
 pub mod control_socket;
 pub mod create;
 pub mod engine;
+pub mod identity;
 pub mod logs;
 pub mod plan;
 pub mod state;

@@ -14,7 +14,7 @@ use super::{check, print};
 use crate::control_socket;
 use crate::engine::status::{EngineReport, TorrentReport, duration};
 
-/// Which engine is meant: one of these, or the quickstart's state_dir.
+/// Which engine is meant: one of these, or the environment's, or the quickstart's state_dir.
 #[derive(Debug, Args)]
 pub struct EngineArgs {
     /// The engine's control socket.
@@ -48,7 +48,8 @@ impl EngineArgs {
         }
         match &self.config {
             Some(file) => check::load(file).map(|config| config.control_socket),
-            None => Ok(PathBuf::from("var/seedring/control.sock")),
+            None => Ok(crate::config::control_socket_of_environment(&check::environment)
+                .unwrap_or_else(|| PathBuf::from("var/seedring/control.sock"))),
         }
     }
 }

@@ -9,6 +9,7 @@ mod check;
 mod create;
 mod doctor;
 mod download;
+mod health;
 mod inspect;
 pub mod list;
 mod print;
@@ -60,6 +61,8 @@ enum Command {
     Recheck(torrent::TorrentArgs),
     /// List the files of a torrent of the running engine, or say which of them are wanted.
     Files(torrent::FilesArgs),
+    /// Ask the running engine whether it works: for health checks of containers.
+    Health(health::HealthArgs),
     /// Look at the machine and say what would keep the engine from its best.
     Doctor(doctor::DoctorArgs),
     /// Print the JSON schema of the configuration file.
@@ -74,6 +77,10 @@ enum Command {
 
 /// What `main` is.
 pub fn main() -> ExitCode {
+    // Before anything is opened: all commands of a container are the user that its engine is.
+    if let Err(reason) = crate::identity::assume(&check::environment) {
+        return print::failed(&reason);
+    }
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Seed(args) => run::seed(*args),
@@ -89,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Resume(args) => torrent::resume(args),
         Command::Recheck(args) => torrent::recheck(args),
         Command::Files(args) => torrent::files(args),
+        Command::Health(args) => health::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Schema => check::schema(),
         Command::Reference => print::text(&crate::config::reference::reference()),
@@ -126,6 +134,8 @@ mod tests {
             "seedring list --socket /run/x.sock",
             "seedring show abc --config x.yaml --json",
             "seedring doctor --config x.yaml",
+            "seedring health",
+            "seedring health --ready --state-dir x",
             "seedring download a.torrent --to /srv --sequential --only *.iso --seed",
             "seedring download a.torrent --limit 1MiB/s --incomplete-suffix .part",
             "seedring add a.torrent --to /srv --incomplete-folder /tmp --move-completed-to /done",

@@ -20,8 +20,9 @@ use super::units::{ByteSize, CountLimit, Period, Rate};
 
 /// The configuration of seedring.
 ///
-/// Values may hold `${VAR}` and `${VAR:-default}`, taken from the environment; `$${` stands for
-/// `${`. Relative paths are resolved against the working directory of the command, or `base_dir`.
+/// Values may hold `${VAR}` and `${VAR:-default}`, taken from the environment, and `${file:/PATH}`,
+/// what a file holds (a secret); `$${` stands for `${`. Relative paths are resolved against the
+/// working directory of the command, or `base_dir`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(title = "seedring")]
@@ -30,8 +31,8 @@ pub struct ConfigFile {
     pub state_dir: String,
     /// What relative paths in this file start from, instead of the working directory.
     pub base_dir: Option<String>,
-    /// The Unix socket that `seedring list` and `seedring show` speak to. Left out: control.sock in
-    /// state_dir.
+    /// The Unix socket that `seedring list` and the other commands speak to. Left out: what
+    /// SEEDRING_CONTROL_SOCKET says in the environment, or control.sock in state_dir.
     pub control_socket: Option<String>,
     /// Where peers connect: addresses with ports, IPv4 and IPv6. Port 0 lets the kernel choose.
     pub listen: List<Listen>,

@@ -15,7 +15,7 @@ use super::model::Config;
 use super::read::{Problem, Reading};
 use super::resolve::{Resolver, absolute};
 use super::tree::{self, Node, Place, Value};
-use super::{ranges, reference};
+use super::{ranges, reference, variables};
 
 /// A configuration that can be used, and what is odd about it.
 #[derive(Debug)]
@@ -69,7 +69,8 @@ impl Config {
                 let key = String::new();
                 reading.report(Problem { place: scalar.place, key, message, help: None });
             });
-            config = read(&reading, &node, working_dir, &mut warnings);
+            let control_socket = variables::control_socket(environment);
+            config = read(&reading, &node, working_dir, control_socket, &mut warnings);
         }
         let lines: Vec<&str> = text.lines().collect();
         let finding = |severity, problem: Problem| diagnostic(severity, problem, name, &lines);
@@ -89,6 +90,7 @@ fn read(
     reading: &Reading,
     node: &Node,
     working_dir: &Path,
+    control_socket: Option<PathBuf>,
     warnings: &mut Vec<Problem>,
 ) -> Option<Config> {
     static SCHEMA: OnceLock<Json> = OnceLock::new();
@@ -111,7 +113,9 @@ fn read(
         None => PathBuf::from(working_dir),
     };
     let has_tracker = node.get("tracker").is_some_and(|t| !matches!(t.value, Value::Null));
-    let mut resolver = Resolver { root: node, reading, warnings: Vec::new(), base, has_tracker };
+    let warned = Vec::new();
+    let mut resolver =
+        Resolver { root: node, reading, warnings: warned, base, has_tracker, control_socket };
     let config = resolver.config(file, entries);
     warnings.append(&mut resolver.warnings);
     let listed = node.get("torrents").map(|torrents| &torrents.value);

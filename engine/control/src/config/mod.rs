@@ -15,11 +15,13 @@ mod sections;
 mod seed;
 mod tree;
 mod units;
+mod variables;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use file::parse_tracker_url as tracker_url;
+pub(crate) use variables::control_socket as control_socket_of_environment;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use download::FetchOptions;

@@ -33,6 +33,8 @@ pub(super) struct Resolver<'a> {
     /// What relative paths start from; absolute.
     pub(super) base: PathBuf,
     pub(super) has_tracker: bool,
+    /// What the environment says where the file says nothing.
+    pub(super) control_socket: Option<PathBuf>,
 }
 
 impl Resolver<'_> {
@@ -63,7 +65,10 @@ impl Resolver<'_> {
             file: None,
             control_socket: match &file.control_socket {
                 Some(path) => self.path(path),
-                None => state_dir.join("control.sock"),
+                None => match self.control_socket.take() {
+                    Some(path) => path,
+                    None => state_dir.join("control.sock"),
+                },
             },
             state_dir,
             listen,

@@ -12,6 +12,7 @@ use super::model::{
 };
 use super::resolve::absolute;
 use super::units::{Period, Rate};
+use super::variables;
 
 /// What the command line may say; `None` and empty are the defaults.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +69,8 @@ impl Config {
         limits.upload = options.upload;
         Ok(Config {
             file: None,
-            control_socket: state_dir.join("control.sock"),
+            control_socket: variables::control_socket(&|name| std::env::var(name).ok())
+                .unwrap_or_else(|| state_dir.join("control.sock")),
             state_dir,
             listen,
             announce: Announce::default(),

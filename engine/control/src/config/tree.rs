@@ -1,12 +1,14 @@
-//! Owns: a YAML document as a tree with positions, and `${VAR}` in its scalars.
+//! Owns: a YAML document as a tree with positions, and where in it `${...}` is replaced.
 //! Never: knows which keys exist or what a value means.
-//! Flow: text of the file -> serde-saphyr -> `Node` -> `read`.
+//! Flow: text of the file -> serde-saphyr -> `Node` -> `variables` -> `read`.
 
 use std::fmt;
 use std::ops::Range;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Spanned};
+
+use super::variables;
 
 /// Nodes of one file: 100,000 listed torrents with about 20 each, and room.
 const NODES_MAX: usize = 8_000_000;
@@ -250,8 +252,8 @@ fn written(text: &str, location: Location) -> Option<String> {
     one_token.then(|| scalar.to_string())
 }
 
-/// Replaces `${VAR}` and `${VAR:-default}` in every value; `$${` stands for `${`. Keys stay as they
-/// are.
+/// Replaces `${VAR}`, `${VAR:-default}` and `${file:PATH}` in every value; `$${` stands for `${`.
+/// Keys stay as they are.
 pub(super) fn interpolate(
     node: &mut Node,
     lookup: &dyn Fn(&str) -> Option<String>,
@@ -261,7 +263,7 @@ pub(super) fn interpolate(
         Value::Null => {}
         Value::Scalar(text) => {
             if text.contains("${") {
-                match replaced(text, lookup) {
+                match variables::replaced(text, lookup) {
                     Ok(text) => node.value = Value::Scalar(text),
                     Err(message) => failed(node, message),
                 }
@@ -274,47 +276,6 @@ pub(super) fn interpolate(
             entries.iter_mut().for_each(|(_, value)| interpolate(value, lookup, failed));
         }
     }
-}
-
-fn replaced(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("${") {
-        let (before, from) = rest.split_at(at);
-        if let Some(before) = before.strip_suffix('$') {
-            out.push_str(before);
-            out.push_str("${");
-            rest = &from[2..];
-            continue;
-        }
-        out.push_str(before);
-        let end = from
-            .find('}')
-            .ok_or("\"${\" without \"}\"; write $${ for the characters themselves")?;
-        let inner = &from[2..end];
-        let (name, default) = match inner.split_once(":-") {
-            Some((name, default)) => (name, Some(default)),
-            None => (inner, None),
-        };
-        let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        if !starts_well || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(format!("\"{name}\" is not the name of an environment variable"));
-        }
-        // As in a shell: with `:-`, an empty variable counts as unset.
-        match (lookup(name).filter(|value| default.is_none() || !value.is_empty()), default) {
-            (Some(value), _) => out.push_str(&value),
-            (None, Some(default)) => out.push_str(default),
-            (None, None) => {
-                return Err(format!(
-                    "the environment variable {name} is not set; set it, or give a default: \
-                     ${{{name}:-value}}"
-                ));
-            }
-        }
-        rest = &from[end + 1..];
-    }
-    out.push_str(rest);
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -358,28 +319,5 @@ mod tests {
         assert_eq!(errors.len(), 1);
         assert_eq!(errors[0].place.line, 2);
         assert_eq!(node.unwrap().get("b").unwrap().text(), Some("3"));
-    }
-
-    #[test]
-    fn variables() {
-        let lookup = |name: &str| match name {
-            "HOME" => Some("/home/me".to_string()),
-            "EMPTY" => Some(String::new()),
-            _ => None,
-        };
-        for (text, expected) in [
-            ("${HOME}/x", "/home/me/x"),
-            ("${NONE:-def}${HOME}", "def/home/me"),
-            ("${NONE:-}", ""),
-            ("${EMPTY:-def}", "def"),
-            ("${EMPTY}", ""),
-            ("$${HOME}", "${HOME}"),
-            ("$HOME", "$HOME"),
-        ] {
-            assert_eq!(replaced(text, &lookup).as_deref(), Ok(expected), "{text}");
-        }
-        for text in ["${NONE}", "${HOME", "${}", "${A B}", "${1}"] {
-            assert!(replaced(text, &lookup).is_err(), "{text}");
-        }
     }
 }

@@ -88,7 +88,10 @@ impl Engine {
                  descriptor limit (LimitNOFILE, ulimit -n) or lower limits.connections"
             ),
             Event::PeerFault { address, why } => tracing::debug!("{address} disconnected: {why}"),
-            Event::Stats(stats) => self.stats[shard] = Some(*stats),
+            Event::Stats(stats) => {
+                self.stats[shard] = Some(*stats);
+                self.heard_at[shard] = Instant::now();
+            }
             Event::Peers { torrent, peers } => self.peers_reported(torrent, shard, &peers),
             Event::Stopped(stats) => self.stats[shard] = Some(*stats),
         }

@@ -112,6 +112,8 @@ pub(crate) struct Engine {
     rehash: HashMap<TorrentId, Instant>,
     notes: (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
     stats: Vec<Option<Stats>>,
+    /// When each shard last said how it is.
+    heard_at: Vec<Instant>,
     peer_requests: HashMap<TorrentId, Vec<status::PeerRequest>>,
     /// Torrents just added whose commands wait until others find them.
     unanswered: Vec<commands::Unanswered>,

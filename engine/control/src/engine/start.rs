@@ -141,6 +141,7 @@ async fn start(
         rehash: HashMap::new(),
         notes: mpsc::unbounded_channel(),
         stats: (0..shard_count).map(|_| None).collect(),
+        heard_at: vec![began; shard_count],
         peer_requests: HashMap::new(),
         unanswered: Vec::new(),
         made_progress: HashMap::new(),

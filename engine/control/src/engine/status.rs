@@ -4,6 +4,7 @@
 //! Never: changes anything. Flow: request -> registry, shards' statistics, trackers -> report.
 
 mod display;
+mod health;
 mod pages;
 mod ready;
 
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
     display::{Display, duration},
+    health::HealthReport,
     pages::{Pages, with_trackers},
 };
 use super::{
@@ -178,6 +180,7 @@ pub enum Request {
     List(oneshot::Sender<Result<String, String>>),
     /// An info-hash, the beginning of one, or a name.
     Show(String, oneshot::Sender<Result<String, String>>),
+    Health(oneshot::Sender<Result<String, String>>),
     Act(Box<Action>, oneshot::Sender<Result<String, String>>),
 }
 
@@ -199,6 +202,10 @@ impl Engine {
                     let _ = answer.send(Err(why));
                 }
             },
+            Request::Health(answer) => {
+                let report = serde_json::to_string(&self.health());
+                let _ = answer.send(report.map_err(|error| error.to_string()));
+            }
             Request::Act(action, answer) => self.act(*action, answer).await,
         }
     }

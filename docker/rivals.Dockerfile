@@ -1,0 +1,22 @@
+# The other clients, engine and load generator in one Debian: for `seedring-bench run`, which starts
+# them in turn, and for Compose, which starts one. `docker/build rivals` makes BASE and PROGRAMS.
+ARG PROGRAMS=seedring-programs
+ARG BASE=debian:bookworm-slim
+FROM ${PROGRAMS} AS programs
+
+FROM ${BASE}
+RUN export DEBIAN_FRONTEND=noninteractive \
+    && apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends aria2 iperf3 iproute2 python3 \
+        qbittorrent-nox rtorrent transmission-cli transmission-daemon util-linux \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
+# A wheel is a zip file; pip itself would be another 100 MB.
+COPY wheels/ /tmp/wheels/
+RUN python3 -m zipfile -e /tmp/wheels/*.whl /usr/local/lib/python3.11/dist-packages \
+    && rm -r /tmp/wheels && python3 -c 'import libtorrent'
+COPY . /rivals/
+COPY --from=programs /engine/seedring /bench/seedring-bench /usr/local/bin/
+RUN useradd --uid 10001 --home-dir /work seedring && install -d -m 777 /work && rm -r /rivals/wheels
+USER 10001:10001
+WORKDIR /work
+CMD ["seedring-bench", "--help"]
