@@ -29,6 +29,7 @@ use std::{
     ffi::OsString,
     fs,
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -37,9 +38,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use interrupted::Interrupted;
 pub use kind::{Kind, Tuning};
+use summary::Report;
 pub use summary::{Spread, table};
 
 use crate::{
+    cut,
     environment::{Circumstances, Environment},
     leech::{Outcome, parse_bytes},
     namespace,
@@ -227,6 +230,7 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         .with_context(|| format!("cannot make the work folder {}", options.site.work.display()))?;
     options.site.work = options.site.work.canonicalize()?;
     raise_descriptor_limit();
+    cut::watch_comparison()?;
     let congestion = namespace::prepare()?;
     let mut report = match options.preset {
         Preset::Seeding => seeding::run(&options)?,
@@ -244,6 +248,8 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         Preset::Restart => starts::restart(&options)?,
         Preset::Mixed => mixed::run(&options)?,
     };
+    report.cut_short = cut::is_asked();
+    ensure!(!report.cut_short || !report.runs.is_empty(), "cut short before a run was over");
     if let Some(title) = title {
         report.title = title.to_owned();
     }
@@ -256,7 +262,11 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
         content_bytes: options.size_bytes(),
     };
     report.write(&out, name, &around)?;
-    Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match report {
+        Report { cut_short: true, .. } => ExitCode::from(cut::STATUS),
+        Report { failed, .. } if failed.is_empty() => ExitCode::SUCCESS,
+        Report { .. } => ExitCode::FAILURE,
+    })
 }
 
 /// As far as it goes: who then has too few says so.
@@ -391,10 +401,11 @@ impl Cores {
     }
 }
 
-/// A command on these cores at nice -20 that ends when this process does.
+/// A command on these cores at nice -20 that ends when this process does, and that no signal of a
+/// terminal reaches.
 pub fn on_cores(program: &Path, cores: &Cores) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]);
+    command.args(["--pdeathsig", "KILL"]).process_group(0);
     if let Cores::These(list) = cores {
         command.args(["taskset", "-c", list]);
     }

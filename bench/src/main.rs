@@ -6,6 +6,7 @@
 
 mod caution;
 mod compare;
+mod cut;
 mod environment;
 mod faulty;
 mod judge;

@@ -8,22 +8,29 @@
 use std::{
     ffi::OsString,
     net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Runs this very command once more, in a namespace of its own.
+use crate::cut;
+
+/// Runs this very command once more, in a namespace of its own. A signal is passed on, and should
+/// this process be killed, the comparison is told to end.
 pub fn run_inside() -> Result<ExitCode> {
     let this = std::env::current_exe().context("the path of this program")?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let status = Command::new("unshare")
-        .args(["--net", "--"])
+    let mut inside = Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "unshare", "--net", "--"])
         .arg(this)
         .args(arguments)
         .arg("--inside")
-        .status()
-        .context("cannot run unshare: install util-linux")?;
+        .process_group(0)
+        .spawn()
+        .context("cannot run setpriv: install util-linux")?;
+    cut::forward(&inside)?;
+    let status = inside.wait()?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(code) => {

@@ -22,7 +22,7 @@ use super::{
     summary::{Report, Spread, table},
     target::{self, Content, Running, Settings},
 };
-use crate::{leech::Outcome, payload, torrent::Torrent};
+use crate::{cut, leech::Outcome, payload, torrent::Torrent};
 
 /// The torrent that is rechecked: its folder and its name.
 const CHECKED: &str = "beside";
@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let file = content.folder.join(seeding::CONTENT);
     make_checked(&content.torrent, &file)?;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         match one_round(options, &content, &file, round, &mut report) {
             Ok(of_it) => runs.extend(of_it),
             Err(error) => report.fail(&format!("round {round}"), &error),

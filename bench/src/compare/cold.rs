@@ -24,7 +24,7 @@ use super::{
     summary::{Report, Spread, table},
     target::{self, Content, Settings},
 };
-use crate::{leech::Outcome, torrent::Torrent};
+use crate::{cut, leech::Outcome, torrent::Torrent};
 
 /// The engine's cache here: an eighth of the default content.
 const CACHE: &str = "256MiB";
@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let file = content.folder.join(seeding::CONTENT);
     let size = options.size_bytes() as f64;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds.min(ROUNDS_MAX) {
+    for round in cut::rounds(options.rounds.min(ROUNDS_MAX)) {
         match one_round(options, &content, &file, round, &mut report) {
             Ok(run) => runs.push(run),
             Err(error) => report.fail(&format!("round {round}"), &error),

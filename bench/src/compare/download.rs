@@ -26,7 +26,7 @@ use super::{
     summary::{Report, Spread, table},
     swarm::Swarm,
 };
-use crate::torrent::Torrent;
+use crate::{cut, payload, torrent::Torrent};
 
 const GIB: f64 = 1_073_741_824.0;
 const MIB: f64 = 1_048_576.0;
@@ -64,14 +64,16 @@ pub fn run(options: &Options) -> Result<Report> {
         }
     });
     ensure!(!targets.is_empty(), "none of the targets can download");
-    let content = seeding::hot_content(options)?;
+    let (content, size) = (seeding::hot_content(options)?, options.size_bytes());
     let torrent = Torrent::read(&content.torrent)?;
     let most = *options.peers.iter().max().context("--peers needs a number")?;
     ensure!(!options.peers.contains(&0), "--peers must be at least 1");
+    // A copy at a time, in a folder of the work folder.
+    payload::ensure_room(&options.run_folder("download")?.join(seeding::CONTENT), size)?;
     let swarm = Swarm::start(options, &content, most)?;
     report.commands.push(format!("each of the seeders: `{}`", swarm.command()));
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for peers in &options.peers {
             for kind in &targets {
                 let at = (round, *kind, *peers);
@@ -244,7 +246,6 @@ fn plots(runs: &[Run]) -> Vec<Plot> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload;
 
     #[test]
     fn a_changed_byte_and_a_short_file_are_bad() {

@@ -19,6 +19,7 @@ use super::{
     target::{self, Content, Running, Settings},
 };
 use crate::{
+    cut,
     leech::{self, IdleBytes},
     payload,
     probe::Reading,
@@ -52,7 +53,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let (folder, sample) = (&content.folder, sample(&content));
     let bare = bare_private_bytes(options, &sample)?;
     let mut starts = Vec::new();
-    for round in 1..=options.rounds.min(ROUNDS_MAX) {
+    for round in cut::rounds(options.rounds.min(ROUNDS_MAX)) {
         if let Err(error) = one_round(options, folder, &sample, round, &mut starts, &mut report) {
             report.fail(&format!("round {round}"), &error);
         }
@@ -112,6 +113,7 @@ pub fn content(options: &Options) -> Result<Content> {
     let mut torrents = Vec::new();
     for number in 0..options.torrents {
         let file = folder.join(format!("small-{number:06}.bin"));
+        cut::check()?;
         torrents.push(payload::make(&file, FILE_BYTES, PIECE_BYTES, number as u64 + 100)?);
     }
     ensure!(!torrents.is_empty(), "--torrents must be at least 1");
@@ -159,6 +161,7 @@ pub fn wait_until_all_serve(running: &Running, sample: &[PathBuf]) -> Result<()>
             let source = format!("10.77.9.{}:0", at % 250).parse().ok();
             let fetched = leech::fetch_first_block(TARGET, source, torrent, Duration::from_secs(2));
             let Err(error) = fetched else { break };
+            cut::check()?;
             ensure!(
                 Instant::now() < deadline,
                 "{}: not served in {} s ({error:#}); {}",
@@ -179,9 +182,9 @@ fn after_start(
     with_connections: bool,
 ) -> Result<Start> {
     // Announces and first timers settle.
-    thread::sleep(Duration::from_secs(5));
+    cut::sleep(Duration::from_secs(5))?;
     let before = Reading::take(running.pid())?;
-    thread::sleep(IDLE);
+    cut::sleep(IDLE)?;
     let after = Reading::take(running.pid())?;
     let spent = after.cpu_seconds - before.cpu_seconds;
     let idle_connection_bytes = if with_connections {

@@ -24,7 +24,7 @@ use super::{
     summary::Report,
     target::{Running, Script, absolute, script, spawn},
 };
-use crate::{payload, probe::Reading, torrent::Torrent};
+use crate::{cut, payload, probe::Reading, torrent::Torrent};
 
 const TARGETS: [Kind; 7] = [
     Kind::Seedring,
@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let hosts = Hosts::new(most + 1)?;
     let site = Place { options, hosts: &hosts, torrent: &torrent, content: &content.folder };
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for members in &swarms {
             if let Err(error) = site.swarm(round, members, &mut runs) {
                 let first = members.kinds.first().map_or(String::new(), ToString::to_string);

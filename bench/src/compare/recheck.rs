@@ -25,6 +25,8 @@ use super::{
     target::{self, Content, Script, Settings, absolute, spawn},
 };
 
+use crate::cut;
+
 const GIB: f64 = 1_073_741_824.0;
 const TARGETS: [Kind; 3] = [Kind::Seedring, Kind::Libtorrent, Kind::Sha1sum];
 const CORES: [usize; 2] = [1, 2];
@@ -83,10 +85,13 @@ pub fn run(options: &Options) -> Result<Report> {
     let targets = kind::present(options, options.targets_or(&TARGETS), &mut report)?;
     let content = seeding::hot_content(options)?;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for is_cold in [false, true] {
             if is_cold {
-                runs.push(plain(&content, round)?);
+                match plain(&content, round) {
+                    Ok(run) => runs.push(run),
+                    Err(error) => report.fail(&format!("{PLAIN}, round {round}"), &error),
+                }
             }
             for cores in CORES {
                 for kind in &targets {
@@ -111,6 +116,7 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 fn plain(content: &Content, round: usize) -> Result<Run> {
+    cut::check()?;
     let file = file(content);
     cold::forget(&file)?;
     let mib_per_s = cold::plain_read(&file)?;
@@ -148,6 +154,7 @@ fn one_run(
     }
     let mut runs = Vec::new();
     for (target, way) in ways {
+        cut::check()?;
         if is_cold {
             cold::forget(&file(content))?;
         } else {

@@ -19,7 +19,7 @@ use super::{
     summary::{Report, Spread, table},
     target::{self, Content, Running, Way},
 };
-use crate::{leech::Outcome, payload, probe::Reading, pull::Pulled};
+use crate::{cut, leech::Outcome, payload, probe::Reading, pull::Pulled};
 
 /// Where nothing is said: alone, as usual, and many.
 const CONNECTIONS: [usize; 3] = [1, 50, 500];
@@ -83,7 +83,7 @@ pub fn run(options: &Options) -> Result<Report> {
         / 60.0;
     eprintln!("{} rounds of {} targets, about {minutes:.0} minutes", options.rounds, targets.len());
     let mut runs: Vec<Run> = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for target in &targets {
             if let Err(error) = one_round(options, &content, *target, round, &mut runs, &mut report)
             {

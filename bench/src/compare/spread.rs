@@ -19,7 +19,7 @@ use super::{
     summary::{Report, Spread, table},
     target::{self, Settings},
 };
-use crate::{leech::Outcome, torrent::Torrent};
+use crate::{cut, leech::Outcome, torrent::Torrent};
 
 /// Connections a shard, where there are many; at least 50 in all, and the same at each point.
 const CONNECTIONS_A_SHARD: usize = 25;
@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<Report> {
     report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for shards in options.shards.iter().copied() {
             let run = match one_run(options, &places, &content, (round, shards), &mut report) {
                 Ok(run) => run,

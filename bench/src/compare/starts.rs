@@ -22,6 +22,7 @@ use super::{
     target::{self, Running, Way},
 };
 use crate::{
+    cut,
     leech::{self, Outcome},
     probe::Reading,
     torrent::Torrent,
@@ -226,7 +227,7 @@ fn restart_once(
     command.args(["--connections", &connections.to_string()]);
     let load = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("the load")?;
     let until = options.warm_up + options.seconds / 3.0;
-    thread::sleep(Duration::from_secs_f64(until));
+    cut::sleep(Duration::from_secs_f64(until))?;
     let signal = Instant::now();
     running.end()?;
     let end_seconds = signal.elapsed().as_secs_f64();
