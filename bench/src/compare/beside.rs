@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::{
     Cores, Options, TARGET, cold,
     kind::Kind,
+    pictures::{self, Figure, Line, Plot},
     seeding,
     summary::{Report, Spread, table},
     target::{self, Content, Running, Settings},
@@ -58,6 +59,24 @@ impl Beside {
             Beside::Cold => Some(COLD),
         }
     }
+
+    const ALL: [Beside; 3] = [Beside::Nothing, Beside::Hot, Beside::Cold];
+
+    fn words(self) -> &'static str {
+        match self {
+            Beside::Nothing => "no recheck",
+            Beside::Hot => "a recheck of what lies in the page cache",
+            Beside::Cold => "a recheck from the disk",
+        }
+    }
+
+    fn short(self) -> &'static str {
+        match self {
+            Beside::Nothing => "no recheck",
+            Beside::Hot => "beside a hot recheck",
+            Beside::Cold => "beside one from the disk",
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -90,6 +109,7 @@ pub fn run(options: &Options) -> Result<Report> {
         }
     }
     report.sections.push(result_table(options, &runs));
+    report.plots = plots(&runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -153,7 +173,7 @@ impl Engine<'_> {
         let full = self.leech_window(torrent, None)?.mib_per_s;
         let half_mib_per_s = (full / 2.0).round().max(1.0);
         let mut runs = Vec::new();
-        for beside in [Beside::Nothing, Beside::Hot, Beside::Cold] {
+        for beside in Beside::ALL {
             if beside == Beside::Hot {
                 std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
             }
@@ -231,14 +251,34 @@ impl Engine<'_> {
     }
 }
 
+fn plots(runs: &[Run]) -> Vec<Plot> {
+    let seedring = || Kind::Seedring.to_string();
+    let lines = runs.iter().map(|run| {
+        let turn = Beside::ALL.iter().position(|beside| *beside == run.beside).unwrap_or(0);
+        (Line::turn(run.beside.short(), seedring(), turn), &run.outcome)
+    });
+    let bars = |figure: Figure<'_>, of: fn(&Run) -> f64| {
+        let value = |run: &Run| (seedring(), run.beside.short().to_owned(), of(run));
+        pictures::bars(figure, runs.iter().map(value))
+    };
+    let hashed =
+        Figure { name: "hashed", title: "Hashed beside the uploads", unit: "GiB/s", digits: 2 };
+    let plots = [
+        pictures::latency("latency", "Latency of a block at half load", lines),
+        bars(pictures::P99, |run| run.outcome.latency_ms.p99),
+        bars(hashed, |run| run.hashed_gib_per_s),
+    ];
+    plots.into_iter().flatten().collect()
+}
+
 fn result_table(options: &Options, runs: &[Run]) -> String {
-    let row = |name: &str, beside: Beside| {
+    let row = |beside: Beside| {
         let text = |digits: usize, of: &dyn Fn(&Run) -> f64| {
             let chosen = runs.iter().filter(|run| run.beside == beside).map(of);
             Spread::of(chosen).map_or("-".into(), |spread| spread.text(digits))
         };
         vec![
-            name.to_string(),
+            beside.words().to_string(),
             text(0, &|run| run.outcome.mib_per_s),
             text(2, &|run| run.outcome.latency_ms.p50),
             text(2, &|run| run.outcome.latency_ms.p99),
@@ -248,11 +288,7 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
             text(2, &|run| run.outcome.load_busy),
         ]
     };
-    let rows = [
-        row("no recheck", Beside::Nothing),
-        row("a recheck of what lies in the page cache", Beside::Hot),
-        row("a recheck from the disk", Beside::Cold),
-    ];
+    let rows = Beside::ALL.map(row);
     let head = [
         "beside the uploads",
         "MiB/s sent: median (min..max)",
@@ -280,4 +316,28 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
         options.size_bytes() as f64 / 1_048_576.0,
         table(&head, &rows)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_is_in_each_picture() {
+        let run = |beside| Run {
+            round: 1,
+            beside,
+            half_mib_per_s: 5.0,
+            hashed_gib_per_s: 1.5,
+            outcome: pictures::made_up(1000),
+        };
+        let plots = plots(&Beside::ALL.map(run));
+        let names: Vec<&str> = plots.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["latency", "p99", "hashed"]);
+        for (name, svg) in &plots {
+            for beside in Beside::ALL {
+                assert!(svg.contains(beside.short()), "{name}: {svg}");
+            }
+        }
+    }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::{
     Cores, Options, TARGET,
     kind::Kind,
+    pictures::{self, Figure, Plot},
     summary::{Report, Spread, table},
     target::{self, Content, Running, Settings},
 };
@@ -57,6 +58,7 @@ pub fn run(options: &Options) -> Result<Report> {
         }
     }
     report.sections.push(result_table(options, &starts, bare));
+    report.plots = plots(&starts);
     report.runs = starts.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -200,6 +202,31 @@ fn after_start(
     })
 }
 
+fn plots(starts: &[Start]) -> Vec<Plot> {
+    let bars = |name, title, unit, digits, of: fn(&Start) -> Option<f64>| {
+        let value = |start: &Start| {
+            let point = if start.second { "second start" } else { "first start" };
+            Some((Kind::Seedring.to_string(), point.to_owned(), of(start)?))
+        };
+        pictures::bars(Figure { name, title, unit, digits }, starts.iter().filter_map(value))
+    };
+    let plots = [
+        bars("seconds", "From the start until all torrents serve", "seconds", 2, |start| {
+            Some(start.seconds)
+        }),
+        bars("memory", "Private memory with all torrents", "MiB", 1, |start| {
+            Some(start.private_bytes as f64 / 1_048_576.0)
+        }),
+        bars("idle-cpu", "CPU while nothing is asked for", "% of a core", 2, |start| {
+            Some(start.idle_cpu_percent)
+        }),
+        bars("connection", "Private memory an idle connection", "bytes", 0, |start| {
+            Some(start.idle_connection_bytes?.private)
+        }),
+    ];
+    plots.into_iter().flatten().collect()
+}
+
 fn result_table(options: &Options, starts: &[Start], bare: u64) -> String {
     let spread = |second: bool, of: &dyn Fn(&Start) -> Option<f64>, digits: usize| {
         Spread::of(starts.iter().filter(|start| start.second == second).filter_map(of))
@@ -233,4 +260,33 @@ fn result_table(options: &Options, starts: &[Start], bare: u64) -> String {
         IDLE.as_secs(),
         table(&["", "first start", "second start"], &rows)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_starts_are_in_the_pictures() {
+        let start = |second: bool| Start {
+            round: 1,
+            second,
+            seconds: 0.5,
+            rss_bytes: 9 << 20,
+            private_bytes: 8 << 20,
+            idle_cpu_percent: 0.0,
+            idle_connection_bytes: second.then_some(IdleBytes {
+                private: 900.0,
+                rss: 1000.0,
+                pss: 1000.0,
+            }),
+        };
+        let plots = plots(&[start(false), start(true)]);
+        let bars: Vec<_> = plots
+            .iter()
+            .map(|(name, svg)| (name.as_str(), svg.matches("class=\"bar\"").count()))
+            .collect();
+        assert_eq!(bars, [("seconds", 2), ("memory", 2), ("idle-cpu", 2), ("connection", 1)]);
+        assert!(super::plots(&[]).is_empty());
+    }
 }

@@ -17,6 +17,7 @@ use super::{
     Cores, Options, download,
     hosts::{self, Hosts},
     kind::{self, Kind, Target, Tuning},
+    pictures::{self, Figure, Plot},
     rival::filled,
     rounds::{self, Column, MIB, Run, result_table},
     seeding,
@@ -95,7 +96,23 @@ pub fn run(options: &Options) -> Result<Report> {
         options.rounds,
         result_table(&runs, &columns)
     ));
+    report.plots = plots(&runs);
     rounds::finish(report, &runs)
+}
+
+fn plots(runs: &[Run]) -> Vec<Plot> {
+    let bars = |name, title, unit, digits, of| {
+        pictures::column(Figure { name, title, unit, digits }, runs, of)
+    };
+    let plots = [
+        bars("seconds", "From the start until it had all", "seconds", 2, |run| {
+            run.figure("seconds")
+        }),
+        bars("cpu", "CPU until all had all", "CPU seconds per GiB of content", 3, |run| {
+            run.figure("cpu_seconds_per_gib")
+        }),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 struct Place<'a> {

@@ -18,7 +18,9 @@ use super::{
     Cores, Options, TARGET, cold,
     follow::{Done, Start, Work, follow},
     kind::{self, Kind},
-    on_cores, seeding,
+    on_cores,
+    pictures::{self, Figure, Plot},
+    seeding,
     summary::{Report, Spread, table},
     target::{self, Content, Script, Settings, absolute, spawn},
 };
@@ -103,6 +105,7 @@ pub fn run(options: &Options) -> Result<Report> {
     }
     report.sections.push(result_table(options, &runs));
     report.sections.push(ratio_table(&runs));
+    report.plots = plots(options.size_bytes() as f64 / GIB, &runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -333,6 +336,29 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
         options.rounds,
         table(&head, &rows)
     )
+}
+
+/// What hashes, hot and cold, on one core and on two.
+fn plots(gib: f64, runs: &[Run]) -> Vec<Plot> {
+    let bars = |name, title, unit, is_cold: bool, of: &dyn Fn(&Run) -> f64| {
+        let chosen = runs.iter().filter(|run| run.cold == is_cold && run.target != START_ALONE);
+        let value = |run: &Run| {
+            let cores = format!("{} core{}", run.cores, if run.cores == 1 { "" } else { "s" });
+            let point = if run.target == PLAIN { String::new() } else { cores };
+            (run.target.clone(), point, of(run))
+        };
+        pictures::bars(Figure { name, title, unit, digits: 2 }, chosen.map(value))
+    };
+    let speed = |run: &Run| gib / run.seconds;
+    let cost = |run: &Run| if run.target == PLAIN { f64::NAN } else { run.cpu_seconds / gib };
+    let per_gib = "CPU seconds per GiB";
+    let plots = [
+        bars("hot", "Content hashed, from the page cache", "GiB/s", false, &speed),
+        bars("cold", "Content hashed, from the disk", "GiB/s", true, &speed),
+        bars("cpu-hot", "CPU of hashing, from the page cache", per_gib, false, &cost),
+        bars("cpu-cold", "CPU of hashing, from the disk", per_gib, true, &cost),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 /// Ratios of one round.

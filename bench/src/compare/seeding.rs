@@ -97,7 +97,7 @@ pub fn run(options: &Options) -> Result<Report> {
         let load = format!("{} connections", run.connections);
         Some((vec![run.target.to_string(), load], run.outcome.as_ref()?))
     })));
-    report.plots = pictures::of_seeding(&targets, options.connections_or(&CONNECTIONS), &runs);
+    report.plots = pictures::of_seeding(options.connections_or(&CONNECTIONS), &runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
