@@ -24,8 +24,13 @@ use super::{
 };
 use crate::{cut, leech::Outcome, payload, torrent::Torrent};
 
-/// The torrent that is rechecked: its folder and its name.
-const CHECKED: &str = "beside";
+/// The torrents that are rechecked: folder and name of each.
+const HOT: &str = "beside";
+const COLD: &str = "beside-cold";
+/// What the second one is made of. A file of its own, which is never in the page cache while
+/// something is measured: emptying the cache for a window would have its pages given back to the
+/// host of a virtual machine in that window, which stops the machine for tens of milliseconds.
+const COLD_FILE: &str = "cold.bin";
 /// So many times the content, which is one inode: more than is hashed in any window, in no more
 /// memory.
 const COPIES: usize = 24;
@@ -46,6 +51,15 @@ enum Beside {
 }
 
 impl Beside {
+    /// The torrent that is rechecked.
+    fn checked(self) -> Option<&'static str> {
+        match self {
+            Beside::Nothing => None,
+            Beside::Hot => Some(HOT),
+            Beside::Cold => Some(COLD),
+        }
+    }
+
     const ALL: [Beside; 3] = [Beside::Nothing, Beside::Hot, Beside::Cold];
 
     fn words(self) -> &'static str {
@@ -82,7 +96,11 @@ pub fn run(options: &Options) -> Result<Report> {
     report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let file = content.folder.join(seeding::CONTENT);
-    make_checked(&content.torrent, &file)?;
+    make_checked(&content.folder, &content.torrent, &file, HOT)?;
+    let cold_file = options.site.work.join(COLD).join(COLD_FILE);
+    let cold_torrent = payload::make(&cold_file, options.size_bytes(), 1 << 20, 2)?;
+    cold::forget(&cold_file)?;
+    make_checked(&content.folder, &cold_torrent, &cold_file, COLD)?;
     let mut runs = Vec::new();
     for round in cut::rounds(options.rounds) {
         match one_round(options, &content, &file, round, &mut report) {
@@ -127,8 +145,8 @@ fn one_round(
 }
 
 /// A torrent of many files, which are all the one that is there.
-fn make_checked(torrent: &Path, file: &Path) -> Result<()> {
-    let folder = file.with_file_name(CHECKED);
+fn make_checked(seeds: &Path, torrent: &Path, file: &Path, name: &str) -> Result<()> {
+    let folder = seeds.join(name);
     fs::create_dir_all(&folder)?;
     let names: Vec<String> = (0..COPIES).map(|n| format!("{n:02}")).collect();
     for name in &names {
@@ -137,8 +155,8 @@ fn make_checked(torrent: &Path, file: &Path) -> Result<()> {
         fs::remove_file(&link).ok();
         fs::hard_link(file, &link).with_context(|| format!("linking {}", link.display()))?;
     }
-    let bytes = payload::repeated(&fs::read(torrent)?, CHECKED, &names)?;
-    Ok(fs::write(file.with_file_name(format!("{CHECKED}.torrent")), bytes)?)
+    let bytes = payload::repeated(&fs::read(torrent)?, name, &names)?;
+    Ok(fs::write(seeds.join(format!("{name}.torrent")), bytes)?)
 }
 
 /// The engine that is measured.
@@ -156,23 +174,19 @@ impl Engine<'_> {
         let half_mib_per_s = (full / 2.0).round().max(1.0);
         let mut runs = Vec::new();
         for beside in Beside::ALL {
-            match beside {
-                Beside::Nothing => {}
-                Beside::Hot => {
-                    std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
-                }
-                Beside::Cold => cold::forget(file)?,
+            if beside == Beside::Hot {
+                std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
             }
-            if beside != Beside::Nothing {
-                target::ask(self.options, self.settings, &["recheck", CHECKED])?;
-                self.wait_for("verifying")?;
+            if let Some(checked) = beside.checked() {
+                target::ask(self.options, self.settings, &["recheck", checked])?;
+                self.wait_for(checked, "verifying")?;
             }
             let (before, began) = (self.hashed_bytes()?, Instant::now());
             let outcome = self.leech_window(torrent, Some(half_mib_per_s))?;
             let hashed = (self.hashed_bytes()? - before) as f64 / GIB;
             let hashed_gib_per_s = hashed / began.elapsed().as_secs_f64();
-            if beside != Beside::Nothing {
-                let state = self.state()?;
+            if let Some(checked) = beside.checked() {
+                let state = self.state(checked)?;
                 ensure!(state == "verifying", "the recheck was over before the window: {state}");
             }
             eprintln!(
@@ -182,7 +196,7 @@ impl Engine<'_> {
             );
             runs.push(Run { round, beside, half_mib_per_s, hashed_gib_per_s, outcome });
             if beside == Beside::Hot {
-                self.wait_for("seeding")?;
+                self.wait_for(HOT, "seeding")?;
             }
         }
         Ok(runs)
@@ -210,10 +224,10 @@ impl Engine<'_> {
         target::list(self.options, self.settings)
     }
 
-    fn state(&self) -> Result<String> {
+    fn state(&self, checked: &str) -> Result<String> {
         let list = self.list()?;
         let torrents = list["torrents"].as_array().context("list: no torrents")?;
-        let torrent = torrents.iter().find(|torrent| torrent["name"] == CHECKED);
+        let torrent = torrents.iter().find(|torrent| torrent["name"] == checked);
         let state = torrent.and_then(|torrent| torrent["state"].as_str());
         Ok(state.context("list: the torrent is missing")?.to_string())
     }
@@ -224,14 +238,14 @@ impl Engine<'_> {
         Ok(shards.iter().filter_map(|shard| shard["hashed_bytes"].as_u64()).sum())
     }
 
-    fn wait_for(&self, state: &str) -> Result<()> {
+    fn wait_for(&self, checked: &str, state: &str) -> Result<()> {
         let start = Instant::now();
         loop {
-            let is = self.state()?;
+            let is = self.state(checked)?;
             if is == state {
                 return Ok(());
             }
-            ensure!(start.elapsed() < LIMIT, "{CHECKED} is {is}, not {state}");
+            ensure!(start.elapsed() < LIMIT, "{checked} is {is}, not {state}");
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -291,7 +305,8 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
          on core {}, both nice -20; {} rounds, the engine fresh each round; {} s after {} s of \
          warm-up. Latency is from when a block was due until it was there. The recheck is of \
          another torrent on the same shard, of {COPIES} files of {:.0} MiB that are one inode; it \
-         goes on before, during and after the window.\n\n{}",
+         goes on before, during and after the window. What is read from the disk was not in the \
+         page cache for a while before.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
         options.site.server_core,
         options.site.load_core,
