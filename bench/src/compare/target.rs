@@ -44,9 +44,14 @@ pub fn absolute(program: &Path) -> PathBuf {
 pub type Script = (&'static str, &'static str);
 pub const LIBTORRENT_SEED: Script =
     ("libtorrent_seed.py", include_str!("../../rivals/libtorrent_seed.py"));
+/// What those for libtorrent import.
+const LIBTORRENT_SESSION: Script =
+    ("libtorrent_session.py", include_str!("../../rivals/libtorrent_session.py"));
 
-/// Puts a script where its target can run it.
+/// Puts a script where its target can run it, and beside it what it imports.
 pub fn script(options: &Options, (name, text): Script) -> Result<PathBuf> {
+    let (session, session_text) = LIBTORRENT_SESSION;
+    fs::write(options.site.work.join(session), session_text)?;
     let path = options.site.work.join(name);
     fs::write(&path, text)?;
     Ok(path)
