@@ -172,10 +172,10 @@ fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
     command.args(["-c", &TARGET.ip().to_string(), "-p", &TARGET.port().to_string(), "-R", "-J"]);
     command.args(["-t", &seconds.to_string()]);
     let client = command.stdout(Stdio::piped()).spawn().context("iperf3")?;
-    thread::sleep(Duration::from_secs_f64(options.warm_up.max(0.5)));
+    cut::sleep(Duration::from_secs_f64(options.warm_up.max(0.5)))?;
     let start = Instant::now();
     let before = Reading::take(running.pid())?;
-    thread::sleep(Duration::from_secs_f64(options.seconds));
+    cut::sleep(Duration::from_secs_f64(options.seconds))?;
     let after = Reading::take(running.pid())?;
     let measured = start.elapsed().as_secs_f64();
     let output = client.wait_with_output()?;

@@ -33,7 +33,7 @@ pub struct Report {
     pub interrupted: Vec<serde_json::Value>,
     /// Every single run.
     pub runs: Vec<serde_json::Value>,
-    /// Curves, each an SVG that is written beside the report: what follows NAME-, and the text.
+    /// Each an SVG that is written beside the report: what follows NAME-, and the text.
     #[serde(skip)]
     pub plots: Vec<(String, String)>,
 }
@@ -166,7 +166,7 @@ impl Report {
         };
         let plots: Vec<String> =
             self.plots.iter().map(|(of, _)| format!("![{of}]({name}-{of}.svg)")).collect();
-        list("Curves:", &plots);
+        list("Plots:", &plots);
         list("Failed:", &self.failed);
         list("To be known:", &caution::of_runs(&self.runs));
         list("Not run:", &self.absent);
