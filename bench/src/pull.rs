@@ -33,7 +33,7 @@ const EVENTS_MAX: usize = 128;
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 const GIB: f64 = 1_073_741_824.0;
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
     /// Where the server listens, as ADDRESS:PORT.
     target: SocketAddr,
@@ -50,11 +50,12 @@ pub struct Options {
     source: Option<Source>,
     /// The server's process.
     #[arg(long)]
+    #[serde(skip)]
     pid: Option<u32>,
 }
 
 /// What came in the window.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pulled {
     pub connections: usize,
     pub seconds: f64,

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -12,6 +13,7 @@ use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use crate::{
+    agents::Secret,
     compare::{self, Kind, Preset, Site, Tuning},
     leech::parse_bytes,
     namespace,
@@ -27,6 +29,18 @@ pub struct Options {
     /// Repeats, in place of the scenario's.
     #[arg(long)]
     repeats: Option<usize>,
+    /// The load comes from agents that this controller (HOST:PORT) brings together.
+    #[arg(long, value_name = "HOST:PORT")]
+    controller: Option<String>,
+    #[command(flatten)]
+    secret: Secret,
+    /// In this network and not in a namespace of its own: what agents need to reach the targets.
+    #[arg(long, requires = "controller")]
+    in_place: bool,
+    /// Where targets listen, in place; by default this machine's address towards the controller,
+    /// port 6881.
+    #[arg(long, requires = "in_place", value_name = "ADDRESS:PORT")]
+    address: Option<SocketAddr>,
     #[command(flatten)]
     site: Site,
 }
@@ -224,7 +238,8 @@ fn named(preset: Preset) -> String {
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    let Options { scenario: path, check, repeats, site } = options;
+    let Options { scenario: path, check, repeats, controller, secret, in_place, address, site } =
+        options;
     let text = fs::read_to_string(&path)
         .with_context(|| format!("cannot read the scenario {}", path.display()))?;
     let mut scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;
@@ -233,6 +248,13 @@ pub fn run(options: Options) -> Result<ExitCode> {
     if check {
         println!("{scenario:#?}");
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(controller) = controller {
+        secret.read()?;
+        bail!(
+            "not finished yet: a load by the agents of {controller} (in place: {in_place}, {})",
+            address.map_or("no address".into(), |address| address.to_string())
+        );
     }
     if !site.is_inside() {
         build_engine(&site.seedring)?;

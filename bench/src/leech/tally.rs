@@ -7,6 +7,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::histogram;
 
@@ -25,6 +26,25 @@ pub struct Board {
     pub done: AtomicUsize,
 }
 
+/// What is counted and not measured, of one worker or of all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    pub rejects: u64,
+    pub chokes: u64,
+    pub reopened: u64,
+    pub reordered: u64,
+    pub unrequested_blocks: u64,
+    pub overdue_dropped: u64,
+    pub pieces_verified: u64,
+    pub pieces_bad: u64,
+    pub slow_bytes: u64,
+    pub arrivals: u64,
+    pub departures: u64,
+    pub turned_away: u64,
+    pub last_end: Option<String>,
+}
+
+#[derive(Clone)]
 pub struct Tally {
     pub latency_us: Histogram<u64>,
     /// From a connection's first packet to its first block, of all connections.
