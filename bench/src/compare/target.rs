@@ -18,7 +18,7 @@ use super::{
     kind::{Kind, Target, Tuning},
     on_cores, rival,
 };
-use crate::{leech, torrent::Torrent};
+use crate::{cut, leech, torrent::Torrent};
 
 /// Until a target serves its first block: rTorrent hashes all content first.
 const SERVES_MAX: Duration = Duration::from_secs(120);
@@ -232,6 +232,7 @@ pub fn ask(options: &Options, settings: &Settings, command: &[&str]) -> Result<V
 }
 
 pub fn spawn(mut command: Command, run: &Path) -> Result<Running> {
+    cut::check()?;
     let log = run.join("output.log");
     let file = File::create(&log)?;
     let words: Vec<_> = std::iter::once(command.get_program())
