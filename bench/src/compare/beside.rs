@@ -121,17 +121,10 @@ fn one_round(
     round: usize,
     report: &mut Report,
 ) -> Result<Vec<Run>> {
+    let cache = format!("{}MiB", (options.size_bytes() >> 20) + 512);
     let settings = Settings {
-        shards: 1,
-        cache: format!("{}MiB", (options.size_bytes() >> 20) + 512),
-        verify: "trust",
-        state: options.run_folder("seedring")?,
-        torrents: content.folder.join("*.torrent").display().to_string(),
-        content: content.folder.clone(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        torrents: content.all_in_folder(),
+        ..Settings::of(content, options.run_folder("seedring")?, cache)
     };
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
     running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;

@@ -103,18 +103,7 @@ fn one_round(
     let size = options.size_bytes() as f64;
     forget(file)?;
     let plain_mib_per_s = plain_read(file)?;
-    let settings = Settings {
-        shards: 1,
-        cache: CACHE.into(),
-        verify: "trust",
-        state: options.run_folder("seedring")?,
-        torrents: content.torrent.display().to_string(),
-        content: content.folder.clone(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
-    };
+    let settings = Settings::of(content, options.run_folder("seedring")?, CACHE);
     forget(file)?;
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
     running.wait_until_served(TARGET, &torrent)?;

@@ -3,12 +3,12 @@
 //! Flow: content once -> first start -> idle -> connections -> second start -> report.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::{
@@ -28,6 +28,7 @@ use crate::{
 
 pub const FILE_BYTES: u64 = 64 << 10;
 const PIECE_BYTES: u64 = 16 << 10;
+const CACHE: &str = "64MiB";
 /// Torrents asked for a block before a start counts as done: each seeds or the start is not over.
 const SAMPLE: usize = 200;
 const START_MAX: Duration = Duration::from_secs(300);
@@ -50,11 +51,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Many small torrents".into(), ..Report::default() };
     report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = content(options)?;
-    let (folder, sample) = (&content.folder, sample(&content));
-    let bare = bare_private_bytes(options, &sample)?;
+    let sample = sample(&content);
+    let bare = bare_private_bytes(options, &content)?;
     let mut starts = Vec::new();
     for round in cut::rounds(options.rounds.min(ROUNDS_MAX)) {
-        if let Err(error) = one_round(options, folder, &sample, round, &mut starts, &mut report) {
+        if let Err(error) = one_round(options, &content, &sample, round, &mut starts, &mut report) {
             report.fail(&format!("round {round}"), &error);
         }
     }
@@ -66,24 +67,15 @@ pub fn run(options: &Options) -> Result<Report> {
 
 fn one_round(
     options: &Options,
-    folder: &Path,
+    content: &Content,
     sample: &[PathBuf],
     round: usize,
     starts: &mut Vec<Start>,
     report: &mut Report,
 ) -> Result<()> {
-    let state = options.run_folder("seedring")?;
     let settings = Settings {
-        shards: 1,
-        cache: "64MiB".into(),
         verify: "quick",
-        state,
-        torrents: folder.join("*.torrent").display().to_string(),
-        content: folder.to_path_buf(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        ..Settings::of(content, options.run_folder("seedring")?, CACHE)
     };
     for second in [false, true] {
         let start = Instant::now();
@@ -130,22 +122,15 @@ pub fn sample(content: &Content) -> Vec<PathBuf> {
 }
 
 /// What the engine holds with a single torrent: subtracted when memory a torrent is reckoned.
-fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
-    let first = sample.first().context("--torrents must be at least 1")?;
+fn bare_private_bytes(options: &Options, content: &Content) -> Result<u64> {
+    let state = options.run_folder("seedring-bare")?;
     let settings = Settings {
-        shards: 1,
-        cache: "64MiB".into(),
         verify: "quick",
-        state: options.run_folder("seedring-bare")?,
-        torrents: first.display().to_string(),
-        content: first.parent().context("a folder")?.to_path_buf(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        torrents: content.torrent.display().to_string(),
+        ..Settings::of(content, state, CACHE)
     };
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
-    running.wait_until_served(TARGET, &Torrent::read(first)?)?;
+    running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
     thread::sleep(Duration::from_secs(2));
     let bytes = Reading::take(running.pid())?.private_bytes;
     running.end()?;

@@ -195,15 +195,9 @@ fn seedring(
 ) -> Result<(Measured, Option<Measured>)> {
     let settings = Settings {
         shards: cores,
-        cache: CACHE.into(),
         verify,
-        state: options.run_folder("seedring")?,
-        torrents: content.torrent.display().to_string(),
-        content: content.folder.clone(),
-        listen: TARGET,
         direct_io,
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        ..Settings::of(content, options.run_folder("seedring")?, CACHE)
     };
     let start = Start::now();
     let running = target::seedring(options, &settings, &Cores::range(0, cores))?;

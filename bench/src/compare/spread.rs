@@ -111,18 +111,10 @@ fn one_run(
     report: &mut Report,
 ) -> Result<Run> {
     let torrent = Torrent::read(&content.torrent)?;
-    let settings = Settings {
-        shards,
-        cache: format!("{}MiB", shards as u64 * ((options.size_bytes() >> 20) + 256)),
-        verify: "trust",
-        state: options.run_folder("seedring")?,
-        torrents: content.torrent.display().to_string(),
-        content: content.folder.clone(),
-        listen: options.target(),
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
-    };
+    let cache = format!("{}MiB", shards as u64 * ((options.size_bytes() >> 20) + 256));
+    let state = options.run_folder("seedring")?;
+    let listen = options.target();
+    let settings = Settings { shards, listen, ..Settings::of(content, state, cache) };
     let mut running = target::seedring(options, &settings, &places.engine(shards))?;
     running.wait_until_served(options.target(), &torrent)?;
     if round == 1 {
