@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(50);
 static IS_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Calls `act` with 1, 2, ... at each SIGINT or SIGTERM from now on, on a thread of its own.
-fn watch(act: impl Fn(u32) + Send + 'static) -> Result<()> {
+pub fn watch(act: impl Fn(u32) + Send + 'static) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();

@@ -7,13 +7,16 @@ mod crowd;
 pub mod frames;
 mod histogram;
 mod inbound;
+mod lead;
 mod measure;
+mod outcome;
 mod pace;
 mod sample;
 mod stalls;
 mod strain;
 mod tally;
 mod walk;
+mod watched;
 mod worker;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -21,24 +24,33 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 
 pub use connection::fetch_first_block;
+pub use crowd::{Offer, torrents};
 pub use histogram::from_text as read_histogram;
-pub use measure::{IdleBytes, Latency, Outcome};
+pub use lead::{Alone, Found, Kept, Lanes, Lead, PARTS_MAX, Part, Progress};
+pub use measure::{led, ready_max, settle};
+pub use outcome::{Beside, ByAgent, IdleBytes, Latency, Outcome};
 pub use sample::Sample;
 pub use strain::BUSY_MAX;
 pub use walk::{Pattern, Random};
+pub use watched::{Seen, Watched};
 
 use crate::{environment, probe::Machine, report};
 
 /// Requests a connection may have outstanding: libtorrent's default `max_out_request_queue`.
 const OUTSTANDING_MAX: usize = 500;
 const BLOCK_BYTES_MAX: u32 = 128 * 1024;
+/// A port a connection, and several addresses.
+const MEMBERS_MAX: usize = 2_000_000;
+/// A day.
+const SECONDS_MAX: f64 = 86_400.0;
 
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Options {
     /// Where the seeder listens, as ADDRESS:PORT.
     pub target: SocketAddr,
     /// The .torrent that it seeds, or a folder of them: each connection is of one.
     #[arg(long)]
+    #[serde(skip)]
     pub torrent: PathBuf,
     /// Of several, the Nth torrent by name is chosen as often as 1/N to this power.
     #[arg(long, default_value_t = 1.0)]
@@ -119,23 +131,35 @@ pub struct Options {
     pub threads: usize,
     /// The target's process: report its CPU, memory and reads (with its descendants').
     #[arg(long)]
+    #[serde(skip)]
     pub pid: Option<u32>,
     /// The core that the target runs on: what the kernel's network work takes of it is reported.
     #[arg(long, value_name = "CORE")]
+    #[serde(skip)]
     pub target_core: Option<usize>,
     /// After the window, count the target's system calls for another second (with perf).
     #[arg(long, requires = "pid")]
+    #[serde(skip)]
     pub syscalls: bool,
     /// Seed of the random choices.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Print JSON instead of the table.
     #[arg(long)]
+    #[serde(skip)]
     pub json: bool,
+    /// Which members of the crowd are this process's, where it is one of several agents.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub part: Part,
+    /// Seconds in which the load goes on after the window.
+    #[arg(skip)]
+    pub linger: f64,
 }
 
 /// Addresses to connect from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Source {
     first: std::net::Ipv4Addr,
     prefix: u32,
@@ -149,6 +173,20 @@ impl std::str::FromStr for Source {
         let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
         let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(wrong)?;
         Ok(Source { first: address.parse().map_err(|_| wrong())?, prefix })
+    }
+}
+
+impl TryFrom<String> for Source {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> String {
+        format!("{}/{}", source.first, source.prefix)
     }
 }
 
@@ -182,7 +220,20 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 impl Options {
-    fn check(&self) -> Result<()> {
+    /// Members of the whole crowd, at most, those that come by chance left out.
+    pub fn members_max(&self) -> usize {
+        let beside = self.slow.saturating_add(self.idle_beside);
+        self.active().saturating_add(beside).saturating_add(self.idle.unwrap_or(0))
+    }
+
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.members_max() <= MEMBERS_MAX,
+            "more than {MEMBERS_MAX} connections: use several targets"
+        );
+        let seconds = [self.duration, self.warm_up, self.deadline, self.patience, self.linger];
+        let is_time = |seconds: &f64| (0.0..=SECONDS_MAX).contains(seconds);
+        ensure!(seconds.iter().all(is_time), "times are 0 to {SECONDS_MAX} seconds");
         ensure!(self.connections > 0, "--connections must be at least 1");
         ensure!(self.idle != Some(0), "--idle must be at least 1");
         ensure!(
@@ -212,6 +263,7 @@ impl Options {
         );
         ensure!(self.slow == 0 || self.slow_rate > 0, "--slow-rate must be above 0");
         ensure!((0.0..=5.0).contains(&self.zipf), "--zipf is a power from 0 to 5");
+        self.part.check()?;
         ensure!(
             !(self.verify && self.bytes.is_none() && self.open_loop.is_some()),
             "--open-loop measures latency: use it without --verify"
@@ -229,9 +281,9 @@ impl Options {
     }
 }
 
-pub fn run(options: Options) -> Result<ExitCode> {
+pub fn run(options: &Options) -> Result<ExitCode> {
     options.check()?;
-    let outcome = measure::run(&options)?;
+    let outcome = measure::run(options)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&Printed::of(&outcome))?);
     } else {

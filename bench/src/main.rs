@@ -4,6 +4,7 @@
 //! Flow: parse -> one subcommand -> a report on stdout, progress and complaints on stderr.
 #![forbid(unsafe_code)]
 
+mod agents;
 mod caution;
 mod compare;
 mod cut;
@@ -41,14 +42,20 @@ struct Options {
 #[derive(Subcommand)]
 enum Command {
     /// Run a scenario file: targets side by side, a report with plots.
-    Run(scenario::Options),
+    Run(Box<scenario::Options>),
     /// Open connections to a seeder, keep requests outstanding, report its speed and its cost.
-    Leech(leech::Options),
+    Leech(Box<leech::Options>),
     /// Run seeders side by side, interleaved, and write a report (--preset); or judge two reports
     /// (OLD NEW).
     Compare(Box<Compare>),
     /// Add up what several agents of the load found, at the same time, of the same target.
     Merge(merge::Options),
+    /// Bring agents, a comparison and those who watch together, for load from several machines.
+    Controller(agents::controller::Options),
+    /// Play a part of each load that a controller asks for.
+    Agent(agents::agent::Options),
+    /// Follow a comparison whose load comes from agents, and keep its report.
+    Watch(agents::watch::Options),
     /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
     Faulty(faulty::Options),
     /// Pull a file over HTTP, drop it unread: the ceiling of sending files.
@@ -69,11 +76,14 @@ struct Compare {
 
 fn main() -> ExitCode {
     let outcome = match Options::parse().command {
-        Command::Run(options) => scenario::run(options),
-        Command::Leech(options) => leech::run(options),
+        Command::Run(options) => scenario::run(*options),
+        Command::Leech(options) => leech::run(&options),
         Command::Compare(options) if options.reports.is_asked_for() => judge::run(&options.reports),
         Command::Compare(options) => compare::run(options.run),
         Command::Merge(options) => merge::run(&options),
+        Command::Controller(options) => agents::controller::run(&options),
+        Command::Agent(options) => agents::agent::run(&options),
+        Command::Watch(options) => agents::watch::run(&options),
         Command::Faulty(options) => faulty::run(options),
         Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),

@@ -7,7 +7,7 @@
 
 use std::{
     ffi::OsString,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
@@ -55,12 +55,18 @@ pub fn prepare() -> Result<String> {
             "route change local {route} dev lo proto kernel scope host table local congctl cubic"
         ))?;
     }
-    let listener = TcpListener::bind((ADDRESS, 0)).context("the namespace's loopback")?;
-    let _client = TcpStream::connect(listener.local_addr()?)?;
-    let (server, _) = listener.accept()?;
-    let used = rustix::net::sockopt::tcp_congestion(&server)?;
+    let used = congestion(ADDRESS.into())?;
     ensure!(used.starts_with("cubic"), "congestion control is {used}, not cubic: load tcp_cubic");
     Ok("cubic".into())
+}
+
+/// What a server that listens on this address of ours uses.
+pub fn congestion(address: IpAddr) -> Result<String> {
+    let listener = TcpListener::bind((address, 0))
+        .with_context(|| format!("cannot listen on {address}: is it this machine's?"))?;
+    let _client = TcpStream::connect(listener.local_addr()?)?;
+    let (server, _) = listener.accept()?;
+    Ok(rustix::net::sockopt::tcp_congestion(&server)?)
 }
 
 pub fn ip(arguments: &str) -> Result<()> {

@@ -3,8 +3,10 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,10 +14,17 @@ use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use crate::{
-    compare::{self, Kind, Preset, Site, Tuning},
+    agents::{
+        Secret,
+        runner::{self, Runner},
+    },
+    compare::{self, Afar, Kind, Preset, Site, Tuning},
     leech::parse_bytes,
     namespace,
 };
+
+/// Where targets listen for agents.
+const PORT: u16 = 6881;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -27,6 +36,18 @@ pub struct Options {
     /// Repeats, in place of the scenario's.
     #[arg(long)]
     repeats: Option<usize>,
+    /// The load comes from agents that this controller (HOST:PORT) brings together.
+    #[arg(long, value_name = "HOST:PORT")]
+    controller: Option<String>,
+    #[command(flatten)]
+    secret: Secret,
+    /// In this network and not in a namespace of its own: what agents need to reach the targets.
+    #[arg(long, requires = "controller")]
+    in_place: bool,
+    /// Where targets listen, in place; by default this machine's address towards the controller,
+    /// port 6881.
+    #[arg(long, requires = "in_place", value_name = "ADDRESS:PORT")]
+    address: Option<SocketAddr>,
     #[command(flatten)]
     site: Site,
 }
@@ -224,7 +245,8 @@ fn named(preset: Preset) -> String {
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    let Options { scenario: path, check, repeats, site } = options;
+    let Options { scenario: path, check, repeats, mut site, .. } = options;
+    let Options { controller, secret, in_place, address, .. } = options;
     let text = fs::read_to_string(&path)
         .with_context(|| format!("cannot read the scenario {}", path.display()))?;
     let mut scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;
@@ -234,13 +256,36 @@ pub fn run(options: Options) -> Result<ExitCode> {
         println!("{scenario:#?}");
         return Ok(ExitCode::SUCCESS);
     }
+    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("scenario").to_owned();
+    let title = scenario.title.clone();
+    if let Some(controller) = controller {
+        compare::check_preset(scenario.compare, &named(scenario.compare))
+            .with_context(|| format!("{}", path.display()))?;
+        ensure!(
+            in_place,
+            "--controller needs --in-place: agents don't reach a network namespace of its own"
+        );
+        site.afar = Some(meet(&controller, &secret.read()?, address)?);
+        build_engine(&site.seedring)?;
+        return compare::measure(scenario.comparison(site)?, &name, Some(&title));
+    }
     if !site.is_inside() {
         build_engine(&site.seedring)?;
         return namespace::run_inside();
     }
-    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("scenario").to_owned();
-    let title = scenario.title.clone();
     compare::measure(scenario.comparison(site)?, &name, Some(&title))
+}
+
+/// Waits until all agents are there, and chooses where targets listen for them.
+fn meet(controller: &str, token: &str, address: Option<SocketAddr>) -> Result<Afar> {
+    let runner = Runner::connect(controller, token)?;
+    let own = SocketAddr::new(runner.own_address.ip(), PORT);
+    let target = address.unwrap_or(own);
+    runner::check_address(&runner, target)?;
+    for agent in &runner.agents {
+        eprintln!("agent {} on {}, {} cores", agent.name, agent.node, agent.cores);
+    }
+    Ok(Afar { runner: Arc::new(runner), target })
 }
 
 /// `cargo run` builds this program alone: so the engine is built here, where cargo is.

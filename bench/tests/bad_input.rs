@@ -64,7 +64,7 @@ fn a_port_that_is_taken() {
     assert!(complaint.contains(&address) && complaint.contains("is the port taken"), "{complaint}");
 }
 
-/// The bench, its files on a file system of so many MiB in a mount namespace that goes with it.
+/// The bench, its files on a file system of so many MiB in a mount namespace, gone with it.
 fn in_mib(mib: u64, scratch: &Scratch, arguments: &str) -> String {
     let folder = scratch.0.join("small");
     fs::create_dir_all(&folder).expect("a folder");

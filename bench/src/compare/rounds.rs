@@ -97,8 +97,10 @@ pub fn interleave(
     let mut runs = Vec::new();
     for round in cut::rounds(options.rounds) {
         for target in targets {
+            options.label(target, round);
             if let Err(error) = one(round, *target, &mut runs, report) {
                 report.fail(&format!("{target}, round {round}"), &error);
+                options.say_failure(report);
             }
         }
     }

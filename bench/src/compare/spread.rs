@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Cores, Options, TARGET,
+    Cores, Options,
     kind::Kind,
     pictures::{self, Figure, Line, Plot},
     plot::Steps,
@@ -79,10 +79,12 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut runs = Vec::new();
     for round in cut::rounds(options.rounds) {
         for shards in options.shards.iter().copied() {
+            options.label(&format!("{shards} shards"), round);
             let run = match one_run(options, &places, &content, (round, shards), &mut report) {
                 Ok(run) => run,
                 Err(error) => {
                     report.fail(&format!("{shards} shards, round {round}"), &error);
+                    options.say_failure(&report);
                     continue;
                 }
             };
@@ -111,9 +113,10 @@ fn one_run(
     let torrent = Torrent::read(&content.torrent)?;
     let cache = format!("{}MiB", shards as u64 * ((options.size_bytes() >> 20) + 256));
     let state = options.run_folder("seedring")?;
-    let settings = Settings { shards, ..Settings::of(content, state, cache) };
+    let listen = options.target();
+    let settings = Settings { shards, listen, ..Settings::of(content, state, cache) };
     let mut running = target::seedring(options, &settings, &places.engine(shards))?;
-    running.wait_until_served(TARGET, &torrent)?;
+    running.wait_until_served(options.target(), &torrent)?;
     if round == 1 {
         report.commands.push(format!("{shards} shards: `{}`", running.command));
     }

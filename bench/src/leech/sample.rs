@@ -6,7 +6,8 @@ use seedring_proto::units::PieceIndex;
 use super::walk::Random;
 
 /// One piece in so many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct Sample(u64);
 
 impl Sample {
@@ -15,6 +16,20 @@ impl Sample {
     /// The same pieces in every run and on every connection, and none of them by their place.
     pub fn has(self, piece: PieceIndex) -> bool {
         self.0 == 1 || Random(u64::from(piece.0)).below(self.0) == 0
+    }
+}
+
+impl TryFrom<u64> for Sample {
+    type Error = String;
+
+    fn try_from(one_in: u64) -> Result<Self, String> {
+        if one_in == 0 { Err("a sample of one in 0".into()) } else { Ok(Sample(one_in)) }
+    }
+}
+
+impl From<Sample> for u64 {
+    fn from(sample: Sample) -> u64 {
+        sample.0
     }
 }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::torrent::Grid;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pattern {
     /// Each connection walks the torrent from its own place, evenly spread.
