@@ -17,6 +17,7 @@ mod micro;
 mod namespace;
 mod page;
 mod payload;
+mod place;
 mod probe;
 mod pull;
 mod report;
@@ -61,6 +62,9 @@ enum Command {
     Pull(pull::Options),
     /// Make content from a seed number, and its .torrent.
     Payload(payload::Options),
+    /// Become another program, on some cores, with a priority of its own.
+    #[command(hide = true)]
+    Place(place::Options),
     /// Measure one part of the engine by itself.
     Micro(micro::Options),
 }
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Command::Faulty(options) => faulty::run(options),
         Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),
+        Command::Place(options) => place::run(&options),
         Command::Micro(options) => micro::run(options),
     };
     match outcome {

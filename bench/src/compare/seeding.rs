@@ -207,7 +207,10 @@ fn nginx(options: &Options, running: &Running, round: usize) -> Result<Vec<Run>>
         let mut command = on_cores(&this, &Cores::one(options.site.load_core));
         command.args(["pull", &TARGET.to_string(), &format!("/{CONTENT}"), "--source", SOURCES]);
         command.args(["--pid", &running.pid().to_string(), "-k", &connections.to_string()]);
-        let output = command.args(options.plain_window()).output().context("cannot run taskset")?;
+        let output = command
+            .args(options.plain_window())
+            .output()
+            .context("cannot run this program once more")?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "pull: {}; {}", complaint.trim(), running.last_words());
         let pulled: Pulled = serde_json::from_slice(&output.stdout).context("pull's JSON")?;
