@@ -265,6 +265,20 @@ pub fn run(options: Options) -> Result<ExitCode> {
     compare::measure(scenario.comparison(site)?, &name, Some(&title))
 }
 
+/// A file that `run` will take, for whoever hands it on.
+pub struct Checked {
+    pub text: String,
+    pub has_iperf3: bool,
+}
+
+pub fn checked(path: &Path) -> Result<Checked> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the scenario {}", path.display()))?;
+    let scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;
+    let has_iperf3 = scenario.targets.is_none_or(|targets| targets.contains(&Kind::Iperf3));
+    Ok(Checked { text, has_iperf3 })
+}
+
 /// `cargo run` builds this program alone: so the engine is built here, where cargo is.
 fn build_engine(program: &Path) -> Result<()> {
     let usual = Path::new("target/release/seedring");
