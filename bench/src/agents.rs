@@ -5,15 +5,23 @@
 //! crowd -> outcomes merged -> the runner's report.
 
 mod clock;
+mod door;
+mod play;
+mod task;
 mod wire;
 
 pub mod agent;
 pub mod controller;
+pub mod nodes;
+pub mod runner;
+pub mod signals;
 pub mod watch;
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
+
+use wire::Place;
 
 /// In place of --token, so that it does not stand in the list of processes.
 const TOKEN_VARIABLE: &str = "SEEDRING_BENCH_TOKEN";
@@ -53,5 +61,49 @@ impl Secret {
             wire::TOKEN_BYTES_MAX
         );
         Ok(token)
+    }
+}
+
+impl Place {
+    pub fn here() -> Self {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let network = fs::read_link("/proc/self/ns/net").unwrap_or_default();
+        Place { boot: boot.trim().to_owned(), network: network.display().to_string() }
+    }
+}
+
+/// Torrents in messages that are not too long; the last of them is marked.
+fn chunks(torrents: &[String]) -> Vec<(&[String], bool)> {
+    let mut chunks = Vec::new();
+    let mut rest = torrents;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |torrent: &&String| {
+            bytes += torrent.len();
+            bytes <= wire::CHUNK_BYTES
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (chunk, others) = rest.split_at(count);
+        chunks.push((chunk, others.is_empty()));
+        rest = others;
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_all_of_it_in_order_and_the_last_is_marked() {
+        let of = |bytes: usize| "x".repeat(bytes);
+        let torrents =
+            [of(10), of(wire::CHUNK_BYTES), of(3 * wire::CHUNK_BYTES), of(1), of(2), of(0)];
+        let chunks = chunks(&torrents);
+        let counts: Vec<usize> = chunks.iter().map(|(torrents, _)| torrents.len()).collect();
+        assert_eq!(counts, [1, 1, 1, 3]);
+        let last: Vec<bool> = chunks.iter().map(|(_, is_last)| *is_last).collect();
+        assert_eq!(last, [false, false, false, true]);
+        assert!(super::chunks(&[]).is_empty());
     }
 }

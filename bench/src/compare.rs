@@ -2,6 +2,7 @@
 //! Never: measures (the load does, as a process of its own). Flow: own namespace -> preset ->
 //! report.
 
+mod afar;
 mod beside;
 mod cold;
 mod crowds;
@@ -35,11 +36,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use afar::{Afar, check_preset};
 use interrupted::Interrupted;
+pub use interrupted::signal as asked_to_end;
 pub use kind::{Kind, Tuning};
 pub use summary::{Spread, table};
 
 use crate::{
+    agents::{nodes, runner},
     environment::{Circumstances, Environment},
     leech::{Outcome, parse_bytes},
     namespace,
@@ -186,6 +190,10 @@ pub struct Site {
     pub nginx: PathBuf,
     #[arg(long, default_value = "bench/rivals/target/release/vortex-peer")]
     pub vortex: PathBuf,
+    /// Where the load comes from agents: their controller, and where targets listen for them.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub afar: Option<Afar>,
     /// Set by the command itself once it runs in its own namespace.
     #[arg(long, hide = true)]
     #[serde(skip)]
@@ -219,15 +227,40 @@ pub fn run(options: Options) -> Result<ExitCode> {
 }
 
 /// Runs a comparison, and writes its report as NAME.md, NAME.json and NAME.html. In a namespace of
-/// its own already.
-pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<ExitCode> {
+/// its own already, or where agents reach it.
+pub fn measure(options: Options, name: &str, title: Option<&str>) -> Result<ExitCode> {
+    let afar = options.site.afar.clone();
+    interrupted::listen()?;
+    let written = measure_and_write(options, name, title);
+    if let Some(afar) = afar {
+        let (files, why) = match &written {
+            Ok((files, failed)) => (files.as_slice(), failed.clone()),
+            Err(error) => (&[][..], Some(format!("{error:#}"))),
+        };
+        if let Err(error) = afar.runner.bye(files, why) {
+            eprintln!("the report was not handed to those who watch: {error:#}");
+        }
+    }
+    let (_, failed) = written?;
+    Ok(if failed.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Gives the report's files, and in words what failed.
+fn measure_and_write(
+    mut options: Options,
+    name: &str,
+    title: Option<&str>,
+) -> Result<(Vec<PathBuf>, Option<String>)> {
     ensure!(options.rounds > 0 && options.seconds > 0.0, "--rounds and --seconds must be above 0");
     ensure!(!options.settings.is_empty(), "--settings needs one: tuned, default");
     fs::create_dir_all(&options.site.work)
         .with_context(|| format!("cannot make the work folder {}", options.site.work.display()))?;
     options.site.work = options.site.work.canonicalize()?;
     raise_descriptor_limit();
-    let congestion = namespace::prepare()?;
+    let congestion = match &options.site.afar {
+        None => namespace::prepare()?,
+        Some(afar) => namespace::congestion(afar.target.ip())?,
+    };
     let mut report = match options.preset {
         Preset::Seeding => seeding::run(&options)?,
         Preset::Cold => cold::run(&options)?,
@@ -249,14 +282,25 @@ pub fn measure(mut options: Options, name: &str, title: Option<&str>) -> Result<
     }
     let out = options.site.out.clone().unwrap_or_else(|| options.site.work.clone());
     let site = &options.site;
-    let network = "own network namespace, loopback";
+    let network = match &site.afar {
+        None => "own network namespace, loopback".to_owned(),
+        Some(afar) => {
+            report.notes = runner::notes(&afar.runner, afar.target, &congestion);
+            report.sections.extend(nodes::section(&report.runs, &afar.runner.agents)?);
+            format!("{} agents, targets listen on {}", afar.runner.agents.len(), afar.target)
+        }
+    };
+    if let Some(signal) = interrupted::signal() {
+        report.failed.push(format!("cut short by {signal}: what came after it was not run"));
+    }
     let around = Circumstances {
-        environment: Environment::read(&site.work, &site.seedring, &congestion, network),
+        environment: Environment::read(&site.work, &site.seedring, &congestion, &network),
         settings: serde_json::to_value(&options)?,
         content_bytes: options.size_bytes(),
     };
-    report.write(&out, name, &around)?;
-    Ok(if report.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let files = report.write(&out, name, &around)?;
+    let failed = (!report.failed.is_empty()).then(|| report.failed.join("; "));
+    Ok((files, failed))
 }
 
 /// As far as it goes: who then has too few says so.
@@ -312,6 +356,9 @@ impl Options {
         pid: u32,
         more: &[String],
     ) -> Result<Outcome> {
+        if let Some(afar) = &self.site.afar {
+            return afar.leech(torrent, Some(pid), more);
+        }
         let this = std::env::current_exe().context("the path of this program")?;
         self.run_leech(on_cores(&this, cores), torrent, pid, more)
     }
@@ -336,12 +383,43 @@ impl Options {
         serde_json::from_slice(&output.stdout).context("the load's JSON")
     }
 
-    /// The load on its own core, with no target's process to look at.
-    pub fn load_command(&self, torrent: &Path) -> Result<Command> {
+    /// The load on its own core, with no target's process to look at; it goes on meanwhile.
+    pub fn begin_load(&self, torrent: &Path, more: &[String]) -> Result<afar::Load> {
+        if let Some(afar) = &self.site.afar {
+            return Ok(afar.begin(torrent, more));
+        }
         let this = std::env::current_exe().context("the path of this program")?;
         let mut command = on_cores(&this, &Cores::one(self.site.load_core));
-        command.args(leech_of(torrent));
-        Ok(command)
+        command.args(leech_of(torrent)).args(more);
+        afar::Load::here(command)
+    }
+
+    /// Where targets listen.
+    pub fn target(&self) -> SocketAddr {
+        self.site.afar.as_ref().map_or(TARGET, |afar| afar.target)
+    }
+
+    /// Who makes the load, in words.
+    pub fn load_place(&self) -> String {
+        match &self.site.afar {
+            None => format!("load on core {}", self.site.load_core),
+            Some(afar) => format!("load by {} agents", afar.runner.agents.len()),
+        }
+    }
+
+    /// The failure that was kept last, for those who watch.
+    pub fn say_failure(&self, report: &summary::Report) {
+        if let Some((afar, line)) = self.site.afar.as_ref().zip(report.failed.last()) {
+            // Who is gone is noticed by the next load.
+            afar.runner.say(&format!("FAILED {line}")).ok();
+        }
+    }
+
+    /// What comes now, for those who watch.
+    pub fn label(&self, target: &dyn std::fmt::Display, round: usize) {
+        if let Some(afar) = &self.site.afar {
+            afar.runner.label(format!("{target}, round {round} of {}", self.rounds));
+        }
     }
 
     /// The measured window's arguments, with what is read beside CPU time and memory.

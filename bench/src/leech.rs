@@ -9,12 +9,14 @@ mod histogram;
 mod inbound;
 mod lead;
 mod measure;
+mod outcome;
 mod pace;
 mod sample;
 mod stalls;
 mod strain;
 mod tally;
 mod walk;
+mod watched;
 mod worker;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -22,18 +24,25 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 
 pub use connection::fetch_first_block;
+pub use crowd::{Offer, torrents};
 pub use histogram::from_text as read_histogram;
-pub use lead::{Found, Part, Progress};
-pub use measure::{IdleBytes, Latency, Outcome};
+pub use lead::{Alone, Found, Kept, Lanes, Lead, PARTS_MAX, Part, Progress};
+pub use measure::{led, ready_max, settle};
+pub use outcome::{Beside, ByAgent, IdleBytes, Latency, Outcome};
 pub use sample::Sample;
 pub use strain::BUSY_MAX;
 pub use walk::{Pattern, Random};
+pub use watched::{Seen, Watched};
 
 use crate::{environment, probe::Machine, report};
 
 /// Requests a connection may have outstanding: libtorrent's default `max_out_request_queue`.
 const OUTSTANDING_MAX: usize = 500;
 const BLOCK_BYTES_MAX: u32 = 128 * 1024;
+/// A port a connection, and several addresses.
+const MEMBERS_MAX: usize = 2_000_000;
+/// A day.
+const SECONDS_MAX: f64 = 86_400.0;
 
 #[derive(clap::Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Options {
@@ -211,7 +220,20 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 impl Options {
-    fn check(&self) -> Result<()> {
+    /// Members of the whole crowd, at most, those that come by chance left out.
+    pub fn members_max(&self) -> usize {
+        let beside = self.slow.saturating_add(self.idle_beside);
+        self.active().saturating_add(beside).saturating_add(self.idle.unwrap_or(0))
+    }
+
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.members_max() <= MEMBERS_MAX,
+            "more than {MEMBERS_MAX} connections: use several targets"
+        );
+        let seconds = [self.duration, self.warm_up, self.deadline, self.patience, self.linger];
+        let is_time = |seconds: &f64| (0.0..=SECONDS_MAX).contains(seconds);
+        ensure!(seconds.iter().all(is_time), "times are 0 to {SECONDS_MAX} seconds");
         ensure!(self.connections > 0, "--connections must be at least 1");
         ensure!(self.idle != Some(0), "--idle must be at least 1");
         ensure!(

@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use crate::{
     environment::SCHEMA,
-    leech::{Latency, Outcome, read_histogram},
+    leech::{Beside, Latency, Outcome, read_histogram},
     report,
 };
 
 /// What `merge` adds up by name.
-const KNOWN: [&str; 36] = [
+const KNOWN: [&str; 37] = [
     "target",
     "connections",
     "connections_served",
@@ -40,6 +40,7 @@ const KNOWN: [&str; 36] = [
     "load_waiting",
     "load_threads",
     "load_was_limit",
+    "beside",
     "rejects",
     "chokes",
     "reopened",
@@ -74,9 +75,9 @@ struct Merged {
 }
 
 #[derive(Serialize)]
-struct Agent {
-    name: String,
-    outcome: Outcome,
+pub struct Agent {
+    pub name: String,
+    pub outcome: Outcome,
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
@@ -133,7 +134,8 @@ fn ensure_alike(agents: &[Agent]) -> Result<&Outcome> {
     Ok(&first.outcome)
 }
 
-fn merge(agents: &[Agent]) -> Result<Outcome> {
+/// What they found together.
+pub fn merge(agents: &[Agent]) -> Result<Outcome> {
     let mut merged = ensure_alike(agents)?.clone();
     let all = || agents.iter().map(|agent| &agent.outcome);
     let sum = |of: fn(&Outcome) -> u64| all().map(of).sum::<u64>();
@@ -179,6 +181,7 @@ fn merge(agents: &[Agent]) -> Result<Outcome> {
     merged.load_waiting = all().map(|one| one.load_waiting).sum();
     merged.load_threads = all().map(|one| one.load_threads).sum();
     merged.load_was_limit = named(|one| one.load_was_limit.as_ref());
+    merged.beside = beside(agents);
     merged.rejects = sum(|one| one.rejects);
     merged.chokes = sum(|one| one.chokes);
     merged.reopened = sum(|one| one.reopened);
@@ -218,6 +221,20 @@ fn with_the_rest(merged: Outcome, agents: &[Agent]) -> Result<Outcome> {
         }
     }
     serde_json::from_value(Value::Object(all)).context("a field that can't be merged")
+}
+
+/// Others of all agents; each has all torrents.
+fn beside(agents: &[Agent]) -> Beside {
+    let all = || agents.iter().map(|agent| &agent.outcome.beside);
+    Beside {
+        torrents: all().map(|one| one.torrents).max().unwrap_or(0),
+        idle: all().map(|one| one.idle).sum(),
+        slow: all().map(|one| one.slow).sum(),
+        slow_kib_per_s: all().map(|one| one.slow_kib_per_s).sum(),
+        arrivals: all().map(|one| one.arrivals).sum(),
+        departures: all().map(|one| one.departures).sum(),
+        turned_away: all().map(|one| one.turned_away).sum(),
+    }
 }
 
 /// Of all blocks of all agents.

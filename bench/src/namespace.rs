@@ -7,23 +7,34 @@
 
 use std::{
     ffi::OsString,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::agents::signals;
 
 /// Runs this very command once more, in a namespace of its own.
 pub fn run_inside() -> Result<ExitCode> {
     let this = std::env::current_exe().context("the path of this program")?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let status = Command::new("unshare")
+    let mut child = Command::new("unshare")
         .args(["--net", "--"])
         .arg(this)
         .args(arguments)
         .arg("--inside")
-        .status()
+        .spawn()
         .context("cannot run unshare: install util-linux")?;
+    let inside = Pid::from_child(&child);
+    signals::on_end(move |name| {
+        // A terminal's SIGINT is for all of them; the other one is for this process alone.
+        if name == "SIGTERM" {
+            kill_process(inside, Signal::TERM).ok();
+        }
+    })?;
+    let status = child.wait().context("waiting for the comparison")?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(code) => {
@@ -48,12 +59,18 @@ pub fn prepare() -> Result<String> {
             "route change local {route} dev lo proto kernel scope host table local congctl cubic"
         ))?;
     }
-    let listener = TcpListener::bind((ADDRESS, 0)).context("the namespace's loopback")?;
-    let _client = TcpStream::connect(listener.local_addr()?)?;
-    let (server, _) = listener.accept()?;
-    let used = rustix::net::sockopt::tcp_congestion(&server)?;
+    let used = congestion(ADDRESS.into())?;
     ensure!(used.starts_with("cubic"), "congestion control is {used}, not cubic: load tcp_cubic");
     Ok("cubic".into())
+}
+
+/// What a server that listens on this address of ours uses.
+pub fn congestion(address: IpAddr) -> Result<String> {
+    let listener = TcpListener::bind((address, 0))
+        .with_context(|| format!("cannot listen on {address}: is it this machine's?"))?;
+    let _client = TcpStream::connect(listener.local_addr()?)?;
+    let (server, _) = listener.accept()?;
+    Ok(rustix::net::sockopt::tcp_congestion(&server)?)
 }
 
 pub fn ip(arguments: &str) -> Result<()> {

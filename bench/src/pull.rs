@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    leech::Source,
+    leech::{Alone, Lead, Part, Source},
     probe::{Reading, own_cpu_seconds},
 };
 
@@ -30,28 +30,29 @@ const DISCARD_BYTES: usize = 1 << 20;
 /// Receives in one event, so that one connection does not hold up the others.
 const RECEIVES_MAX: usize = 8;
 const EVENTS_MAX: usize = 128;
+const CONNECTIONS_MAX: usize = 100_000;
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 const GIB: f64 = 1_073_741_824.0;
 
 #[derive(clap::Args, Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
     /// Where the server listens, as ADDRESS:PORT.
-    target: SocketAddr,
+    pub target: SocketAddr,
     /// What is fetched, such as /payload.bin.
-    path: String,
+    pub path: String,
     #[arg(long, short = 'k', default_value_t = 1)]
-    connections: usize,
+    pub connections: usize,
     #[arg(long, default_value_t = 10.0)]
-    duration: f64,
+    pub duration: f64,
     #[arg(long, default_value_t = 2.0)]
-    warm_up: f64,
+    pub warm_up: f64,
     /// Addresses to connect from, as ADDRESS/PREFIX.
     #[arg(long)]
-    source: Option<Source>,
+    pub source: Option<Source>,
     /// The server's process.
     #[arg(long)]
     #[serde(skip)]
-    pid: Option<u32>,
+    pub pid: Option<u32>,
 }
 
 /// What came in the window.
@@ -73,26 +74,57 @@ struct Connection {
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    ensure!(options.connections > 0, "--connections must be at least 1");
-    ensure!(options.duration > 0.0 && options.warm_up >= 0.0, "--duration, --warm-up: seconds");
-    let pulled = pull(&options)?;
+    options.check()?;
+    let pulled = part(&options, Part::default(), &Alone)?.context("no connections")?;
     println!("{}", serde_json::to_string_pretty(&pulled)?);
     Ok(ExitCode::SUCCESS)
 }
 
-fn pull(options: &Options) -> Result<Pulled> {
+impl Options {
+    pub fn check(&self) -> Result<()> {
+        let most = CONNECTIONS_MAX;
+        ensure!((1..=most).contains(&self.connections), "--connections must be 1 to {most}");
+        let fits = |seconds: f64| (0.0..=86_400.0).contains(&seconds);
+        ensure!(
+            self.duration > 0.0 && fits(self.duration) && fits(self.warm_up),
+            "--duration and --warm-up are seconds"
+        );
+        let is_path = self.path.starts_with('/') && !self.path.contains(['\r', '\n', ' ']);
+        ensure!(is_path, "what is fetched is a path such as /payload.bin, not {:?}", self.path);
+        Ok(())
+    }
+}
+
+impl Pulled {
+    /// What two agents pulled in the same window.
+    pub fn and(mut self, other: &Pulled) -> Pulled {
+        self.connections += other.connections;
+        self.bytes += other.bytes;
+        self.seconds = self.seconds.max(other.seconds);
+        self.mib_per_s += other.mib_per_s;
+        self.load_busy += other.load_busy;
+        self
+    }
+}
+
+/// Those of the connections that are this process's. `None`: there are none.
+pub fn part(options: &Options, part: Part, lead: &dyn Lead) -> Result<Option<Pulled>> {
+    options.check()?;
+    let mine: Vec<usize> = (0..options.connections).filter(|index| part.has(*index)).collect();
+    if mine.is_empty() {
+        return Ok(None);
+    }
     let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", options.path, options.target);
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll_create")?;
     let mut connections = Vec::new();
-    for index in 0..options.connections {
-        let connection = Connection::open(options, index, request.as_bytes())?;
-        let data = epoll::EventData::new_u64(index as u64);
+    for (place, index) in mine.iter().enumerate() {
+        let connection = Connection::open(options, *index, request.as_bytes())?;
+        let data = epoll::EventData::new_u64(place as u64);
         epoll::add(&poll, &connection.socket, data, epoll::EventFlags::IN).context("epoll_ctl")?;
         connections.push(connection);
     }
     let mut discard = vec![0; DISCARD_BYTES];
-    let mut receive_for = |seconds: f64| -> Result<u64> {
-        let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let mut receive_until = |end: Instant| -> Result<u64> {
         let (mut bytes, mut last) = (0, Instant::now());
         let mut events = Vec::with_capacity(EVENTS_MAX);
         while Instant::now() < end {
@@ -108,20 +140,24 @@ fn pull(options: &Options) -> Result<Pulled> {
                 bytes += connection.receive(request.as_bytes(), &mut discard)?;
                 last = Instant::now();
             }
+            if let Some(why) = lead.stop() {
+                bail!(why);
+            }
             ensure!(last.elapsed() < SILENCE_MAX, "{} sent nothing for 10 s", options.target);
         }
         Ok(bytes)
     };
-    receive_for(options.warm_up)?;
+    let warm_up = Duration::from_secs_f64(options.warm_up);
+    receive_until(lead.ready(mine.len(), mine.len(), warm_up)?)?;
     let before = options.pid.map(Reading::take).transpose()?;
     let (own, start) = (own_cpu_seconds(), Instant::now());
-    let bytes = receive_for(options.duration)?;
+    let bytes = receive_until(start + Duration::from_secs_f64(options.duration))?;
     let (seconds, own) = (start.elapsed().as_secs_f64(), own_cpu_seconds() - own);
     let after = options.pid.map(Reading::take).transpose()?;
     let gib = bytes as f64 / GIB;
     ensure!(bytes > 0, "{} sent nothing in {seconds:.1} s", options.target);
-    Ok(Pulled {
-        connections: options.connections,
+    Ok(Some(Pulled {
+        connections: mine.len(),
         seconds,
         bytes,
         mib_per_s: gib * 1024.0 / seconds,
@@ -129,7 +165,7 @@ fn pull(options: &Options) -> Result<Pulled> {
             .zip(after)
             .map(|(before, after)| (after.cpu_seconds - before.cpu_seconds) / gib),
         load_busy: own / seconds,
-    })
+    }))
 }
 
 impl Connection {
@@ -254,7 +290,7 @@ mod tests {
             source: None,
             pid: Some(std::process::id()),
         };
-        let pulled = pull(&options).expect("pulled");
+        let pulled = part(&options, Part::default(), &Alone).expect("pulled").expect("some");
         assert!(pulled.bytes > 300_000 && pulled.target_cpu_seconds_per_gib.is_some());
     }
 

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,11 +14,17 @@ use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use crate::{
-    agents::Secret,
-    compare::{self, Kind, Preset, Site, Tuning},
+    agents::{
+        Secret,
+        runner::{self, Runner},
+    },
+    compare::{self, Afar, Kind, Preset, Site, Tuning},
     leech::parse_bytes,
     namespace,
 };
+
+/// Where targets listen for agents.
+const PORT: u16 = 6881;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -238,7 +245,7 @@ fn named(preset: Preset) -> String {
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    let Options { scenario: path, check, repeats, controller, secret, in_place, address, site } =
+    let Options { scenario: path, check, repeats, controller, secret, in_place, address, mut site } =
         options;
     let text = fs::read_to_string(&path)
         .with_context(|| format!("cannot read the scenario {}", path.display()))?;
@@ -249,19 +256,23 @@ pub fn run(options: Options) -> Result<ExitCode> {
         println!("{scenario:#?}");
         return Ok(ExitCode::SUCCESS);
     }
+    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("scenario").to_owned();
+    let title = scenario.title.clone();
     if let Some(controller) = controller {
-        secret.read()?;
-        bail!(
-            "not finished yet: a load by the agents of {controller} (in place: {in_place}, {})",
-            address.map_or("no address".into(), |address| address.to_string())
+        compare::check_preset(scenario.compare, &named(scenario.compare))
+            .with_context(|| format!("{}", path.display()))?;
+        ensure!(
+            in_place,
+            "--controller needs --in-place: agents don't reach a network namespace of its own"
         );
+        site.afar = Some(meet(&controller, &secret.read()?, address)?);
+        build_engine(&site.seedring)?;
+        return compare::measure(scenario.comparison(site)?, &name, Some(&title));
     }
     if !site.is_inside() {
         build_engine(&site.seedring)?;
         return namespace::run_inside();
     }
-    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("scenario").to_owned();
-    let title = scenario.title.clone();
     compare::measure(scenario.comparison(site)?, &name, Some(&title))
 }
 
@@ -271,12 +282,28 @@ pub struct Checked {
     pub has_iperf3: bool,
 }
 
+/// The same for one whose load comes from agents.
 pub fn checked(path: &Path) -> Result<Checked> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the scenario {}", path.display()))?;
     let scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;
+    // Whether agents can play this load.
+    compare::check_preset(scenario.compare, &named(scenario.compare))
+        .with_context(|| format!("{}", path.display()))?;
     let has_iperf3 = scenario.targets.is_none_or(|targets| targets.contains(&Kind::Iperf3));
     Ok(Checked { text, has_iperf3 })
+}
+
+/// Waits until all agents are there, and chooses where targets listen for them.
+fn meet(controller: &str, token: &str, address: Option<SocketAddr>) -> Result<Afar> {
+    let runner = Runner::connect(controller, token)?;
+    let own = SocketAddr::new(runner.own_address.ip(), PORT);
+    let target = address.unwrap_or(own);
+    runner::check_address(&runner, target)?;
+    for agent in &runner.agents {
+        eprintln!("agent {} on {}, {} cores", agent.name, agent.node, agent.cores);
+    }
+    Ok(Afar { runner: Arc::new(runner), target })
 }
 
 /// `cargo run` builds this program alone: so the engine is built here, where cargo is.

@@ -1,7 +1,6 @@
 //! Owns: this process's clock as numbers, and how far another's is from it.
 //! Never: asks the wall clock, which may be set. Flow: ping, pong -> `Offset` -> an instant here as
 //! a number there.
-#![allow(dead_code, reason = "the controller is being written")]
 
 use std::{
     sync::OnceLock,

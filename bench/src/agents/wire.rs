@@ -4,7 +4,6 @@
 //! role -> whoever reads.
 //!
 //! Times are nanoseconds of the clock of the process that is spoken to (`clock.rs`).
-#![allow(dead_code, reason = "the controller is being written")]
 
 use std::{
     io::{self, Read, Write},
@@ -17,7 +16,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::watch::Event;
 use crate::{
-    leech::{self, Outcome},
+    leech,
     pull::{self, Pulled},
 };
 
@@ -91,7 +90,7 @@ pub enum Work {
     /// Files over HTTP, connections split.
     Pull(Box<pull::Options>),
     /// One stream, by one agent.
-    Iperf3 { target: SocketAddr, seconds: f64 },
+    Iperf3 { target: SocketAddr, seconds: f64, warm_up: f64 },
 }
 
 /// What came of it.
@@ -203,9 +202,11 @@ pub enum FromRunner {
     Line {
         text: String,
     },
-    /// What the load of this task came to, with the target's cost.
+    /// What a load came to, with the target's cost; `partial`: and what was wrong.
     Figures {
+        label: String,
         text: String,
+        partial: Option<String>,
     },
     /// A part of one of the report's files.
     File {
@@ -223,53 +224,22 @@ pub enum FromRunner {
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum ToRunner {
     Welcome,
-    Refused {
-        why: String,
-    },
-    Ping {
-        number: u64,
-    },
-    Gathered {
-        agents: Vec<AgentInfo>,
-    },
-    NotGathered {
-        why: String,
-    },
-    Window {
-        task: u64,
-        at: u64,
-    },
-    /// No agent is at it any more: what it had is on its way.
-    Over {
-        task: u64,
-    },
-    Harvest {
-        task: u64,
-        harvest: Box<Harvest>,
-    },
-    Failed {
-        task: u64,
-        why: String,
-    },
-    AgentLost {
-        text: String,
-    },
+    Refused { why: String },
+    Ping { number: u64 },
+    Gathered { agents: Vec<AgentInfo> },
+    NotGathered { why: String },
+    Window { task: u64, at: u64 },
+    Harvest { task: u64, harvest: Box<Harvest> },
+    Failed { task: u64, why: String },
+    AgentLost { text: String },
 }
 
 /// What all agents found, and each.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Harvest {
     pub fruit: Fruit,
-    pub by_agent: Vec<ByAgent>,
     /// Agents that were lost on the way, and why.
     pub lost: Vec<String>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ByAgent {
-    pub agent: String,
-    pub node: String,
-    pub outcome: Outcome,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

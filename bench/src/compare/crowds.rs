@@ -301,7 +301,7 @@ pub fn seed_many(options: &Options) -> Result<Report> {
         let average = (options.arrivals * options.stay).round().max(1.0) as usize;
         let way = Way { connections: 2 * (2 * average + SPARE), ..Way::of(&content) };
         let running = started(options, (round, target), &way, report)?;
-        many::wait_until_all_serve(&running, &sample)?;
+        many::wait_until_all_serve(options, &running, &sample)?;
         let mut arguments = options.window();
         arguments.extend(come_and_go(options));
         arguments.extend(words(&["--zipf", &options.zipf.to_string()]));
@@ -330,11 +330,11 @@ pub fn seed_many(options: &Options) -> Result<Report> {
 /// What all of these have in common.
 fn said(options: &Options, how: &str) -> String {
     format!(
-        "16 KiB random blocks, {:.0} MiB hot, server on core {}, load on core {}, both nice -20; \
+        "16 KiB random blocks, {:.0} MiB hot, server on core {}, {}, both nice -20; \
          {} rounds, interleaved, {how}; {} s measured after {} s of warm-up; medians (min..max).",
         options.size_bytes() as f64 / MIB,
         options.site.server_core,
-        options.site.load_core,
+        options.load_place(),
         options.rounds,
         options.seconds,
         options.warm_up

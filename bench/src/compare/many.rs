@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Cores, Options, TARGET,
+    Cores, Options, TARGET, afar,
     kind::Kind,
     summary::{Report, Spread, table},
     target::{self, Content, Running, Settings},
@@ -88,7 +88,7 @@ fn one_round(
         if starts.is_empty() {
             report.commands.push(format!("`{}`", running.command));
         }
-        wait_until_all_serve(&running, sample)?;
+        wait_until_all_serve(options, &running, sample)?;
         let seconds = start.elapsed().as_secs_f64();
         let found = after_start(options, &running, sample, second)?;
         eprintln!(
@@ -148,14 +148,18 @@ fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
     Ok(bytes)
 }
 
-pub fn wait_until_all_serve(running: &Running, sample: &[PathBuf]) -> Result<()> {
+pub fn wait_until_all_serve(
+    options: &Options,
+    running: &Running,
+    sample: &[PathBuf],
+) -> Result<()> {
     let deadline = Instant::now() + START_MAX;
     let torrents: Vec<Torrent> =
         sample.iter().map(|path| Torrent::read(path)).collect::<Result<_>>()?;
     for (at, torrent) in torrents.iter().enumerate() {
         loop {
-            let source = format!("10.77.9.{}:0", at % 250).parse().ok();
-            let fetched = leech::fetch_first_block(TARGET, source, torrent, Duration::from_secs(2));
+            let (target, source) = (options.target(), afar::asker(options.target(), at));
+            let fetched = leech::fetch_first_block(target, source, torrent, Duration::from_secs(2));
             let Err(error) = fetched else { break };
             ensure!(
                 Instant::now() < deadline,

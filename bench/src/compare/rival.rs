@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Cores, Options, TARGET,
+    Cores, Options,
     kind::{Kind, Target, Tuning},
     on_cores,
     target::{LIBTORRENT_SEED, Way, absolute, script},
@@ -77,8 +77,8 @@ impl Seat<'_> {
         let mut values = vec![
             ("content", self.way.content.folder.display().to_string()),
             ("run", self.run.display().to_string()),
-            ("address", TARGET.ip().to_string()),
-            ("port", TARGET.port().to_string()),
+            ("address", self.options.target().ip().to_string()),
+            ("port", self.options.target().port().to_string()),
             ("connections", self.way.connections.to_string()),
         ];
         values.extend_from_slice(more);
@@ -88,7 +88,13 @@ impl Seat<'_> {
 
     fn iperf3(&self) -> Command {
         let mut command = self.on_core(Path::new("iperf3"));
-        command.args(["-s", "-B", &TARGET.ip().to_string(), "-p", &TARGET.port().to_string()]);
+        command.args([
+            "-s",
+            "-B",
+            &self.options.target().ip().to_string(),
+            "-p",
+            &self.options.target().port().to_string(),
+        ]);
         command
     }
 
@@ -109,7 +115,7 @@ impl Seat<'_> {
             .context("the content's file")?;
         let mut command = self.on_core(&self.options.site.baseline);
         command.arg("--torrent").arg(torrent).arg("--content").arg(file);
-        command.args(["--listen", &TARGET.to_string()]);
+        command.args(["--listen", &self.options.target().to_string()]);
         Ok(command)
     }
 
@@ -119,7 +125,7 @@ impl Seat<'_> {
         if self.is_tuned() {
             command.args(["--tuned", &self.way.connections.to_string()]);
         }
-        let listen = TARGET.to_string();
+        let listen = self.options.target().to_string();
         command.arg(listen).arg(&self.way.content.folder).arg(self.listed()?);
         Ok(command)
     }
@@ -179,8 +185,8 @@ impl Seat<'_> {
         let mut command = self.on_core(&self.options.site.rqbit);
         command.args(["-v", "error", "--disable-dht", "--disable-lsd", "--disable-trackers"]);
         command.args(["--disable-upnp-port-forward", "--ipv4-only"]);
-        command.args(["--listen-ip", &TARGET.ip().to_string()]);
-        command.args(["--listen-port", &TARGET.port().to_string()]);
+        command.args(["--listen-ip", &self.options.target().ip().to_string()]);
+        command.args(["--listen-port", &self.options.target().port().to_string()]);
         if self.is_tuned() {
             command.args(["--peer-limit", &self.way.connections.to_string()]);
         }
@@ -203,7 +209,7 @@ impl Seat<'_> {
         if !link.exists() {
             fs::hard_link(&file, &link).with_context(|| format!("linking {}", file.display()))?;
         }
-        command.args(["--listen", &TARGET.to_string()]).arg(torrent).arg(folder);
+        command.args(["--listen", &self.options.target().to_string()]).arg(torrent).arg(folder);
         Ok(command)
     }
 
@@ -216,7 +222,7 @@ impl Seat<'_> {
         if self.is_tuned() {
             command.args(["--bt-max-peers=0", "--bt-max-open-files=1000"]);
         }
-        command.arg(format!("--listen-port={}", TARGET.port()));
+        command.arg(format!("--listen-port={}", self.options.target().port()));
         command.arg("--dir").arg(&self.way.content.folder).arg(self.only_torrent()?);
         Ok(command)
     }

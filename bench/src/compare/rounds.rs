@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Options,
+    Options, interrupted,
     kind::Target,
     seeding::as_text,
     summary::{Report, Spread, table},
@@ -97,8 +97,13 @@ pub fn interleave(
     let mut runs = Vec::new();
     for round in 1..=options.rounds {
         for target in targets {
+            if interrupted::signal().is_some() {
+                return runs;
+            }
+            options.label(target, round);
             if let Err(error) = one(round, *target, &mut runs, report) {
                 report.fail(&format!("{target}, round {round}"), &error);
+                options.say_failure(report);
             }
         }
     }

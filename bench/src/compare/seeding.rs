@@ -13,13 +13,18 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Cores, Options, SOURCES, TARGET,
+    Cores, Options, SOURCES, interrupted,
     kind::{self, Kind, Target},
     on_cores, pictures, rounds,
     summary::{Report, Spread, table},
     target::{self, Content, Running, Way},
 };
-use crate::{leech::Outcome, payload, probe::Reading, pull::Pulled};
+use crate::{
+    leech::Outcome,
+    payload,
+    probe::Reading,
+    pull::{self, Pulled},
+};
 
 /// Where nothing is said: alone, as usual, and many.
 const CONNECTIONS: [usize; 3] = [1, 50, 500];
@@ -73,7 +78,8 @@ pub fn hot_content(options: &Options) -> Result<Content> {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Seeding, hot content".into(), ..Report::default() };
-    let targets = kind::targets(options, options.targets_or(&TARGETS), &mut report)?;
+    let kinds = with_a_client(options, options.targets_or(&TARGETS), &mut report);
+    let targets = kind::targets(options, &kinds, &mut report)?;
     let content = hot_content(options)?;
     let window = options.seconds + options.warm_up + 1.0;
     let points = options.connections_or(&CONNECTIONS).len() as f64;
@@ -85,9 +91,14 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut runs: Vec<Run> = Vec::new();
     for round in 1..=options.rounds {
         for target in &targets {
+            if interrupted::signal().is_some() {
+                break;
+            }
+            options.label(target, round);
             if let Err(error) = one_round(options, &content, *target, round, &mut runs, &mut report)
             {
                 report.fail(&format!("{target}, round {round}"), &error);
+                options.say_failure(&report);
             }
         }
     }
@@ -165,11 +176,40 @@ fn one_round(
     running.end()
 }
 
+/// Without iperf3, which no agent may have the client of.
+fn with_a_client(options: &Options, kinds: &[Kind], report: &mut Report) -> Vec<Kind> {
+    let why = options.site.afar.as_ref().and_then(|afar| afar.runner.no_iperf3());
+    let Some(why) = why.filter(|_| kinds.contains(&Kind::Iperf3)) else { return kinds.to_vec() };
+    report.absent.push(format!("{}: {why}", Kind::Iperf3));
+    kinds.iter().copied().filter(|kind| *kind != Kind::Iperf3).collect()
+}
+
 /// One stream, the server sending (-R): the ceiling of copying sends over loopback.
 fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
+    let (mib_per_s, cost) = match &options.site.afar {
+        None => iperf3_here(options, running)?,
+        Some(afar) => {
+            let warm_up = options.warm_up.max(0.5);
+            afar.runner.iperf3(running.pid(), afar.target, options.seconds, warm_up)?
+        }
+    };
+    eprintln!("round {round}  {:<30} K=1    {cost:.3} CPU-s/GiB {mib_per_s:6.0} MiB/s", "iperf3");
+    Ok(Run {
+        round,
+        target: Kind::Iperf3.into(),
+        connections: 1,
+        cpu_seconds_per_gib: cost,
+        mib_per_s,
+        outcome: None,
+        open_loop: None,
+    })
+}
+
+fn iperf3_here(options: &Options, running: &Running) -> Result<(f64, f64)> {
+    let target = options.target();
     let seconds = (options.seconds + options.warm_up + 1.0).ceil();
     let mut command: Command = on_cores(Path::new("iperf3"), &Cores::one(options.site.load_core));
-    command.args(["-c", &TARGET.ip().to_string(), "-p", &TARGET.port().to_string(), "-R", "-J"]);
+    command.args(["-c", &target.ip().to_string(), "-p", &target.port().to_string(), "-R", "-J"]);
     command.args(["-t", &seconds.to_string()]);
     let client = command.stdout(Stdio::piped()).spawn().context("iperf3")?;
     thread::sleep(Duration::from_secs_f64(options.warm_up.max(0.5)));
@@ -186,34 +226,15 @@ fn iperf3(options: &Options, running: &Running, round: usize) -> Result<Run> {
         .with_context(|| format!("iperf3 says: {}", json["error"]))?;
     let bytes_per_second = bits / 8.0;
     let cost = (after.cpu_seconds - before.cpu_seconds) / (bytes_per_second * measured / GIB);
-    let mib_per_s = bytes_per_second / 1_048_576.0;
-    eprintln!("round {round}  {:<30} K=1    {cost:.3} CPU-s/GiB {mib_per_s:6.0} MiB/s", "iperf3");
-    Ok(Run {
-        round,
-        target: Kind::Iperf3.into(),
-        connections: 1,
-        cpu_seconds_per_gib: cost,
-        mib_per_s,
-        outcome: None,
-        open_loop: None,
-    })
+    Ok((bytes_per_second / 1_048_576.0, cost))
 }
 
 /// Whole files over so many connections, dropped unread: the ceiling of sending files.
 fn nginx(options: &Options, running: &Running, round: usize) -> Result<Vec<Run>> {
-    let this = std::env::current_exe().context("the path of this program")?;
     let mut runs = Vec::new();
     for connections in options.connections_or(&CONNECTIONS) {
-        let mut command = on_cores(&this, &Cores::one(options.site.load_core));
-        command.args(["pull", &TARGET.to_string(), &format!("/{CONTENT}"), "--source", SOURCES]);
-        command.args(["--pid", &running.pid().to_string(), "-k", &connections.to_string()]);
-        let output = command
-            .args(options.plain_window())
-            .output()
-            .context("cannot run this program once more")?;
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "pull: {}; {}", complaint.trim(), running.last_words());
-        let pulled: Pulled = serde_json::from_slice(&output.stdout).context("pull's JSON")?;
+        let pulled = pull_once(options, running, *connections)
+            .with_context(|| format!("its output: {}", running.last_words()))?;
         let cost = pulled.target_cpu_seconds_per_gib.context("the target's CPU")?;
         eprintln!(
             "round {round}  {:<30} K={connections:<4} {cost:.3} CPU-s/GiB {:6.0} MiB/s",
@@ -230,6 +251,29 @@ fn nginx(options: &Options, running: &Running, round: usize) -> Result<Vec<Run>>
         });
     }
     Ok(runs)
+}
+
+fn pull_once(options: &Options, running: &Running, connections: usize) -> Result<Pulled> {
+    if let Some(afar) = &options.site.afar {
+        return afar.runner.pull(&pull::Options {
+            target: afar.target,
+            path: format!("/{CONTENT}"),
+            connections,
+            duration: options.seconds,
+            warm_up: options.warm_up,
+            source: None,
+            pid: Some(running.pid()),
+        });
+    }
+    let this = std::env::current_exe().context("the path of this program")?;
+    let mut command = on_cores(&this, &Cores::one(options.site.load_core));
+    let target = options.target().to_string();
+    command.args(["pull", &target, &format!("/{CONTENT}"), "--source", SOURCES]);
+    command.args(["--pid", &running.pid().to_string(), "-k", &connections.to_string()]);
+    let output = command.args(options.plain_window()).output().context("cannot run taskset")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "pull: {}", complaint.trim());
+    serde_json::from_slice(&output.stdout).context("pull's JSON")
 }
 
 fn spread(
@@ -268,13 +312,13 @@ fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
     let mut head = vec!["CPU-s per GiB: median (min..max), times iperf3"];
     head.extend(columns.iter().map(String::as_str));
     format!(
-        "16 KiB random blocks, 32 outstanding, {:.0} MiB hot, server on core {}, load on core {}, \
+        "16 KiB random blocks, 32 outstanding, {:.0} MiB hot, server on core {}, {}, \
          both nice -20; {} rounds, interleaved, each target fresh each round, and \
          heated by one whole download (but transmission, which goes by a clock); {} s measured \
          after {} s warm-up. CPU is user + system time of the target and its children.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
         options.site.server_core,
-        options.site.load_core,
+        options.load_place(),
         options.rounds,
         options.seconds,
         options.warm_up,

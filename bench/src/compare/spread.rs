@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Cores, Options, TARGET,
+    Cores, Options, interrupted,
     kind::Kind,
     seeding,
     summary::{Report, Spread, table},
@@ -77,10 +77,15 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut runs = Vec::new();
     for round in 1..=options.rounds {
         for shards in options.shards.iter().copied() {
+            if interrupted::signal().is_some() {
+                break;
+            }
+            options.label(&format!("{shards} shards"), round);
             let run = match one_run(options, &places, &content, (round, shards), &mut report) {
                 Ok(run) => run,
                 Err(error) => {
                     report.fail(&format!("{shards} shards, round {round}"), &error);
+                    options.say_failure(&report);
                     continue;
                 }
             };
@@ -113,13 +118,13 @@ fn one_run(
         state: options.run_folder("seedring")?,
         torrents: content.torrent.display().to_string(),
         content: content.folder.clone(),
-        listen: TARGET,
+        listen: options.target(),
         direct_io: "auto",
         io: "uring",
         connections: Some(target::CONNECTIONS),
     };
     let mut running = target::seedring(options, &settings, &places.engine(shards))?;
-    running.wait_until_served(TARGET, &torrent)?;
+    running.wait_until_served(options.target(), &torrent)?;
     if round == 1 {
         report.commands.push(format!("{shards} shards: `{}`", running.command));
     }

@@ -4,7 +4,6 @@
 //! again -> bytes flow.
 
 use std::{
-    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Options, TARGET,
+    Options, afar,
     kind::{self, Kind, Target},
     many,
     rounds::{self, Column, MIB, Run, SPEED, interleave, measures_table, result_table},
@@ -20,11 +19,7 @@ use super::{
     summary::Report,
     target::{self, Running, Way},
 };
-use crate::{
-    leech::{self, Outcome},
-    probe::Reading,
-    torrent::Torrent,
-};
+use crate::{leech, probe::Reading, torrent::Torrent};
 
 /// Those that are known to take thousands; transmission and qBittorrent need minutes for 1,000.
 const START_TARGETS: [Kind; 6] = [
@@ -57,9 +52,9 @@ pub fn start_up(options: &Options) -> Result<Report> {
             if round == 1 && !again {
                 report.commands.push(format!("{target}: `{}`", running.command));
             }
-            running.wait_until_served(TARGET, &first)?;
+            running.wait_until_served(options.target(), &first)?;
             let first_block = began.elapsed().as_secs_f64();
-            many::wait_until_all_serve(&running, &sample)?;
+            many::wait_until_all_serve(options, &running, &sample)?;
             let seconds = began.elapsed().as_secs_f64();
             let reading = Reading::take(running.pid())?;
             running.end()?;
@@ -147,14 +142,14 @@ pub fn restart(options: &Options) -> Result<Report> {
         SPEED,
     ];
     report.sections.push(format!(
-        "{:.0} MiB hot, server on core {}, load on core {}; {} rounds, interleaved. A third into \
+        "{:.0} MiB hot, server on core {}, {}; {} rounds, interleaved. A third into \
          the load's {} s the target gets SIGTERM, and is started again the moment it has ended; \
          each connection is opened again 20 to 50 ms after it was lost. Without bytes: the \
          longest gap on all connections, where it is longer than 0.1 s. Bytes hashed again are the \
          engine's word; others do not say.\n\n{}",
         options.size_bytes() as f64 / MIB,
         options.site.server_core,
-        options.site.load_core,
+        options.load_place(),
         options.rounds,
         options.seconds,
         result_table(&runs, &columns)
@@ -172,10 +167,11 @@ fn restart_once(
 ) -> Result<Run> {
     let torrent = Torrent::read(&way.content.torrent)?;
     // The load's process outlives the target's: it has no --pid.
-    let mut command = options.load_command(&way.content.torrent)?;
-    command.args(options.plain_window()).args(["--reopen-max", "50"]);
-    command.args(["--connections", &connections.to_string()]);
-    let load = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("the load")?;
+    let mut arguments = options.plain_window();
+    let connections_word = connections.to_string();
+    let more = ["--reopen-max", "50", "--connections", &connections_word];
+    arguments.extend(more.map(String::from));
+    let load = options.begin_load(&way.content.torrent, &arguments)?;
     let until = options.warm_up + options.seconds / 3.0;
     thread::sleep(Duration::from_secs_f64(until));
     let signal = Instant::now();
@@ -184,17 +180,14 @@ fn restart_once(
     let start = Instant::now();
     let again = Way { again: true, ..*way };
     let running = target::spawn_target(target, options, &again)?;
-    let source = "10.77.0.9:0".parse().ok();
-    while leech::fetch_first_block(TARGET, source, &torrent, Duration::from_secs(2)).is_err() {
+    let (at, source) = (options.target(), afar::asker(options.target(), 0));
+    while leech::fetch_first_block(at, source, &torrent, Duration::from_secs(2)).is_err() {
         ensure!(running.ended()?.is_none(), "it ended at once: {}", running.last_words());
         ensure!(start.elapsed() < SERVES_MAX, "it does not serve again: {}", running.last_words());
         thread::sleep(LOOK);
     }
     let first_block_seconds = start.elapsed().as_secs_f64();
-    let output = load.wait_with_output().context("the load")?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the load: {}", complaint.trim());
-    let outcome: Outcome = serde_json::from_slice(&output.stdout).context("the load's JSON")?;
+    let outcome = load.finish()?;
     let mut run = Run::new(round, target, format!("{connections} connections"));
     run.figures.insert("end_seconds", end_seconds);
     run.figures.insert("first_block_seconds", first_block_seconds);

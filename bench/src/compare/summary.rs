@@ -1,7 +1,11 @@
 //! Owns: medians over rounds, and the report: Markdown for people, JSON with every single run.
 //! Never: hides a run or a missing target. Flow: presets fill a `Report` -> two files.
 
-use std::{fs, path::Path, time::SystemTime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use anyhow::{Context, Error, Result};
 use serde::Serialize;
@@ -27,6 +31,8 @@ pub struct Report {
     pub absent: Vec<String>,
     /// Runs that began and failed, and why. Where there is one, the report is partial.
     pub failed: Vec<String>,
+    /// What a reader has to know of how it was measured, beside what the runs themselves say.
+    pub notes: Vec<String>,
     /// What the load had seen of them until then.
     pub interrupted: Vec<serde_json::Value>,
     /// Every single run.
@@ -106,8 +112,14 @@ impl Report {
         }
     }
 
-    /// Writes NAME.md, NAME.html and NAME.json into `folder`, and the Markdown to stdout.
-    pub fn write(&self, folder: &Path, name: &str, around: &Circumstances) -> Result<()> {
+    /// What must be known: of the whole, then of runs.
+    fn cautions(&self) -> Vec<String> {
+        self.notes.iter().cloned().chain(caution::of_runs(&self.runs)).collect()
+    }
+
+    /// Writes NAME.md, NAME.html and NAME.json into `folder`, and the Markdown to stdout. Gives
+    /// their paths.
+    pub fn write(&self, folder: &Path, name: &str, around: &Circumstances) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(folder)?;
         let (environment, machine) = (&around.environment, &around.environment.machine);
         let mut text = format!("# {}\n\n", self.title);
@@ -148,7 +160,7 @@ impl Report {
             self.plots.iter().map(|(of, _)| format!("![{of}]({name}-{of}.svg)")).collect();
         list("Curves:", &plots);
         list("Failed:", &self.failed);
-        list("To be known:", &caution::of_runs(&self.runs));
+        list("To be known:", &self.cautions());
         list("Not run:", &self.absent);
         list("Versions:", &self.versions);
         list("Settings:", &self.settings);
@@ -156,7 +168,7 @@ impl Report {
         let json = serde_json::json!({
             "schema": SCHEMA, "date": today(), "environment": environment,
             "settings": around.settings, "content_bytes": around.content_bytes,
-            "arguments": arguments, "cautions": caution::of_runs(&self.runs), "report": self,
+            "arguments": arguments, "cautions": self.cautions(), "report": self,
         });
         let mut files = vec![
             (format!("{name}.md"), text.clone()),
@@ -164,14 +176,16 @@ impl Report {
             (format!("{name}.json"), serde_json::to_string_pretty(&json)?),
         ];
         files.extend(self.plots.iter().map(|(of, svg)| (format!("{name}-{of}.svg"), svg.clone())));
+        let mut paths = Vec::new();
         for (file, content) in files {
             let path = folder.join(file);
             fs::write(&path, content)
                 .with_context(|| format!("cannot write {}", path.display()))?;
             eprintln!("wrote {}", path.display());
+            paths.push(path);
         }
         print!("{text}");
-        Ok(())
+        Ok(paths)
     }
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::{
-    Cores, Options, TARGET,
+    Cores, Options, afar,
     kind::{Kind, Target, Tuning},
     on_cores, rival,
 };
@@ -116,7 +116,7 @@ pub struct Settings {
 pub fn start(target: Target, options: &Options, way: &Way<'_>) -> Result<Running> {
     let mut running = spawn_target(target, options, way)?;
     if !target.kind.is_ceiling() {
-        running.wait_until_served(TARGET, &Torrent::read(&way.content.torrent)?)?;
+        running.wait_until_served(options.target(), &Torrent::read(&way.content.torrent)?)?;
     }
     Ok(running)
 }
@@ -161,7 +161,7 @@ pub fn engine_settings(target: Target, options: &Options, way: &Way<'_>) -> Sett
         state: state_folder(target, options),
         torrents,
         content: way.content.folder.clone(),
-        listen: TARGET,
+        listen: options.target(),
         direct_io: "auto",
         io: if target.kind == Kind::SeedringEpoll { "epoll" } else { "uring" },
         connections: (target.tuning == Tuning::Tuned).then_some(way.connections),
@@ -274,7 +274,7 @@ impl Running {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} ended ({status}): {}", self.command, self.last_words());
             }
-            let source = "10.77.0.9:0".parse().ok();
+            let source = afar::asker(at, 0);
             // Soon after its start a target may have forgotten the connection; later it may be one
             // that unchokes in rounds.
             let patience = if start.elapsed() < 5 * PATIENCE { PATIENCE } else { ROUND_MAX };

@@ -49,33 +49,24 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    pub fn new(options: &Options) -> Result<Self> {
-        let offers: Vec<Offer> = torrents(&options.torrent)?
-            .iter()
-            .map(|path| {
-                let torrent = Torrent::read(path)?;
-                let grid = Grid::new(&torrent, options.block);
-                Ok(Offer { torrent, grid })
-            })
-            .collect::<Result<_>>()?;
+    pub fn new(options: &Options, offers: Vec<Offer>) -> Self {
         let popularity = Popularity::new(offers.len(), options.zipf);
-        Ok(Crowd { options: options.clone(), offers, popularity })
+        Crowd { options: options.clone(), offers, popularity }
     }
 
     /// Connections that are there from the start, those that are measured first.
     pub fn roles(&self) -> impl Iterator<Item = Role> {
         let options = &self.options;
         let idle = options.idle.unwrap_or(0) + options.idle_beside;
-        let active = if options.idle.is_some() { 0 } else { self.active() };
+        let active = options.active();
         let of = |role: Role, count: usize| std::iter::repeat_n(role, count);
         of(Role::Active, active).chain(of(Role::Slow, options.slow)).chain(of(Role::Idle, idle))
     }
 
-    fn active(&self) -> usize {
-        match (self.options.arrivals, self.options.stay) {
-            (Some(rate), Some(stay)) => (rate * stay).round().max(1.0) as usize,
-            _ => self.options.connections,
-        }
+    /// Those of them that are this process's, by their numbers.
+    pub fn members(&self) -> Vec<(usize, Role)> {
+        let part = self.options.part;
+        self.roles().enumerate().filter(|(index, _)| part.has(*index)).collect()
     }
 
     /// Places that one of so many workers keeps free for those that come.
@@ -128,8 +119,31 @@ impl Crowd {
     }
 }
 
+impl Options {
+    /// How many are measured, in the whole crowd; of those that come and go, on average.
+    pub fn active(&self) -> usize {
+        match (self.arrivals, self.stay) {
+            _ if self.idle.is_some() => 0,
+            (Some(rate), Some(stay)) => (rate * stay).round().max(1.0) as usize,
+            _ => self.connections,
+        }
+    }
+}
+
+impl Offer {
+    pub fn new(torrent: Torrent, block_bytes: u32) -> Self {
+        let grid = Grid::new(&torrent, block_bytes);
+        Offer { torrent, grid }
+    }
+}
+
+pub fn read_offers(options: &Options) -> Result<Vec<Offer>> {
+    let torrents = torrents(&options.torrent)?;
+    torrents.iter().map(|path| Ok(Offer::new(Torrent::read(path)?, options.block))).collect()
+}
+
 /// Those of a folder, by name, or the one.
-fn torrents(path: &Path) -> Result<Vec<PathBuf>> {
+pub fn torrents(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_path_buf()]);
     }
@@ -213,6 +227,7 @@ pub fn fairness(bytes: &[u64]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::leech::Part;
 
     #[test]
     fn the_first_torrents_are_chosen_most() {
@@ -245,6 +260,30 @@ mod tests {
         assert!((9_600..10_400).contains(&count), "{count} of 10,000");
         assert!((1.9..2.1).contains(&(stayed / f64::from(count))), "{stayed}");
         assert_eq!((arrivals.next_index(10), arrivals.next_index(10)), (11, 13));
+    }
+
+    #[test]
+    fn parts_are_the_whole_crowd_and_nobody_is_in_two() {
+        let options = Options { slow: 5, idle_beside: 3, connections: 7, ..for_test() };
+        let all = Crowd::new(&options, Vec::new()).members();
+        let mut parts: Vec<(usize, Role)> = (0..4)
+            .flat_map(|number| {
+                let part = Part { number, of: 4 };
+                Crowd::new(&Options { part, ..options.clone() }, Vec::new()).members()
+            })
+            .collect();
+        parts.sort_by_key(|(index, _)| *index);
+        assert_eq!((all.len(), &parts), (15, &all));
+    }
+
+    fn for_test() -> Options {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            options: Options,
+        }
+        let words = ["leech", "127.0.0.1:1", "--torrent", "x"];
+        <Alone as clap::Parser>::parse_from(words).options
     }
 
     #[test]

@@ -1,14 +1,21 @@
 //! Owns: who says when a load's window begins, hears how it goes, and may stop it; and what is said
 //! of a load to be added to others'.
 //! Never: measures. Flow: measure -> `Lead` (alone: at once; an agent: its controller's instant).
-#![allow(dead_code, reason = "agents are being written")]
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, tally::Counts};
+use super::{
+    Options, Outcome,
+    crowd::Crowd,
+    histogram,
+    measure::Course,
+    strain::Strain,
+    tally::{Counts, Tally},
+};
 
 /// Agents of one load, at most.
 pub const PARTS_MAX: usize = 256;
@@ -59,6 +66,25 @@ pub struct Lanes {
     pub squares: f64,
 }
 
+impl Lanes {
+    pub fn of(bytes: &[u64]) -> Self {
+        let bytes = || bytes.iter().map(|bytes| *bytes as f64);
+        let squares = bytes().map(|bytes| bytes.powi(2)).sum();
+        Lanes { count: bytes().count(), bytes: bytes().sum(), squares }
+    }
+
+    pub fn add(&mut self, other: Lanes) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+        self.squares += other.squares;
+    }
+
+    /// Jain's index: 1 where all got the same, 1/N where one of N got everything.
+    pub fn fairness(self) -> Option<f64> {
+        (self.squares > 0.0).then(|| self.bytes.powi(2) / (self.count as f64 * self.squares))
+    }
+}
+
 /// How a window goes: since the last time the latency and the tenths, since its begin the rest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -71,6 +97,72 @@ pub struct Progress {
     pub counts: Counts,
     pub cpu_seconds: f64,
     pub waiting_seconds: f64,
+}
+
+/// What is known of a part of a load from its progress alone.
+pub struct Kept {
+    last: Progress,
+    by_tenth: Vec<f64>,
+    latency: Histogram<u64>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Kept { last: Progress::default(), by_tenth: Vec::new(), latency: histogram::empty() }
+    }
+}
+
+/// What came between two progresses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    pub seconds: f64,
+    pub mib_per_s: f64,
+    pub blocks: u64,
+    pub p99_ms: f64,
+}
+
+/// Tenths of a second of the longest window.
+const TENTHS_MAX: usize = 36_000;
+
+impl Kept {
+    /// An agent may say anything: only what can be true is added.
+    pub fn add(&mut self, progress: Progress) -> Result<Step> {
+        let seconds = progress.seconds - self.last.seconds;
+        let bytes = progress.payload_bytes.checked_sub(self.last.payload_bytes);
+        let bytes = bytes.filter(|_| seconds > 0.0).context("a progress that goes back")?;
+        let latency = histogram::from_text(&progress.latency)?;
+        self.by_tenth.extend(&progress.mib_per_s_by_tenth);
+        self.by_tenth.truncate(TENTHS_MAX);
+        self.latency.add(&latency).context("histograms of different bounds")?;
+        let step = Step {
+            seconds: progress.seconds,
+            mib_per_s: bytes as f64 / 1_048_576.0 / seconds,
+            blocks: latency.len(),
+            p99_ms: latency.value_at_quantile(0.99) as f64 / 1000.0,
+        };
+        self.last = Progress { latency: String::new(), ..progress };
+        Ok(step)
+    }
+
+    /// What a part found that was not heard of again. `None`: nothing was heard of it at all.
+    pub fn outcome(&self, options: &Options, why: &str) -> Option<Outcome> {
+        let last = &self.last;
+        if last.seconds <= 0.0 {
+            return None;
+        }
+        let members = Crowd::new(options, Vec::new()).members();
+        let tally = Tally { latency_us: self.latency.clone(), ..last.counts.tally() };
+        let course = Course {
+            served: last.served,
+            seconds: last.seconds,
+            payload_bytes: last.payload_bytes,
+            by_tenth: self.by_tenth.clone(),
+            own: Strain { cpu_seconds: last.cpu_seconds, waiting_seconds: last.waiting_seconds },
+            partial: Some(why.to_owned()),
+            ..Course::default()
+        };
+        Some(course.outcome(options, &members, &tally))
+    }
 }
 
 /// What leads a load.

@@ -2,7 +2,10 @@
 //! Never: decides anything. Flow: connections count here; workers' tallies are merged at the end.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,44 @@ pub struct Board {
     pub ready: AtomicUsize,
     /// Connections that have fetched all they should (--once).
     pub done: AtomicUsize,
+    /// How often the measuring thread has asked for the tallies so far.
+    pub asked: AtomicU64,
+    answers: Mutex<Answers>,
+}
+
+/// To one question: a worker that is late for it is not in the next one's sum twice.
+#[derive(Default)]
+struct Answers {
+    question: u64,
+    workers: usize,
+    sum: Tally,
+}
+
+impl Board {
+    /// A worker's tally, if it was asked for since `answered`.
+    pub fn answer(&self, answered: &mut u64, tally: &Tally) {
+        let question = self.asked.load(Relaxed);
+        if *answered == question {
+            return;
+        }
+        *answered = question;
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.question != question {
+            *answers = Answers { question, ..Answers::default() };
+        }
+        answers.workers += 1;
+        answers.sum.merge(tally);
+    }
+
+    /// The sum of all, once so many workers have answered the last question.
+    pub fn answers(&self, workers: usize) -> Option<Tally> {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_whole = answers.workers == workers && answers.question == self.asked.load(Relaxed);
+        is_whole.then(|| {
+            answers.workers = 0;
+            std::mem::take(&mut answers.sum)
+        })
+    }
 }
 
 /// What is counted and not measured, of one worker or of all.
@@ -44,7 +85,45 @@ pub struct Counts {
     pub last_end: Option<String>,
 }
 
-#[derive(Clone)]
+impl Counts {
+    pub fn of(tally: &Tally) -> Self {
+        Counts {
+            rejects: tally.rejects,
+            chokes: tally.chokes,
+            reopened: tally.reopened,
+            reordered: tally.reordered,
+            unrequested_blocks: tally.unrequested_blocks,
+            overdue_dropped: tally.overdue_dropped,
+            pieces_verified: tally.pieces_verified,
+            pieces_bad: tally.pieces_bad,
+            slow_bytes: tally.slow_bytes,
+            arrivals: tally.arrivals,
+            departures: tally.departures,
+            turned_away: tally.turned_away,
+            last_end: tally.last_end.clone(),
+        }
+    }
+
+    pub fn tally(&self) -> Tally {
+        Tally {
+            rejects: self.rejects,
+            chokes: self.chokes,
+            reopened: self.reopened,
+            reordered: self.reordered,
+            unrequested_blocks: self.unrequested_blocks,
+            overdue_dropped: self.overdue_dropped,
+            pieces_verified: self.pieces_verified,
+            pieces_bad: self.pieces_bad,
+            slow_bytes: self.slow_bytes,
+            arrivals: self.arrivals,
+            departures: self.departures,
+            turned_away: self.turned_away,
+            last_end: self.last_end.clone(),
+            ..Tally::default()
+        }
+    }
+}
+
 pub struct Tally {
     pub latency_us: Histogram<u64>,
     /// From a connection's first packet to its first block, of all connections.
@@ -126,5 +205,28 @@ impl Tally {
         if other.last_end.is_some() {
             self.last_end.clone_from(&other.last_end);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_whole_or_not_there() {
+        let board = Board::default();
+        let tally = |blocks: u64| Tally { blocks, ..Tally::default() };
+        let (mut one, mut other) = (0, 0);
+        board.answer(&mut one, &tally(5));
+        assert!(board.answers(2).is_none(), "nobody asked");
+        board.asked.fetch_add(1, Relaxed);
+        board.answer(&mut one, &tally(5));
+        board.answer(&mut one, &tally(6));
+        assert!(board.answers(2).is_none(), "the other has not answered");
+        board.asked.fetch_add(1, Relaxed);
+        board.answer(&mut one, &tally(7));
+        board.answer(&mut other, &tally(100));
+        assert_eq!(board.answers(2).map(|sum| sum.blocks), Some(107));
+        assert!(board.answers(2).is_none(), "once");
     }
 }

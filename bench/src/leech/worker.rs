@@ -74,6 +74,8 @@ pub struct Worker {
     active: usize,
     slow: std::ops::Range<usize>,
     free: Vec<usize>,
+    /// The last of the board's questions that it answered.
+    answered: u64,
 }
 
 impl Worker {
@@ -102,6 +104,7 @@ impl Worker {
             active,
             slow: active..active + slow,
             free,
+            answered: 0,
         })
     }
 
@@ -113,6 +116,7 @@ impl Worker {
             if now >= self.next_round {
                 self.round(now)?;
                 self.slow_readers_read(now)?;
+                self.board.answer(&mut self.answered, &self.tally);
                 self.next_round =
                     now + Duration::from_millis(if self.opening > 0 { 1 } else { 20 });
             }
