@@ -74,7 +74,7 @@ fn compose_runs_a_scenario_with_four_agents_and_leaves_nothing() -> Result<()> {
     docker(&["cp", &format!("{comparison}:/work/report"), &folder])?;
     let report = std::fs::read(scratch.path().join("report/short.json"))?;
     let report: Value = serde_json::from_slice(&report)?;
-    ensure!(report["runs"].as_array().is_some_and(|runs| !runs.is_empty()), "{report}");
+    ensure!(report["report"]["runs"].as_array().is_some_and(|runs| !runs.is_empty()), "{report}");
     let agents = project.containers("agent")?;
     assert_eq!(agents.len(), 4);
     for agent in &agents {

@@ -92,7 +92,7 @@ fn a_scenario_runs_with_four_agents_and_leaves_nothing() -> Result<()> {
     ensure!(text.contains("services can't name a seccomp profile") || text.contains("our profile"));
     let report = scratch.path().join("report");
     let json: Value = serde_json::from_slice(&fs::read(report.join("short.json"))?)?;
-    let runs = json["runs"].as_array().context("runs")?;
+    let runs = json["report"]["runs"].as_array().context("runs")?;
     ensure!(!runs.is_empty(), "{json}");
     let html = fs::read_to_string(report.join("short.html"))?;
     ensure!(html.contains("<svg"), "a page with plots");

@@ -126,7 +126,8 @@ pub fn in_words(error: &Error) -> String {
     }
 }
 
-fn is_gone(error: &Error) -> bool {
+/// There is none of that name (any more).
+pub fn is_gone(error: &Error) -> bool {
     matches!(error, Error::DockerResponseServerError { status_code: 404, .. })
 }
 

@@ -160,6 +160,12 @@ impl Run<'_> {
             give_up_at: None,
         };
         going.until_the_end(signals, show).await?;
+        if going.ended.files.is_empty()
+            && let Some(why) = &mut going.ended.failed
+        {
+            let said = going.comparison.last_words(docker).await;
+            why.push_str(&format!("\nIt said last:\n{said}"));
+        }
         Ok(going.ended)
     }
 

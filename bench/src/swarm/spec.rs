@@ -186,6 +186,7 @@ impl Plan {
             env: vec![
                 format!("SEEDRING_BENCH_NAME={name}"),
                 "SEEDRING_BENCH_NODE={{.Node.Hostname}}".into(),
+                format!("SEEDRING_REVISION={}", self.revision),
             ],
             read_only: true,
             filter: if self.has_iperf3 { Filter::Usual } else { Filter::Ours },

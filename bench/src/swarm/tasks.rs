@@ -16,6 +16,8 @@ use bollard::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
+use super::made::is_gone;
+
 /// A node that does not answer keeps its logs.
 const LOGS_MAX: Duration = Duration::from_secs(5);
 const LOG_LINES: &str = "15";
@@ -140,7 +142,11 @@ impl Follow {
 async fn tasks_of(docker: &Docker, service: &str) -> Result<Vec<Task>> {
     let filters = HashMap::from([("service".to_owned(), vec![service.to_owned()])]);
     let options = ListTasksOptions { filters: Some(filters) };
-    docker.list_tasks(Some(options)).await.context("docker service ps")
+    match docker.list_tasks(Some(options)).await {
+        // The service was removed, its tasks are ending: what they say comes another way.
+        Err(error) if is_gone(&error) => Ok(Vec::new()),
+        tasks => tasks.context("docker service ps"),
+    }
 }
 
 /// The port that the routing mesh has for a service.
