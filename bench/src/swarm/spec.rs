@@ -110,6 +110,8 @@ struct Container {
     env: Vec<String>,
     read_only: bool,
     filter: Filter,
+    /// Capabilities.
+    keeps: &'static [&'static str],
     grace_seconds: i64,
 }
 
@@ -147,6 +149,7 @@ impl Plan {
             env: Vec::new(),
             read_only: true,
             filter: Filter::Ours,
+            keeps: &[],
             grace_seconds: 10,
         };
         let port = EndpointPortConfig {
@@ -190,6 +193,7 @@ impl Plan {
             ],
             read_only: true,
             filter: if self.has_iperf3 { Filter::Usual } else { Filter::Ours },
+            keeps: &["CAP_SYS_NICE"],
             grace_seconds: 5,
         };
         let target = &self.choice.target.id;
@@ -226,6 +230,7 @@ impl Plan {
             ],
             read_only: false,
             filter: Filter::None,
+            keeps: &["CAP_SYS_NICE", "CAP_IPC_LOCK"],
             // The report of what was measured so far is sent before it ends.
             grace_seconds: 60,
         };
@@ -348,10 +353,10 @@ impl Plan {
             args: Some(container.args),
             env: Some(container.env),
             labels: Some(self.labels()),
-            // Root without a capability but one: priorities are what it is for.
+            // Root without a capability but these: priorities, and the engine's registered cache.
             user: Some("0:0".into()),
             capability_drop: Some(vec!["ALL".into()]),
-            capability_add: Some(vec!["CAP_SYS_NICE".into()]),
+            capability_add: Some(container.keeps.iter().map(|&it| it.to_owned()).collect()),
             read_only: Some(container.read_only),
             privileges: self.seccomp.then(|| privileges(container.filter)),
             stop_grace_period: Some(container.grace_seconds * SECOND),
