@@ -1,5 +1,5 @@
-//! Owns: `seedring-bench place`: becomes another program, on some cores, at nice -20, that ends when
-//! the one who started it does.
+//! Owns: `seedring-bench place`: becomes another program, on some cores, at nice -20, that
+//! ends when the one who started it does.
 //! Never: stays: it is that process from then on. Flow: comparison -> this -> target or load.
 //!
 //! What setpriv, taskset and nice do one after the other, in an image that has none of them.

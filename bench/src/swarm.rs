@@ -58,8 +58,8 @@ pub struct Options {
     /// Where the targets run, by name or ID; this manager unless it takes no tasks.
     #[arg(long)]
     target_node: Option<String>,
-    /// What the load goes over: `host`, the nodes' own network; `overlay`, one that is made for this
-    /// run; or an overlay network's name.
+    /// What the load goes over: `host`, the nodes' own network; `overlay`, one that is made
+    /// for this run; or an overlay network's name.
     #[arg(long, default_value = "host")]
     network: String,
     /// Where agents reach the target's node on its own network, if not at the address that Swarm

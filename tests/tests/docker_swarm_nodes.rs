@@ -1,5 +1,6 @@
-//! Owns: a scenario over three nodes of a Swarm: target on one, load from the others, over their own
-//! network and over an overlay; io_uring refused by a node's profile; an image that a node has not.
+//! Owns: a scenario over three nodes of a Swarm: target on one, load from the others, over
+//! their own network and over an overlay; io_uring refused by a node's profile; an image that a
+//! node has not.
 //! Never: pulls an image, or needs three machines: daemons in network namespaces on a bridge.
 //! Flow: `Nodes` -> runs from the first -> reports, and nothing left on any.
 

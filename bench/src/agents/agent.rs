@@ -150,8 +150,8 @@ fn introduce(options: &Options) -> Result<AgentInfo> {
     })
 }
 
-/// That no other agent has: in a container each is process 1, and on the host's network all have the
-/// host's name.
+/// That no other agent has: in a container each is process 1, and on the host's network all
+/// have the host's name.
 fn own_number() -> Result<String> {
     let number = std::process::id();
     if number > 1 {

@@ -1,5 +1,5 @@
-//! Owns: the connection to Docker's Engine API, and what that engine can do: its version, whether it
-//! manages a Swarm, which seccomp profile services can have, which image is meant.
+//! Owns: the connection to Docker's Engine API, and what that engine can do: its version,
+//! whether it manages a Swarm, which seccomp profile services can have, which image is meant.
 //! Never: makes anything. Flow: `Engine::connect` -> the run's plan -> `made.rs` makes it.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -114,7 +114,8 @@ impl Engine {
         match self.docker.inspect_image(name).await {
             Ok(image) => pinned(name, &image),
             Err(Error::DockerResponseServerError { status_code: 404, .. }) => bail!(
-                "this manager has no image {name}: `docker/build bench` makes seedring-bench:latest \
+                "this manager has no image {name}: `docker/build bench` makes \
+                 seedring-bench:latest \
                  and `docker/build rivals` seedring-rivals:latest, which has the other clients and \
                  iperf3; --image names another one"
             ),
@@ -190,8 +191,8 @@ fn seccomp_of(api: ClientVersion, version: &str, options: &[String]) -> Seccomp 
     ))
 }
 
-/// A registry's digest where there is one, the image's own ID otherwise: a node that has it does not
-/// ask a registry that does not know it.
+/// A registry's digest where there is one, the image's own ID otherwise: a node that has it
+/// does not ask a registry that does not know it.
 fn pinned(name: &str, image: &ImageInspect) -> Result<String> {
     let repository = match name.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => repository,

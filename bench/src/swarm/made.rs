@@ -1,6 +1,6 @@
 //! Owns: what a run makes in a Swarm, by its label, and that all of it goes again.
-//! Never: decides what is made (`spec.rs`). Flow: `Made::new` -> secret, config, network, services ->
-//! `remove`, from whatever the label is on: an answer that was lost hides nothing.
+//! Never: decides what is made (`spec.rs`). Flow: `Made::new` -> secret, config, network,
+//! services -> `remove`, from whatever the label is on: an answer that was lost hides nothing.
 
 use std::{
     collections::{BTreeSet, HashMap},

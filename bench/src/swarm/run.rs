@@ -1,10 +1,10 @@
 //! Owns: one run of a scenario in a Swarm, from what is made to what is left: nothing.
 //! Never: says how services look (`spec.rs`) or what a failure means (`tasks.rs`).
-//! Flow: secret, scenario, controller -> watcher -> comparison and agents -> events until the end ->
-//! all is removed, whatever happened.
+//! Flow: secret, scenario, controller -> watcher -> comparison and agents -> events until the
+//! end -> all is removed, whatever happened.
 //!
-//! Signals are looked at between two requests: one that is on its way could make something after the
-//! cleaning.
+//! Signals are looked at between two requests: one that is on its way could make something
+//! after the cleaning.
 
 use std::{net::ToSocketAddrs as _, path::PathBuf, thread, time::Duration};
 
@@ -219,8 +219,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Where the controller is reached from here, and the port that tasks use. The inner error: this
-    /// way does not lead there.
+    /// Where the controller is reached from here, and the port that tasks use. The inner
+    /// error: this way does not lead there.
     async fn reach(
         &self,
         way: Publish,

@@ -200,7 +200,18 @@ impl Plan {
         let is = if self.choice.is_one_node() { "==" } else { "!=" };
         let on = vec!["node.platform.os==linux".into(), format!("node.id{is}{target}")];
         let mode = if self.per_node { self.on_each_node() } else { self.times(self.agents) };
-        self.service("agents", mode, on, container, secret, None)
+        let mut spec = self.service("agents", mode, on, container, secret, None);
+        if let Some(container) =
+            spec.task_template.as_mut().and_then(|task| task.container_spec.as_mut())
+        {
+            // iperf3 keeps its stream in a file there, and the root is read-only.
+            container.mounts = Some(vec![Mount {
+                target: Some("/tmp".into()),
+                typ: Some(MountType::TMPFS),
+                ..Mount::default()
+            }]);
+        }
+        spec
     }
 
     pub fn comparison(&self, controller: &str, secret: &Held, config: &Held) -> ServiceSpec {

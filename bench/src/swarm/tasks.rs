@@ -1,6 +1,6 @@
 //! Owns: what becomes of a run's tasks: who is where, who failed and what to do about it.
-//! Never: ends or removes one. Flow: the engine's list, twice a second -> `Follow::look` -> changes ->
-//! lines, or the end of the run.
+//! Never: ends or removes one. Flow: the engine's list, twice a second -> `Follow::look` ->
+//! changes -> lines, or the end of the run.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,5 +1,5 @@
-//! Owns: a Swarm of several daemons, each in a network namespace with a name of its own, joined by a
-//! bridge: several machines, as far as Docker can tell.
+//! Owns: a Swarm of several daemons, each in a network namespace with a name of its own,
+//! joined by a bridge: several machines, as far as Docker can tell.
 //! Never: touches the machine's own network or daemon. Flow: `mod.rs`.
 
 use super::{docker, try_docker, unused_name};
