@@ -16,7 +16,9 @@ RUN python3 -m zipfile -e /tmp/wheels/*.whl /usr/local/lib/python3.11/dist-packa
     && rm -r /tmp/wheels && python3 -c 'import libtorrent'
 COPY . /rivals/
 COPY --from=programs /engine/seedring /bench/seedring-bench /usr/local/bin/
-RUN useradd --uid 10001 --home-dir /work seedring && install -d -m 777 /work && rm -r /rivals/wheels
+# Where the image of the bench alone has them: Compose and Swarm run either.
+RUN ln -s /usr/local/bin/seedring /usr/local/bin/seedring-bench / \
+    && useradd --uid 10001 --home-dir /work seedring && install -d -m 777 /work && rm -r /rivals/wheels
 USER 10001:10001
 WORKDIR /work
 CMD ["seedring-bench", "--help"]

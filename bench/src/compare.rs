@@ -383,7 +383,7 @@ impl Options {
         more: &[String],
     ) -> Result<Outcome> {
         command.args(leech_of(torrent)).args(["--pid", &pid.to_string()]).args(more);
-        let output = command.output().context("cannot run taskset: install util-linux")?;
+        let output = command.output().context("cannot run this program once more")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
             let why = format!("leech {}: {}", more.join(" "), complaint.trim());
@@ -481,14 +481,15 @@ impl Cores {
     }
 }
 
-/// A command on these cores at nice -20 that ends when this process does, and that no signal of a
-/// terminal reaches.
+/// A command on these cores at nice -20 that ends when this process does (`place.rs`), and that no
+/// signal of a terminal reaches.
 pub fn on_cores(program: &Path, cores: &Cores) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]).process_group(0);
+    let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    let mut command = Command::new(this);
+    command.args(["place", "--parent", &std::process::id().to_string()]).process_group(0);
     if let Cores::These(list) = cores {
-        command.args(["taskset", "-c", list]);
+        command.args(["--cores", list]);
     }
-    command.args(["nice", "-n", "-20"]).arg(program);
+    command.arg("--").arg(program);
     command
 }

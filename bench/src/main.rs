@@ -18,10 +18,12 @@ mod micro;
 mod namespace;
 mod page;
 mod payload;
+mod place;
 mod probe;
 mod pull;
 mod report;
 mod scenario;
+mod swarm;
 mod torrent;
 
 use std::process::ExitCode;
@@ -56,12 +58,18 @@ enum Command {
     Agent(agents::agent::Options),
     /// Follow a comparison whose load comes from agents, and keep its report.
     Watch(agents::watch::Options),
+    /// Run a scenario in a Docker Swarm, or remove what killed runs left there.
+    #[command(subcommand)]
+    Swarm(swarm::Command),
     /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
     Faulty(faulty::Options),
     /// Pull a file over HTTP, drop it unread: the ceiling of sending files.
     Pull(pull::Options),
     /// Make content from a seed number, and its .torrent.
     Payload(payload::Options),
+    /// Become another program, on some cores, with a priority of its own.
+    #[command(hide = true)]
+    Place(place::Options),
     /// Measure one part of the engine by itself.
     Micro(micro::Options),
 }
@@ -84,9 +92,11 @@ fn main() -> ExitCode {
         Command::Controller(options) => agents::controller::run(&options),
         Command::Agent(options) => agents::agent::run(&options),
         Command::Watch(options) => agents::watch::run(&options),
+        Command::Swarm(command) => swarm::run(command),
         Command::Faulty(options) => faulty::run(options),
         Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),
+        Command::Place(options) => place::run(&options),
         Command::Micro(options) => micro::run(options),
     };
     match outcome {

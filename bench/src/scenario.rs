@@ -276,6 +276,24 @@ pub fn run(options: Options) -> Result<ExitCode> {
     compare::measure(scenario.comparison(site)?, &name, Some(&title))
 }
 
+/// A file that `run` will take, for whoever hands it on.
+pub struct Checked {
+    pub text: String,
+    pub has_iperf3: bool,
+}
+
+/// The same for one whose load comes from agents.
+pub fn checked(path: &Path) -> Result<Checked> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the scenario {}", path.display()))?;
+    let scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;
+    // Whether agents can play this load.
+    compare::check_preset(scenario.compare, &named(scenario.compare))
+        .with_context(|| format!("{}", path.display()))?;
+    let has_iperf3 = scenario.targets.is_none_or(|targets| targets.contains(&Kind::Iperf3));
+    Ok(Checked { text, has_iperf3 })
+}
+
 /// Waits until all agents are there, and chooses where targets listen for them.
 fn meet(controller: &str, token: &str, address: Option<SocketAddr>) -> Result<Afar> {
     let runner = Runner::connect(controller, token)?;

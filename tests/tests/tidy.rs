@@ -44,12 +44,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bench", &["seedring-proto", "seedring-platform"]),
 ];
 
-/// Crates that only the control plane may know, and of the bench the part that waits for signals.
+/// Crates that only the control plane may know, and of the bench the parts that speak with Docker's
+/// engine or wait for signals.
 const ASYNC_RUNTIMES: &[&str] =
     &["tokio", "hyper", "hyper-util", "axum", "async-std", "smol", "futures", "reqwest"];
 
 /// Parts of the bench.
-const MAY_BE_ASYNC: &[&str] = &["bench/src/cut.rs"];
+const MAY_BE_ASYNC: &[&str] = &["bench/src/swarm", "bench/src/cut.rs"];
 
 /// Crates whose sources forbid unsafe code.
 const SAFE_CRATES: &[&str] = &["engine/proto", "engine/shard", "engine/control"];

@@ -22,16 +22,20 @@ use super::{
 };
 use crate::{cut, environment, leech::Source, probe::Machine};
 
+/// In place of --name and --node, where a container's environment is a template.
+const NAME_VARIABLE: &str = "SEEDRING_BENCH_NAME";
+const NODE_VARIABLE: &str = "SEEDRING_BENCH_NODE";
+
 #[derive(clap::Args)]
 pub struct Options {
     /// The controller, as HOST:PORT.
     controller: String,
     #[command(flatten)]
     secret: Secret,
-    /// What it is called in the report; its node and process by default.
+    /// What it is called in the report, or SEEDRING_BENCH_NAME; its node and process by default.
     #[arg(long)]
     name: Option<String>,
-    /// What its machine is called; the host name by default.
+    /// What its machine is called, or SEEDRING_BENCH_NODE; the host name by default.
     #[arg(long)]
     node: Option<String>,
     /// Seconds in which a controller is looked for, at first and after it was lost.
@@ -116,8 +120,14 @@ fn introduce(options: &Options) -> Result<AgentInfo> {
     let fits = |name: String| {
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect::<String>()
     };
-    let node = options.node.clone().unwrap_or_else(|| fits(host));
-    let name = options.name.clone().unwrap_or_else(|| format!("{node}-{}", std::process::id()));
+    let or_else = |given: &Option<String>, variable| {
+        given.clone().or_else(|| std::env::var(variable).ok()).filter(|name| !name.is_empty())
+    };
+    let node = or_else(&options.node, NODE_VARIABLE).unwrap_or_else(|| fits(host));
+    let name = match or_else(&options.name, NAME_VARIABLE) {
+        Some(name) => name,
+        None => format!("{node}-{}", own_number()?),
+    };
     wire::check_name("--name", &name)?;
     wire::check_name("--node", &node)?;
     let iperf3 = match Command::new("iperf3").arg("--version").output() {
@@ -138,6 +148,17 @@ fn introduce(options: &Options) -> Result<AgentInfo> {
         iperf3,
         has_sources: options.source.is_some(),
     })
+}
+
+/// That no other agent has: in a container each is process 1, and on the host's network all
+/// have the host's name.
+fn own_number() -> Result<String> {
+    let number = std::process::id();
+    if number > 1 {
+        return Ok(number.to_string());
+    }
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("a number")?;
+    Ok(text.chars().take(4).collect())
 }
 
 /// One connection to a controller.

@@ -269,12 +269,12 @@ pub fn spawn(mut command: Command, run: &Path) -> Result<Running> {
         .stdout(file.try_clone()?)
         .stderr(file)
         .spawn()
-        .context("cannot run setpriv: install util-linux")?;
+        .context("cannot run this program once more")?;
     Ok(Running { child, command: words.join(" "), log })
 }
 
 impl Running {
-    /// All of setpriv, taskset and nice have become the target: one process.
+    /// The process that was spawned has become the target.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -4,7 +4,9 @@
 //! [`Container`] or a [`Project`], and dropping it removes all that it made.
 
 mod container;
+pub mod nodes;
 mod project;
+pub mod swarm;
 
 pub use container::{Container, Volume};
 pub use project::Project;
