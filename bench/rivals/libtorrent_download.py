@@ -6,36 +6,14 @@ libtorrent's own defaults, without discovery and uTP: peers come from the torren
 """
 import sys
 
-try:
-    import libtorrent as lt
-except ImportError:
-    sys.exit("libtorrent is missing: python3 -m pip install libtorrent (--python that python)")
+from libtorrent_session import ALERTS, WITHOUT_UTP, lt, session, torrent
 
-torrent, folder, listen = sys.argv[1:4]
-category = lt.alert.category_t
-session = lt.session(
-    {
-        "listen_interfaces": listen,
-        "enable_dht": False,
-        "enable_lsd": False,
-        "enable_upnp": False,
-        "enable_natpmp": False,
-        "enable_incoming_utp": False,
-        "enable_outgoing_utp": False,
-        "alert_mask": category.status_notification
-        | category.storage_notification
-        | category.error_notification,
-    }
-)
-parameters = lt.add_torrent_params()
-parameters.ti = lt.torrent_info(torrent)
-parameters.save_path = folder
-parameters.flags &= ~lt.torrent_flags.auto_managed
-parameters.flags &= ~lt.torrent_flags.paused
-handle = session.add_torrent(parameters)
+path, folder, listen = sys.argv[1:4]
+ours = session(listen, WITHOUT_UTP, ALERTS)
+handle = ours.add_torrent(torrent(path, folder))
 while True:
-    session.wait_for_alert(1000)
-    for alert in session.pop_alerts():
+    ours.wait_for_alert(1000)
+    for alert in ours.pop_alerts():
         if isinstance(alert, lt.torrent_finished_alert):
             handle.flush_cache()
         elif isinstance(alert, lt.cache_flushed_alert) and handle.status().is_seeding:

@@ -9,10 +9,7 @@ import resource
 import sys
 import time
 
-try:
-    import libtorrent as lt
-except ImportError:
-    sys.exit("libtorrent is missing: python3 -m pip install libtorrent (--python that python)")
+from libtorrent_session import ALERTS, lt, session, torrent
 
 
 def spent():
@@ -20,41 +17,22 @@ def spent():
     return usage.ru_utime + usage.ru_stime
 
 
-torrent, folder, listen, threads = sys.argv[1:5]
-category = lt.alert.category_t
-session = lt.session(
-    {
-        "listen_interfaces": listen,
-        "enable_dht": False,
-        "enable_lsd": False,
-        "enable_upnp": False,
-        "enable_natpmp": False,
-        "hashing_threads": int(threads),
-        "alert_mask": category.status_notification
-        | category.storage_notification
-        | category.error_notification,
-    }
-)
-parameters = lt.add_torrent_params()
-parameters.ti = lt.torrent_info(torrent)
-parameters.save_path = folder
-# Taken as complete, unhashed: the only recheck is the one that is measured.
-parameters.flags |= lt.torrent_flags.seed_mode
-parameters.flags &= ~lt.torrent_flags.auto_managed
-parameters.flags &= ~lt.torrent_flags.paused
-handle = session.add_torrent(parameters)
+path, folder, listen, threads = sys.argv[1:5]
+ours = session(listen, ALERTS, {"hashing_threads": int(threads)})
+# Taken as complete: the only recheck is the one that is measured.
+handle = ours.add_torrent(torrent(path, folder, seeds=True))
 # A recheck that is asked for before the torrent was taken is dropped without a word.
 added = False
 while not added:
-    session.wait_for_alert(1000)
-    added = any(isinstance(alert, lt.torrent_checked_alert) for alert in session.pop_alerts())
+    ours.wait_for_alert(1000)
+    added = any(isinstance(alert, lt.torrent_checked_alert) for alert in ours.pop_alerts())
 began, before = time.monotonic(), spent()
 handle.force_recheck()
 # Only what follows the beginning of the check counts: being added ends with the same alert.
 is_checking = False
 while True:
-    session.wait_for_alert(1000)
-    for alert in session.pop_alerts():
+    ours.wait_for_alert(1000)
+    for alert in ours.pop_alerts():
         if isinstance(alert, lt.state_changed_alert):
             is_checking |= alert.state == lt.torrent_status.states.checking_files
         elif isinstance(alert, lt.torrent_checked_alert) and is_checking:

@@ -8,10 +8,7 @@ other targets. Without --tuned nothing is set but discovery off. Needs the packa
 import sys
 import time
 
-try:
-    import libtorrent as lt
-except ImportError:
-    sys.exit("libtorrent is missing: python3 -m pip install libtorrent (and give --python that python)")
+from libtorrent_session import lt, session, torrent
 
 arguments = sys.argv[1:]
 if arguments == ["--version"]:
@@ -24,40 +21,24 @@ if arguments[0] == "--tuned":
 listen, folder, listed = arguments
 
 settings = lt.default_settings() if connections is None else lt.high_performance_seed()
-settings.update(
-    {
-        "listen_interfaces": listen,
-        "enable_dht": False,
-        "enable_lsd": False,
-        "enable_upnp": False,
-        "enable_natpmp": False,
-        "alert_mask": 0,
-    }
-)
+tuned = {}
 if connections is not None:
-    settings.update(
-        {
-            "connections_limit": connections,
-            "unchoke_slots_limit": -1,
-            # Loopback and private peers would otherwise sit in a class of their own.
-            "upload_rate_limit": 0,
-            "allow_multiple_connections_per_ip": True,
-        }
-    )
-session = lt.session(settings)
+    tuned = {
+        "connections_limit": connections,
+        "unchoke_slots_limit": -1,
+        # Loopback and private peers would otherwise sit in a class of their own.
+        "upload_rate_limit": 0,
+        "allow_multiple_connections_per_ip": True,
+    }
+ours = session(listen, tuned, settings=settings)
 with open(listed, encoding="utf-8") as paths:
     torrents = paths.read().split("\n")
-for torrent in torrents:
-    parameters = lt.add_torrent_params()
-    parameters.ti = lt.torrent_info(torrent)
-    parameters.save_path = folder
-    parameters.flags |= lt.torrent_flags.seed_mode
-    parameters.flags &= ~lt.torrent_flags.auto_managed
-    parameters.flags &= ~lt.torrent_flags.paused
+for path in torrents:
+    parameters = torrent(path, folder, seeds=True)
     if connections is not None:
         parameters.max_uploads = -1
         parameters.max_connections = connections
-    session.async_add_torrent(parameters)
+    ours.async_add_torrent(parameters)
 print("seeding on", listen, flush=True)
 while True:
     time.sleep(3600)

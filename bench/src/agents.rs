@@ -14,7 +14,6 @@ pub mod agent;
 pub mod controller;
 pub mod nodes;
 pub mod runner;
-pub mod signals;
 pub mod watch;
 
 use std::{fs, path::PathBuf};

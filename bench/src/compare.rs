@@ -30,6 +30,7 @@ use std::{
     ffi::OsString,
     fs,
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -38,12 +39,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use afar::{Afar, check_preset};
 use interrupted::Interrupted;
-pub use interrupted::signal as asked_to_end;
 pub use kind::{Kind, Tuning};
 pub use summary::{Spread, table};
 
 use crate::{
     agents::{nodes, runner},
+    cut,
     environment::{Circumstances, Environment},
     leech::{Outcome, parse_bytes},
     namespace,
@@ -230,33 +231,46 @@ pub fn run(options: Options) -> Result<ExitCode> {
 /// its own already, or where agents reach it.
 pub fn measure(options: Options, name: &str, title: Option<&str>) -> Result<ExitCode> {
     let afar = options.site.afar.clone();
-    interrupted::listen()?;
     let written = measure_and_write(options, name, title);
     if let Some(afar) = afar {
         let (files, why) = match &written {
-            Ok((files, failed)) => (files.as_slice(), failed.clone()),
+            Ok(written) => (written.files.as_slice(), written.what_is_wrong()),
             Err(error) => (&[][..], Some(format!("{error:#}"))),
         };
         if let Err(error) = afar.runner.bye(files, why) {
             eprintln!("the report was not handed to those who watch: {error:#}");
         }
     }
-    let (_, failed) = written?;
-    Ok(if failed.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match written? {
+        Written { cut_short: true, .. } => ExitCode::from(cut::STATUS),
+        Written { failed, .. } if failed.is_empty() => ExitCode::SUCCESS,
+        Written { .. } => ExitCode::FAILURE,
+    })
 }
 
-/// Gives the report's files, and in words what failed.
-fn measure_and_write(
-    mut options: Options,
-    name: &str,
-    title: Option<&str>,
-) -> Result<(Vec<PathBuf>, Option<String>)> {
+/// A report as it lies there.
+struct Written {
+    files: Vec<PathBuf>,
+    cut_short: bool,
+    failed: Vec<String>,
+}
+
+impl Written {
+    fn what_is_wrong(&self) -> Option<String> {
+        let cut = self.cut_short.then(|| "cut short by a signal".to_owned());
+        let all: Vec<String> = cut.into_iter().chain(self.failed.iter().cloned()).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+}
+
+fn measure_and_write(mut options: Options, name: &str, title: Option<&str>) -> Result<Written> {
     ensure!(options.rounds > 0 && options.seconds > 0.0, "--rounds and --seconds must be above 0");
     ensure!(!options.settings.is_empty(), "--settings needs one: tuned, default");
     fs::create_dir_all(&options.site.work)
         .with_context(|| format!("cannot make the work folder {}", options.site.work.display()))?;
     options.site.work = options.site.work.canonicalize()?;
     raise_descriptor_limit();
+    cut::watch_comparison()?;
     let congestion = match &options.site.afar {
         None => namespace::prepare()?,
         Some(afar) => namespace::congestion(afar.target.ip())?,
@@ -277,6 +291,8 @@ fn measure_and_write(
         Preset::Restart => starts::restart(&options)?,
         Preset::Mixed => mixed::run(&options)?,
     };
+    report.cut_short = cut::is_asked();
+    ensure!(!report.cut_short || !report.runs.is_empty(), "cut short before a run was over");
     if let Some(title) = title {
         report.title = title.to_owned();
     }
@@ -290,17 +306,13 @@ fn measure_and_write(
             format!("{} agents, targets listen on {}", afar.runner.agents.len(), afar.target)
         }
     };
-    if let Some(signal) = interrupted::signal() {
-        report.failed.push(format!("cut short by {signal}: what came after it was not run"));
-    }
     let around = Circumstances {
         environment: Environment::read(&site.work, &site.seedring, &congestion, &network),
         settings: serde_json::to_value(&options)?,
         content_bytes: options.size_bytes(),
     };
     let files = report.write(&out, name, &around)?;
-    let failed = (!report.failed.is_empty()).then(|| report.failed.join("; "));
-    Ok((files, failed))
+    Ok(Written { files, cut_short: report.cut_short, failed: report.failed })
 }
 
 /// As far as it goes: who then has too few says so.
@@ -469,11 +481,12 @@ impl Cores {
     }
 }
 
-/// A command on these cores at nice -20 that ends when this process does (`place.rs`).
+/// A command on these cores at nice -20 that ends when this process does (`place.rs`), and that no
+/// signal of a terminal reaches.
 pub fn on_cores(program: &Path, cores: &Cores) -> Command {
     let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     let mut command = Command::new(this);
-    command.args(["place", "--parent", &std::process::id().to_string()]);
+    command.process_group(0).args(["place", "--parent", &std::process::id().to_string()]);
     if let Cores::These(list) = cores {
         command.args(["--cores", list]);
     }

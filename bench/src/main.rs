@@ -7,6 +7,7 @@
 mod agents;
 mod caution;
 mod compare;
+mod cut;
 mod environment;
 mod faulty;
 mod judge;

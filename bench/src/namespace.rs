@@ -8,33 +8,29 @@
 use std::{
     ffi::OsString,
     net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
+    os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
 
-use crate::agents::signals;
+use crate::cut;
 
-/// Runs this very command once more, in a namespace of its own.
+/// Runs this very command once more, in a namespace of its own. A signal is passed on, and should
+/// this process be killed, the comparison is told to end.
 pub fn run_inside() -> Result<ExitCode> {
     let this = std::env::current_exe().context("the path of this program")?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let mut child = Command::new("unshare")
-        .args(["--net", "--"])
+    let mut inside = Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "unshare", "--net", "--"])
         .arg(this)
         .args(arguments)
         .arg("--inside")
+        .process_group(0)
         .spawn()
-        .context("cannot run unshare: install util-linux")?;
-    let inside = Pid::from_child(&child);
-    signals::on_end(move |name| {
-        // A terminal's SIGINT is for all of them; the other one is for this process alone.
-        if name == "SIGTERM" {
-            kill_process(inside, Signal::TERM).ok();
-        }
-    })?;
-    let status = child.wait().context("waiting for the comparison")?;
+        .context("cannot run setpriv: install util-linux")?;
+    cut::forward(&inside)?;
+    let status = inside.wait()?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(code) => {

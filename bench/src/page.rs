@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 const STYLE: &str = "\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; \
 color: #1c1c1c; background: #ffffff }\n\
-h1 { font-size: 1.6em } figure { margin: 1.5em 0 } svg { max-width: 760px; width: 100% }\n\
+h1 { font-size: 1.6em } figure { margin: 1.5em 0 } svg { max-width: 950px; width: 100% }\n\
 .table { overflow-x: auto } table { border-collapse: collapse; font-size: 0.9em }\n\
 th, td { border: 1px solid #d8d8d8; padding: 0.3em 0.6em; text-align: left }\n\
 th { background: #f3f3f3 } code { background: #f3f3f3; overflow-wrap: anywhere }\n";

@@ -14,7 +14,10 @@ use anyhow::{Context, Result, ensure};
 use seedring_proto::bencode::{Document, Encoder};
 use sha1::{Digest, Sha1};
 
-use crate::leech::{Random, parse_bytes};
+use crate::{
+    cut,
+    leech::{Random, parse_bytes},
+};
 
 /// The discard port: nobody answers. rTorrent refuses a torrent without any tracker.
 const ANNOUNCE: &str = "http://127.0.0.1:9/announce";
@@ -58,6 +61,7 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
     let mut piece = vec![0_u8; piece_bytes as usize];
     let mut left = size_bytes;
     while left > 0 {
+        cut::check()?;
         let length = left.min(piece_bytes) as usize;
         for chunk in piece[..length].chunks_mut(8) {
             chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
@@ -81,7 +85,7 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
 }
 
 /// Says so before anything is written, where the file system can't hold it.
-fn ensure_room(path: &Path, size_bytes: u64) -> Result<()> {
+pub fn ensure_room(path: &Path, size_bytes: u64) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let found = rustix::fs::statvfs(folder)

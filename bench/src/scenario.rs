@@ -245,8 +245,8 @@ fn named(preset: Preset) -> String {
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    let Options { scenario: path, check, repeats, controller, secret, in_place, address, mut site } =
-        options;
+    let Options { scenario: path, check, repeats, mut site, .. } = options;
+    let Options { controller, secret, in_place, address, .. } = options;
     let text = fs::read_to_string(&path)
         .with_context(|| format!("cannot read the scenario {}", path.display()))?;
     let mut scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;

@@ -64,25 +64,50 @@ fn a_port_that_is_taken() {
     assert!(complaint.contains(&address) && complaint.contains("is the port taken"), "{complaint}");
 }
 
-#[test]
-fn no_space_for_the_content() {
-    if !is_root("no_space_for_the_content") {
-        return;
-    }
-    let scratch = Scratch::new("space");
+/// The bench, its files on a file system of so many MiB in a mount namespace, gone with it.
+fn in_mib(mib: u64, scratch: &Scratch, arguments: &str) -> String {
     let folder = scratch.0.join("small");
     fs::create_dir_all(&folder).expect("a folder");
-    // In a mount namespace of its own, gone with it.
-    let script = r#"mount -t tmpfs -o size=2m none "$1" && exec "$2" payload "$1/x" --size 8MiB"#;
+    let script = format!("mount -t tmpfs -o size={mib}m none \"$1\" && exec \"$2\" {arguments}");
     let output = Command::new("unshare")
-        .args(["--mount", "--", "sh", "-c", script, "sh"])
+        .args(["--mount", "--", "sh", "-c", &script, "sh"])
         .arg(&folder)
         .arg(BENCH)
         .output()
         .expect("unshare");
     let complaint = said(&output);
     assert_eq!(output.status.code(), Some(1), "{complaint}");
-    for words in ["no space for the content", "needs 8 MiB", "has 2 MiB", "--size"] {
+    complaint
+}
+
+#[test]
+fn no_space_for_the_content() {
+    if !is_root("no_space_for_the_content") {
+        return;
+    }
+    let scratch = Scratch::new("space");
+    let alone = r#"payload "$1/x" --size 8MiB"#;
+    let compared = r#"compare --targets sha1sum --preset recheck --size 8MiB --work "$1""#;
+    for arguments in [alone, compared] {
+        let complaint = in_mib(2, &scratch, arguments);
+        for words in ["no space for the content", "needs 8 MiB", "has 2 MiB", "--size", "--work"] {
+            assert!(complaint.contains(words), "{words}: {complaint}");
+        }
+    }
+}
+
+/// The content fits, a download of it does not: said before a seeder is started.
+#[test]
+fn no_space_for_a_downloads_copy() {
+    if !is_root("no_space_for_a_downloads_copy") {
+        return;
+    }
+    let scratch = Scratch::new("copy");
+    let engine = stand_in(&scratch, "true", "true");
+    let compared = "compare --targets seedring --preset download --size 4MiB --work \"$1\"";
+    let arguments = format!("{compared} --seedring '{}'", engine.display());
+    let complaint = in_mib(6, &scratch, &arguments);
+    for words in ["no space for the content", "needs 4 MiB", "has 1 MiB", "payload.bin"] {
         assert!(complaint.contains(words), "{words}: {complaint}");
     }
 }

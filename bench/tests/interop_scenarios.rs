@@ -17,13 +17,27 @@ fn engine() -> PathBuf {
     std::env::var_os("SEEDRING_BIN").map_or(built, PathBuf::from)
 }
 
-/// Runs a scenario of a single short repeat with 16 MiB; gives the report and its Markdown.
-fn run(name: &str, text: &str, more: &[&str]) -> (Value, String) {
+/// What a scenario left: the report, its Markdown, the names of its plots.
+struct Found {
+    report: Value,
+    markdown: String,
+    plots: Vec<String>,
+}
+
+impl Found {
+    fn has_plots(&self, names: &[&str]) {
+        assert_eq!(self.plots, names, "{}", self.markdown);
+    }
+}
+
+/// Runs a scenario of a single short repeat with 16 MiB.
+fn run(name: &str, text: &str, more: &[&str]) -> Found {
     let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{name}"));
     fs::remove_dir_all(&work).ok();
     fs::create_dir_all(&work).expect("a folder");
     let scenario = work.join(format!("{name}.yaml"));
-    let head = "repeats: 1\nsize: 16MiB\nwarm_up_seconds: 0.2\n";
+    let size = if text.contains("size:") { "" } else { "size: 16MiB\n" };
+    let head = format!("repeats: 1\n{size}warm_up_seconds: 0.2\n");
     fs::write(&scenario, format!("title: {name}\n{head}{text}")).expect("written");
     let mut command = Command::new(env!("CARGO_BIN_EXE_seedring-bench"));
     command.arg("run").arg(&scenario).arg("--work").arg(&work).arg("--seedring").arg(engine());
@@ -32,10 +46,29 @@ fn run(name: &str, text: &str, more: &[&str]) -> (Value, String) {
     assert!(output.status.success(), "{name} (root and the engine are needed): {said}");
     let json = fs::read(work.join(format!("{name}.json"))).expect("a report");
     let json: Value = serde_json::from_slice(&json).expect("JSON");
-    let report = json["report"].clone();
-    assert!(work.join(format!("{name}.html")).exists());
+    let markdown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let plots = plots(&work, name, &markdown);
     fs::remove_dir_all(&work).ok();
-    (report, String::from_utf8_lossy(&output.stdout).into_owned())
+    Found { report: json["report"].clone(), markdown, plots }
+}
+
+/// The plots that the report names: each is in the page, whole, and shows something.
+fn plots(work: &Path, name: &str, markdown: &str) -> Vec<String> {
+    let page = fs::read_to_string(work.join(format!("{name}.html"))).expect("a page");
+    let lines = markdown.lines().filter_map(|line| line.strip_prefix("- !["));
+    let names: Vec<String> =
+        lines.filter_map(|line| Some(line.split_once(']')?.0.to_owned())).collect();
+    for plot in &names {
+        let svg = fs::read_to_string(work.join(format!("{name}-{plot}.svg"))).expect(plot);
+        assert!(page.contains(&svg), "{plot} is not in the page");
+        let shows = |mark: &str| svg.lines().filter(|line| line.contains(mark)).count();
+        assert!(shows("class=\"bar\"") + shows("<polyline points=\"") > 0, "{plot}: {svg}");
+        for nonsense in ["points=\"\"", "NaN", "inf\"", "\"-"] {
+            assert!(!svg.contains(nonsense), "{plot} has {nonsense}: {svg}");
+        }
+    }
+    assert_eq!(page.matches("<svg").count(), names.len(), "the page has other plots");
+    names
 }
 
 fn runs(report: &Value) -> &Vec<Value> {
@@ -55,15 +88,23 @@ fn number(value: &Value) -> f64 {
 #[test]
 fn connections_idle_and_active() {
     let text = "compare: connections\ntargets: [seedring]\nconnections: [300]\nseconds: 0.5\n";
-    let (report, markdown) = run("connections", text, &[]);
-    nothing_failed(&report);
-    let points: Vec<_> = runs(&report).iter().map(|run| &run["point"]).collect();
+    let found = run("connections", text, &[]);
+    let (report, markdown) = (&found.report, &found.markdown);
+    nothing_failed(report);
+    found.has_plots(&[
+        "memory",
+        "idle-cpu",
+        "p99",
+        "latency-20-active-beside-0-idle",
+        "latency-20-active-beside-300-idle",
+    ]);
+    let points: Vec<_> = runs(report).iter().map(|run| &run["point"]).collect();
     assert_eq!(points, ["20 active beside 0 idle", "300 idle", "20 active beside 300 idle"]);
-    let idle = &runs(&report)[1]["outcome"];
+    let idle = &runs(report)[1]["outcome"];
     assert_eq!(idle["connections_served"], 300);
     let each = number(&idle["idle_bytes_per_connection"]["private"]);
     assert!((0.0..100_000.0).contains(&each), "{each} bytes a connection");
-    let active = &runs(&report)[2]["outcome"];
+    let active = &runs(report)[2]["outcome"];
     assert_eq!(active["connections_served"], 320);
     assert_eq!((&active["connections"], &active["beside"]["idle"]), (&20.into(), &300.into()));
     assert!(number(&active["latency_ms"]["p50"]) > 0.0);
@@ -74,10 +115,21 @@ fn connections_idle_and_active() {
 fn slow_readers_beside_fast_ones() {
     let text = "compare: slow-readers\ntargets: [seedring]\nconnections: [4]\nslow: 40\n\
                 slow_rate: 32KiB\nseconds: 2\n";
-    let (report, _) = run("slow-readers", text, &[]);
-    nothing_failed(&report);
-    let alone = &runs(&report)[0]["outcome"];
-    let beside = &runs(&report)[1]["outcome"];
+    let found = run("slow-readers", text, &[]);
+    let report = &found.report;
+    nothing_failed(report);
+    found.has_plots(&[
+        "speed",
+        "cpu",
+        "p99",
+        "first-block",
+        "memory",
+        "memory-time",
+        "latency-4-fast-beside-0-slow",
+        "latency-4-fast-beside-40-slow",
+    ]);
+    let alone = &runs(report)[0]["outcome"];
+    let beside = &runs(report)[1]["outcome"];
     assert_eq!((&alone["connections_served"], &alone["beside"]["slow"]), (&4.into(), &0.into()));
     assert_eq!(beside["connections_served"], 44);
     // 40 at 32 KiB/s; a block counts when it is whole.
@@ -93,9 +145,20 @@ fn slow_readers_beside_fast_ones() {
 fn churn_beside_as_many_that_stay() {
     let text = "compare: churn\ntargets: [seedring]\narrivals_per_second: 60\nstay_seconds: 0.5\n\
                 seconds: 2\n";
-    let (report, markdown) = run("churn", text, &[]);
-    nothing_failed(&report);
-    let (stay, churn) = (&runs(&report)[0]["outcome"], &runs(&report)[1]["outcome"]);
+    let found = run("churn", text, &[]);
+    let (report, markdown) = (&found.report, &found.markdown);
+    nothing_failed(report);
+    found.has_plots(&[
+        "speed",
+        "cpu",
+        "p99",
+        "first-block",
+        "memory",
+        "memory-time",
+        "latency-30-that-stay",
+        "latency-30-on-average-come-and-go",
+    ]);
+    let (stay, churn) = (&runs(report)[0]["outcome"], &runs(report)[1]["outcome"]);
     assert_eq!(stay["connections"], 30);
     assert_eq!(stay["beside"]["arrivals"], 0);
     // More than two seconds of sixty, and as many went as came, but for those that are there.
@@ -112,10 +175,20 @@ fn churn_beside_as_many_that_stay() {
 #[test]
 fn many_torrents_by_their_popularity() {
     let text = "compare: seed-many\ntargets: [seedring]\ntorrents: 40\nzipf: 1.2\n\
-                arrivals_per_second: 40\nstay_seconds: 0.5\nseconds: 1\n";
-    let (report, _) = run("seed-many", text, &[]);
-    nothing_failed(&report);
-    let outcome = &runs(&report)[0]["outcome"];
+                arrivals_per_second: 40\nstay_seconds: 0.5\nseconds: 1.5\n";
+    let found = run("seed-many", text, &[]);
+    let report = &found.report;
+    nothing_failed(report);
+    found.has_plots(&[
+        "speed",
+        "cpu",
+        "p99",
+        "first-block",
+        "memory",
+        "memory-time",
+        "latency-40-torrents",
+    ]);
+    let outcome = &runs(report)[0]["outcome"];
     assert_eq!(outcome["beside"]["torrents"], 40);
     assert!(number(&outcome["payload_bytes"]) > 0.0);
     assert_eq!(outcome["pieces_bad"], 0);
@@ -124,11 +197,13 @@ fn many_torrents_by_their_popularity() {
 #[test]
 fn start_up_first_and_second() {
     let text = "compare: start-up\ntargets: [seedring]\ntorrents: 60\n";
-    let (report, _) = run("start-up", text, &[]);
-    nothing_failed(&report);
-    let points: Vec<_> = runs(&report).iter().map(|run| &run["point"]).collect();
+    let found = run("start-up", text, &[]);
+    let report = &found.report;
+    nothing_failed(report);
+    found.has_plots(&["all", "first-block", "cpu", "memory"]);
+    let points: Vec<_> = runs(report).iter().map(|run| &run["point"]).collect();
     assert_eq!(points, ["first start", "second start"]);
-    for run in runs(&report) {
+    for run in runs(report) {
         let figures = &run["figures"];
         let first = number(&figures["first_block_seconds"]);
         assert!(first > 0.0 && first <= number(&figures["all_serve_seconds"]), "{figures}");
@@ -138,9 +213,11 @@ fn start_up_first_and_second() {
 #[test]
 fn restart_under_load() {
     let text = "compare: restart\ntargets: [seedring]\nconnections: [5]\nseconds: 3\n";
-    let (report, _) = run("restart", text, &[]);
-    nothing_failed(&report);
-    let run = &runs(&report)[0];
+    let found = run("restart", text, &[]);
+    let report = &found.report;
+    nothing_failed(report);
+    found.has_plots(&["phases", "time"]);
+    let run = &runs(report)[0];
     let figures = &run["figures"];
     assert_eq!(figures["hashed_bytes"], 0.0, "nothing is hashed again");
     assert!(number(&figures["silent_seconds"]) < 2.0, "{figures}");
@@ -153,11 +230,13 @@ fn restart_under_load() {
 fn a_mixed_swarm_and_swarms_of_the_same() {
     let text = "compare: mixed\ntargets: [seedring, qbittorrent]\nmembers: 2\n\
                 seed_mib_per_s: 8\n";
-    let (report, markdown) = run("mixed", text, &[]);
-    nothing_failed(&report);
-    let points: Vec<_> = runs(&report).iter().map(|run| &run["point"]).collect();
+    let found = run("mixed", text, &[]);
+    let (report, markdown) = (&found.report, &found.markdown);
+    nothing_failed(report);
+    found.has_plots(&["seconds", "cpu"]);
+    let points: Vec<_> = runs(report).iter().map(|run| &run["point"]).collect();
     assert_eq!(points, ["one of each", "one of each", "2 alike", "2 alike", "2 alike", "2 alike"]);
-    for run in runs(&report) {
+    for run in runs(report) {
         let figures = &run["figures"];
         let (own, all) = (number(&figures["seconds"]), number(&figures["all_seconds"]));
         // 16 MiB at 8 MiB/s, and a burst.
@@ -172,15 +251,17 @@ fn rivals_seed_and_an_absent_one_is_listed() {
     let text = "compare: seeding\ntargets: [seedring, qbittorrent, aria2, nginx, vortex]\n\
                 connections: [2]\nseconds: 2\nopen_loop: false\n";
     let absent = ["--nginx", "/nowhere/nginx", "--vortex", "/nowhere/vortex-peer"];
-    let (report, markdown) = run("rivals", text, &absent);
+    let found = run("rivals", text, &absent);
+    let (report, markdown) = (&found.report, &found.markdown);
+    found.has_plots(&["cpu", "speed", "latency-2", "time"]);
     let lines = report["absent"].as_array().expect("a list");
     assert_eq!(lines.len(), 2, "{lines:?}");
     for (line, remedy) in lines.iter().zip(["apt install nginx-light", "cargo build --release"]) {
         assert!(line.as_str().is_some_and(|line| line.contains(remedy)), "{line}");
     }
-    let targets: Vec<_> = runs(&report).iter().map(|run| &run["target"]).collect();
+    let targets: Vec<_> = runs(report).iter().map(|run| &run["target"]).collect();
     assert_eq!(targets, ["seedring", "qBittorrent", "aria2"]);
-    for run in runs(&report) {
+    for run in runs(report) {
         assert_eq!(run["outcome"]["connections_served"], 2, "{}", run["target"]);
         let meters = &run["outcome"]["meters"];
         assert!(number(&meters["voluntary_switches_per_gib"]) >= 0.0);
@@ -194,4 +275,42 @@ fn rivals_seed_and_an_absent_one_is_listed() {
     let settings = report["settings"].to_string();
     assert!(settings.contains("qBittorrent: no limit"), "{settings}");
     assert!(!markdown.contains("nginx sendfile (ceiling) |"), "the absent one has no row");
+}
+
+/// The comparisons of the engine with itself, and those whose table is their own.
+#[test]
+fn every_other_scenario_has_its_plots() {
+    let found = run("spread", "compare: spread\nshards: [1, 2]\nseconds: 0.5\n", &[]);
+    nothing_failed(&found.report);
+    found.has_plots(&["speed", "cpu", "latency"]);
+    let found = run("cold", "compare: cold\n", &[]);
+    nothing_failed(&found.report);
+    found.has_plots(&["speed", "latency"]);
+    let found = run("recheck", "compare: recheck\ntargets: [seedring, sha1sum]\n", &[]);
+    nothing_failed(&found.report);
+    found.has_plots(&["hot", "cold", "cpu-hot", "cpu-cold"]);
+    let text = "compare: download\ntargets: [seedring]\nseeders: [1, 2]\n";
+    let found = run("download", text, &[]);
+    nothing_failed(&found.report);
+    found.has_plots(&["peers", "cpu", "memory"]);
+}
+
+/// Both settings of a target are rows of their own, side by side.
+#[test]
+fn tuned_beside_default() {
+    let text = "compare: seeding\ntargets: [seedring]\nsettings: [tuned, default]\n\
+                connections: [1, 4]\nseconds: 0.5\nopen_loop: false\n";
+    let found = run("settings", text, &[]);
+    nothing_failed(&found.report);
+    found.has_plots(&[
+        "cpu",
+        "speed",
+        "settings-speed-1",
+        "settings-cpu-1",
+        "settings-speed-4",
+        "settings-cpu-4",
+        "latency-1",
+        "latency-4",
+        "time",
+    ]);
 }

@@ -57,6 +57,8 @@ enum Phase {
     Other,
 }
 
+/// Each phase has one kill in so many, at least.
+const EACH_AT_LEAST: u64 = 5;
 const PHASES: [Phase; 4] = [Phase::Receive, Phase::Write, Phase::Sync, Phase::Commit];
 
 /// What a command that was acknowledged made of a torrent; `None`: killed before it was, so it may
@@ -136,6 +138,13 @@ impl Run {
         let entries = self.seeded.iter().map(|file| file.entry("full"));
         let entries = entries.collect::<Result<Vec<_>>>()?.concat();
         Engine::start(self.scratch.path(), self.address, &format!("torrents:\n{entries}"))
+    }
+
+    /// The phase with the fewest kills, and how many.
+    fn fewest(&self) -> (Phase, u64) {
+        let of = |phase| self.kills.get(&phase).copied().unwrap_or(0);
+        let [first, others @ ..] = PHASES.map(|phase| (phase, of(phase)));
+        others.into_iter().fold(first, |least, one| if one.1 < least.1 { one } else { least })
     }
 
     /// A download that lacked something at the last death, if there is one.
@@ -375,8 +384,7 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// One life, its end, and what it left; `chance`, in per mille, is what of the unsynced writes is
 /// lost.
-fn kill_once(run: &mut Run, kill: u64, chance: Option<u16>) -> Result<()> {
-    let wished = PHASES[(kill % PHASES.len() as u64) as usize];
+fn kill_once(run: &mut Run, kill: u64, wished: Phase, chance: Option<u16>) -> Result<()> {
     let is_long = kill % LONG_LIFE_EVERY == LONG_LIFE_EVERY - 1;
     let grace = if is_long { LONG_LIFE } else { Duration::ZERO };
     let phase = run.live(wished, grace)?;
@@ -395,12 +403,17 @@ fn kills_in_every_phase_break_no_promise() -> Result<()> {
     println!("SEEDRING_KILLS_SEED={seed}");
     let mut run = Run::new(seed)?;
     let began = Instant::now();
-    for kill in 0..kills {
+    // In turn; then, on a machine where steps do not always come in time, what was missed.
+    let mut kill = 0;
+    while kill < kills || (run.fewest().1 < kills / EACH_AT_LEAST && kill < 2 * kills) {
         let context = || format!("kill {kill}, SEEDRING_KILLS_SEED={seed}");
-        kill_once(&mut run, kill, None).with_context(context)?;
+        let in_turn = PHASES[(kill % PHASES.len() as u64) as usize];
+        let wished = if kill < kills { in_turn } else { run.fewest().0 };
+        kill_once(&mut run, kill, wished, None).with_context(context)?;
+        kill += 1;
     }
     println!(
-        "{kills} kills in {:.0} s: {:?}; {} unsynced writes lost, {} commands, {} MiB of the \
+        "{kill} kills in {:.0} s: {:?}; {} unsynced writes lost, {} commands, {} MiB of the \
          seeded torrents received",
         began.elapsed().as_secs_f64(),
         run.kills,
@@ -408,10 +421,10 @@ fn kills_in_every_phase_break_no_promise() -> Result<()> {
         run.commands,
         run.received.values().sum::<u64>() >> 20,
     );
-    let others = run.kills.get(&Phase::Other).copied().unwrap_or(0);
+    let (phase, count) = run.fewest();
     ensure!(
-        others * 4 <= kills,
-        "{others} of {kills} kills met no step of the phase that they waited for"
+        count >= kills / EACH_AT_LEAST,
+        "{count} of {kill} kills came in {phase:?}: its steps did not come in time"
     );
     run.end()
 }
@@ -422,7 +435,10 @@ fn kills_in_every_phase_break_no_promise() -> Result<()> {
 fn pieces_that_were_never_synced_are_noticed() -> Result<()> {
     let mut run = Run::new(1)?;
     run.copy.lie_about_syncs("d-");
-    let found = (0..KILLS * 2).find_map(|kill| kill_once(&mut run, kill, Some(1000)).err());
+    let found = (0..KILLS * 2).find_map(|kill| {
+        let wished = PHASES[(kill % PHASES.len() as u64) as usize];
+        kill_once(&mut run, kill, wished, Some(1000)).err()
+    });
     let error = format!("{:#}", found.context("nothing was noticed")?);
     ensure!(error.contains("stored as had and is not right"), "{error}");
     Ok(())

@@ -50,7 +50,7 @@ const ASYNC_RUNTIMES: &[&str] =
     &["tokio", "hyper", "hyper-util", "axum", "async-std", "smol", "futures", "reqwest"];
 
 /// Parts of the bench.
-const MAY_BE_ASYNC: &[&str] = &["bench/src/swarm", "bench/src/agents/signals.rs"];
+const MAY_BE_ASYNC: &[&str] = &["bench/src/swarm", "bench/src/cut.rs"];
 
 /// Crates whose sources forbid unsafe code.
 const SAFE_CRATES: &[&str] = &["engine/proto", "engine/shard", "engine/control"];

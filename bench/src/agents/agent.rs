@@ -17,10 +17,10 @@ use rustix::thread::CpuSet;
 use super::{
     Secret, clock,
     play::{Led, Playing},
-    signals, watch,
+    watch,
     wire::{self, AgentInfo, FromAgent, Lines, Place, Role, ToAgent},
 };
-use crate::{environment, leech::Source, probe::Machine};
+use crate::{cut, environment, leech::Source, probe::Machine};
 
 /// In place of --name and --node, where a container's environment is a template.
 const NAME_VARIABLE: &str = "SEEDRING_BENCH_NAME";
@@ -68,10 +68,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let patience = Duration::from_secs_f64(options.patience);
     let mouth: Arc<Mutex<Option<TcpStream>>> = Arc::default();
     let last_words = mouth.clone();
-    signals::on_end(move |signal| {
+    cut::watch(move |_| {
         let mouth = last_words.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = mouth.as_ref() {
-            let why = format!("it was ended by {signal}");
+            let why = "it was ended by a signal".to_owned();
             wire::send(stream, &FromAgent::Leaving { why }).ok();
             stream.shutdown(Shutdown::Both).ok();
         }

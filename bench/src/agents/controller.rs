@@ -430,7 +430,9 @@ impl Hub {
         if self.is_complete() {
             self.gathering = None;
             self.has_gathered = true;
-            let agents = self.agents.values().map(|there| there.info.clone()).collect();
+            let mut agents: Vec<AgentInfo> =
+                self.agents.values().map(|there| there.info.clone()).collect();
+            agents.sort_by(|one, other| one.name.cmp(&other.name));
             self.tell_runner(&ToRunner::Gathered { agents });
         } else if since.elapsed() >= self.wait {
             self.gathering = None;

@@ -1,7 +1,7 @@
 //! Owns: a comparison's side of a controller: asks for loads, watches the target meanwhile, hands
 //! the report on.
-//! Never: plays a load. Flow: preset -> `Runner::leech` -> controller -> agents; at their window the
-//! target is read here -> one outcome.
+//! Never: plays a load. Flow: preset -> `Runner::leech` -> controller -> agents; at their window
+//! the target is read here -> one outcome.
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +26,7 @@ use super::{
     },
 };
 use crate::{
-    compare,
+    cut,
     leech::{self, Outcome, Seen, Watched},
     pull::{self, Pulled},
 };
@@ -314,7 +314,7 @@ impl Session {
             }
             if now.duration_since(looked) >= ALIVE && !is_stopped {
                 looked = now;
-                let asked = compare::asked_to_end().map(|signal| format!("{signal} came"));
+                let asked = cut::is_asked().then(|| "cut short by a signal".to_owned());
                 let why = match &watching {
                     _ if asked.is_some() => asked,
                     Some(watching) => watching.why_ended(),
@@ -383,8 +383,8 @@ pub fn notes(runner: &Runner, target: SocketAddr, congestion: &str) -> Vec<Strin
     }
     if !congestion.starts_with("cubic") {
         lines.push(format!(
-            "congestion control is {congestion} here, not cubic: cost and speed do not compare with \
-             runs on cubic (`sysctl net.ipv4.tcp_congestion_control=cubic`, on every node)"
+            "congestion control is {congestion} here, not cubic: cost and speed do not compare \
+             with runs on cubic (`sysctl net.ipv4.tcp_congestion_control=cubic`, on every node)"
         ));
     }
     let sourceless = runner.agents.iter().filter(|agent| !agent.has_sources).count();

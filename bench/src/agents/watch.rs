@@ -103,8 +103,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// `controller`: HOST:PORT, tried again until `patience` is over; a wrong token or version is an
-    /// error at once.
+    /// `controller`: HOST:PORT, tried again until `patience` is over; a wrong token or version is
+    /// an error at once.
     pub fn connect(controller: &str, token: &str, patience: Duration) -> Result<Watcher> {
         let (stream, mut lines) = join(controller, token, Role::Watcher, patience)?;
         let (sender, events) = mpsc::channel();

@@ -17,14 +17,20 @@ use serde_json::Value;
 use super::{
     Cores, Options, TARGET, cold,
     kind::Kind,
+    pictures::{self, Figure, Line, Plot},
     seeding,
     summary::{Report, Spread, table},
     target::{self, Content, Running, Settings},
 };
-use crate::{leech::Outcome, payload, torrent::Torrent};
+use crate::{cut, leech::Outcome, payload, torrent::Torrent};
 
-/// The torrent that is rechecked: its folder and its name.
-const CHECKED: &str = "beside";
+/// The torrents that are rechecked: folder and name of each.
+const HOT: &str = "beside";
+const COLD: &str = "beside-cold";
+/// What the second one is made of. A file of its own, which is never in the page cache while
+/// something is measured: emptying the cache for a window would have its pages given back to the
+/// host of a virtual machine in that window, which stops the machine for tens of milliseconds.
+const COLD_FILE: &str = "cold.bin";
 /// So many times the content, which is one inode: more than is hashed in any window, in no more
 /// memory.
 const COPIES: usize = 24;
@@ -44,6 +50,35 @@ enum Beside {
     Cold,
 }
 
+impl Beside {
+    /// The torrent that is rechecked.
+    fn checked(self) -> Option<&'static str> {
+        match self {
+            Beside::Nothing => None,
+            Beside::Hot => Some(HOT),
+            Beside::Cold => Some(COLD),
+        }
+    }
+
+    const ALL: [Beside; 3] = [Beside::Nothing, Beside::Hot, Beside::Cold];
+
+    fn words(self) -> &'static str {
+        match self {
+            Beside::Nothing => "no recheck",
+            Beside::Hot => "a recheck of what lies in the page cache",
+            Beside::Cold => "a recheck from the disk",
+        }
+    }
+
+    fn short(self) -> &'static str {
+        match self {
+            Beside::Nothing => "no recheck",
+            Beside::Hot => "beside a hot recheck",
+            Beside::Cold => "beside one from the disk",
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Run {
     round: usize,
@@ -61,15 +96,20 @@ pub fn run(options: &Options) -> Result<Report> {
     report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let file = content.folder.join(seeding::CONTENT);
-    make_checked(&content.torrent, &file)?;
+    make_checked(&content.folder, &content.torrent, &file, HOT)?;
+    let cold_file = options.site.work.join(COLD).join(COLD_FILE);
+    let cold_torrent = payload::make(&cold_file, options.size_bytes(), 1 << 20, 2)?;
+    cold::forget(&cold_file)?;
+    make_checked(&content.folder, &cold_torrent, &cold_file, COLD)?;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         match one_round(options, &content, &file, round, &mut report) {
             Ok(of_it) => runs.extend(of_it),
             Err(error) => report.fail(&format!("round {round}"), &error),
         }
     }
     report.sections.push(result_table(options, &runs));
+    report.plots = plots(&runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -81,17 +121,10 @@ fn one_round(
     round: usize,
     report: &mut Report,
 ) -> Result<Vec<Run>> {
+    let cache = format!("{}MiB", (options.size_bytes() >> 20) + 512);
     let settings = Settings {
-        shards: 1,
-        cache: format!("{}MiB", (options.size_bytes() >> 20) + 512),
-        verify: "trust",
-        state: options.run_folder("seedring")?,
-        torrents: content.folder.join("*.torrent").display().to_string(),
-        content: content.folder.clone(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        torrents: content.all_in_folder(),
+        ..Settings::of(content, options.run_folder("seedring")?, cache)
     };
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
     running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
@@ -105,8 +138,8 @@ fn one_round(
 }
 
 /// A torrent of many files, which are all the one that is there.
-fn make_checked(torrent: &Path, file: &Path) -> Result<()> {
-    let folder = file.with_file_name(CHECKED);
+fn make_checked(seeds: &Path, torrent: &Path, file: &Path, name: &str) -> Result<()> {
+    let folder = seeds.join(name);
     fs::create_dir_all(&folder)?;
     let names: Vec<String> = (0..COPIES).map(|n| format!("{n:02}")).collect();
     for name in &names {
@@ -115,8 +148,8 @@ fn make_checked(torrent: &Path, file: &Path) -> Result<()> {
         fs::remove_file(&link).ok();
         fs::hard_link(file, &link).with_context(|| format!("linking {}", link.display()))?;
     }
-    let bytes = payload::repeated(&fs::read(torrent)?, CHECKED, &names)?;
-    Ok(fs::write(file.with_file_name(format!("{CHECKED}.torrent")), bytes)?)
+    let bytes = payload::repeated(&fs::read(torrent)?, name, &names)?;
+    Ok(fs::write(seeds.join(format!("{name}.torrent")), bytes)?)
 }
 
 /// The engine that is measured.
@@ -133,24 +166,20 @@ impl Engine<'_> {
         let full = self.leech_window(torrent, None)?.mib_per_s;
         let half_mib_per_s = (full / 2.0).round().max(1.0);
         let mut runs = Vec::new();
-        for beside in [Beside::Nothing, Beside::Hot, Beside::Cold] {
-            match beside {
-                Beside::Nothing => {}
-                Beside::Hot => {
-                    std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
-                }
-                Beside::Cold => cold::forget(file)?,
+        for beside in Beside::ALL {
+            if beside == Beside::Hot {
+                std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
             }
-            if beside != Beside::Nothing {
-                target::ask(self.options, self.settings, &["recheck", CHECKED])?;
-                self.wait_for("verifying")?;
+            if let Some(checked) = beside.checked() {
+                target::ask(self.options, self.settings, &["recheck", checked])?;
+                self.wait_for(checked, "verifying")?;
             }
             let (before, began) = (self.hashed_bytes()?, Instant::now());
             let outcome = self.leech_window(torrent, Some(half_mib_per_s))?;
             let hashed = (self.hashed_bytes()? - before) as f64 / GIB;
             let hashed_gib_per_s = hashed / began.elapsed().as_secs_f64();
-            if beside != Beside::Nothing {
-                let state = self.state()?;
+            if let Some(checked) = beside.checked() {
+                let state = self.state(checked)?;
                 ensure!(state == "verifying", "the recheck was over before the window: {state}");
             }
             eprintln!(
@@ -160,7 +189,7 @@ impl Engine<'_> {
             );
             runs.push(Run { round, beside, half_mib_per_s, hashed_gib_per_s, outcome });
             if beside == Beside::Hot {
-                self.wait_for("seeding")?;
+                self.wait_for(HOT, "seeding")?;
             }
         }
         Ok(runs)
@@ -188,10 +217,10 @@ impl Engine<'_> {
         target::list(self.options, self.settings)
     }
 
-    fn state(&self) -> Result<String> {
+    fn state(&self, checked: &str) -> Result<String> {
         let list = self.list()?;
         let torrents = list["torrents"].as_array().context("list: no torrents")?;
-        let torrent = torrents.iter().find(|torrent| torrent["name"] == CHECKED);
+        let torrent = torrents.iter().find(|torrent| torrent["name"] == checked);
         let state = torrent.and_then(|torrent| torrent["state"].as_str());
         Ok(state.context("list: the torrent is missing")?.to_string())
     }
@@ -202,27 +231,47 @@ impl Engine<'_> {
         Ok(shards.iter().filter_map(|shard| shard["hashed_bytes"].as_u64()).sum())
     }
 
-    fn wait_for(&self, state: &str) -> Result<()> {
+    fn wait_for(&self, checked: &str, state: &str) -> Result<()> {
         let start = Instant::now();
         loop {
-            let is = self.state()?;
+            let is = self.state(checked)?;
             if is == state {
                 return Ok(());
             }
-            ensure!(start.elapsed() < LIMIT, "{CHECKED} is {is}, not {state}");
+            ensure!(start.elapsed() < LIMIT, "{checked} is {is}, not {state}");
             thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
+fn plots(runs: &[Run]) -> Vec<Plot> {
+    let seedring = || Kind::Seedring.to_string();
+    let lines = runs.iter().map(|run| {
+        let turn = Beside::ALL.iter().position(|beside| *beside == run.beside).unwrap_or(0);
+        (Line::turn(run.beside.short(), seedring(), turn), &run.outcome)
+    });
+    let bars = |figure: Figure<'_>, of: fn(&Run) -> f64| {
+        let value = |run: &Run| (seedring(), run.beside.short().to_owned(), of(run));
+        pictures::bars(figure, runs.iter().map(value))
+    };
+    let hashed =
+        Figure { name: "hashed", title: "Hashed beside the uploads", unit: "GiB/s", digits: 2 };
+    let plots = [
+        pictures::latency("latency", "Latency of a block at half load", lines),
+        bars(pictures::P99, |run| run.outcome.latency_ms.p99),
+        bars(hashed, |run| run.hashed_gib_per_s),
+    ];
+    plots.into_iter().flatten().collect()
+}
+
 fn result_table(options: &Options, runs: &[Run]) -> String {
-    let row = |name: &str, beside: Beside| {
+    let row = |beside: Beside| {
         let text = |digits: usize, of: &dyn Fn(&Run) -> f64| {
             let chosen = runs.iter().filter(|run| run.beside == beside).map(of);
             Spread::of(chosen).map_or("-".into(), |spread| spread.text(digits))
         };
         vec![
-            name.to_string(),
+            beside.words().to_string(),
             text(0, &|run| run.outcome.mib_per_s),
             text(2, &|run| run.outcome.latency_ms.p50),
             text(2, &|run| run.outcome.latency_ms.p99),
@@ -232,11 +281,7 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
             text(2, &|run| run.outcome.load_busy),
         ]
     };
-    let rows = [
-        row("no recheck", Beside::Nothing),
-        row("a recheck of what lies in the page cache", Beside::Hot),
-        row("a recheck from the disk", Beside::Cold),
-    ];
+    let rows = Beside::ALL.map(row);
     let head = [
         "beside the uploads",
         "MiB/s sent: median (min..max)",
@@ -253,7 +298,8 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
          on core {}, both nice -20; {} rounds, the engine fresh each round; {} s after {} s of \
          warm-up. Latency is from when a block was due until it was there. The recheck is of \
          another torrent on the same shard, of {COPIES} files of {:.0} MiB that are one inode; it \
-         goes on before, during and after the window.\n\n{}",
+         goes on before, during and after the window. What is read from the disk was not in the \
+         page cache for a while before.\n\n{}",
         options.size_bytes() as f64 / 1_048_576.0,
         options.site.server_core,
         options.site.load_core,
@@ -263,4 +309,28 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
         options.size_bytes() as f64 / 1_048_576.0,
         table(&head, &rows)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_is_in_each_picture() {
+        let run = |beside| Run {
+            round: 1,
+            beside,
+            half_mib_per_s: 5.0,
+            hashed_gib_per_s: 1.5,
+            outcome: pictures::made_up(1000),
+        };
+        let plots = plots(&Beside::ALL.map(run));
+        let names: Vec<&str> = plots.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["latency", "p99", "hashed"]);
+        for (name, svg) in &plots {
+            for beside in Beside::ALL {
+                assert!(svg.contains(beside.short()), "{name}: {svg}");
+            }
+        }
+    }
 }

@@ -19,11 +19,12 @@ use serde::Serialize;
 use super::{
     Cores, Options, TARGET,
     kind::Kind,
+    pictures::{self, Line, Plot},
     seeding,
     summary::{Report, Spread, table},
     target::{self, Content, Settings},
 };
-use crate::{leech::Outcome, torrent::Torrent};
+use crate::{cut, leech::Outcome, torrent::Torrent};
 
 /// The engine's cache here: an eighth of the default content.
 const CACHE: &str = "256MiB";
@@ -50,7 +51,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let file = content.folder.join(seeding::CONTENT);
     let size = options.size_bytes() as f64;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds.min(ROUNDS_MAX) {
+    for round in cut::rounds(options.rounds.min(ROUNDS_MAX)) {
         match one_round(options, &content, &file, round, &mut report) {
             Ok(run) => runs.push(run),
             Err(error) => report.fail(&format!("round {round}"), &error),
@@ -86,6 +87,7 @@ pub fn run(options: &Options) -> Result<Report> {
         size / 1_048_576.0,
         table(&["", "median (min..max)"], &rows)
     ));
+    report.plots = plots(&runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -101,18 +103,7 @@ fn one_round(
     let size = options.size_bytes() as f64;
     forget(file)?;
     let plain_mib_per_s = plain_read(file)?;
-    let settings = Settings {
-        shards: 1,
-        cache: CACHE.into(),
-        verify: "trust",
-        state: options.run_folder("seedring")?,
-        torrents: content.torrent.display().to_string(),
-        content: content.folder.clone(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
-    };
+    let settings = Settings::of(content, options.run_folder("seedring")?, CACHE);
     forget(file)?;
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
     running.wait_until_served(TARGET, &torrent)?;
@@ -137,6 +128,32 @@ fn one_round(
     );
     running.end()?;
     Ok(Run { round, plain_mib_per_s, one, together, reads_over_size })
+}
+
+fn plots(runs: &[Run]) -> Vec<Plot> {
+    let seedring = || Kind::Seedring.to_string();
+    let together = format!("{TOGETHER} leeches together");
+    let speeds = runs.iter().flat_map(|run| {
+        [
+            (
+                "plain O_DIRECT read".to_owned(),
+                format!("{READERS} reads at a time"),
+                run.plain_mib_per_s,
+            ),
+            (seedring(), "one leech".to_owned(), run.one.mib_per_s),
+            (seedring(), together.clone(), run.together.mib_per_s),
+        ]
+    });
+    let figure = pictures::Figure { title: "Content from the disk, in order", ..pictures::SPEED };
+    let lines = runs.iter().flat_map(|run| {
+        [
+            (Line::turn("one leech", seedring(), 0), &run.one),
+            (Line::turn(together.clone(), seedring(), 1), &run.together),
+        ]
+    });
+    let title = "Latency of a block that comes from the disk";
+    let plots = [pictures::bars(figure, speeds), pictures::latency("latency", title, lines)];
+    plots.into_iter().flatten().collect()
 }
 
 /// Drops the file's pages from the page cache.

@@ -9,6 +9,8 @@ use super::{
     Options,
     kind::{self, Kind, Target},
     many,
+    pictures::{self, Figure, Plot},
+    plot::Steps,
     rounds::{
         self, COST, Column, LOAD_BUSY, MIB, P50, P99, PRIVATE, Run, SERVED, SPEED, interleave,
         measures_table, result_table,
@@ -33,6 +35,12 @@ const SPARE: usize = 1000;
 
 fn bytes_each(run: &Run) -> Option<f64> {
     Some(run.outcome.as_ref()?.idle_bytes_per_connection?.private)
+}
+
+/// Of runs in which nothing is asked for: how many are there.
+fn idle(run: &Run) -> Option<usize> {
+    let outcome = run.outcome.as_ref()?;
+    outcome.idle_bytes_per_connection.map(|_| outcome.connections)
 }
 
 fn rss_each(run: &Run) -> Option<f64> {
@@ -156,6 +164,7 @@ pub fn connections(options: &Options) -> Result<Report> {
         result_table(&runs, &columns)
     ));
     report.sections.push(measures_table(&runs));
+    report.plots = connection_plots(&runs);
     rounds::finish(report, &runs)
 }
 
@@ -210,6 +219,7 @@ pub fn slow_readers(options: &Options) -> Result<Report> {
         result_table(&runs, &columns)
     ));
     report.sections.push(measures_table(&runs));
+    report.plots = crowd_plots(&runs);
     rounds::finish(report, &runs)
 }
 
@@ -254,6 +264,7 @@ pub fn churn(options: &Options) -> Result<Report> {
         result_table(&runs, &crowd_columns())
     ));
     report.sections.push(measures_table(&runs));
+    report.plots = crowd_plots(&runs);
     rounds::finish(report, &runs)
 }
 
@@ -261,21 +272,22 @@ fn come_and_go(options: &Options) -> Vec<String> {
     words(&["--arrivals", &options.arrivals.to_string(), "--stay", &options.stay.to_string()])
 }
 
+fn first_block_p99(run: &Run) -> Option<f64> {
+    let first = &run.outcome.as_ref()?.first_block_ms;
+    (first.blocks > 0).then_some(first.p99)
+}
+
 fn crowd_columns() -> [Column; 10] {
     let came: fn(&Run) -> Option<f64> = |run| {
         let beside = &run.outcome.as_ref()?.beside;
         (beside.arrivals > 0).then_some(beside.arrivals as f64)
-    };
-    let first: fn(&Run) -> Option<f64> = |run| {
-        let first = &run.outcome.as_ref()?.first_block_ms;
-        (first.blocks > 0).then_some(first.p99)
     };
     [
         SPEED,
         COST,
         P50,
         P99,
-        Column { head: "p99 ms to the first block", digits: 1, of: first },
+        Column { head: "p99 ms to the first block", digits: 1, of: first_block_p99 },
         Column { head: "came", digits: 0, of: came },
         Column {
             head: "private MiB at first",
@@ -324,7 +336,67 @@ pub fn seed_many(options: &Options) -> Result<Report> {
         result_table(&runs, &crowd_columns())
     ));
     report.sections.push(measures_table(&runs));
+    report.plots = crowd_plots(&runs);
     rounds::finish(report, &runs)
+}
+
+/// Over the number of connections: memory and CPU of idle ones, latency of those beside them.
+fn connection_plots(runs: &[Run]) -> Vec<Plot> {
+    let over = |name, title, unit, digits, of: fn(&Run) -> Option<(usize, f64)>| {
+        let value = |run: &Run| {
+            let (idle, value) = of(run)?;
+            Some((run.target.to_string(), idle as f64, value))
+        };
+        let figure = Figure { name, title, unit, digits };
+        let values = runs.iter().filter_map(value);
+        pictures::curve(figure, "idle connections", Steps::Equal, values)
+    };
+    let mut plots: Vec<Plot> = [
+        over("memory", "Private memory an idle connection", "bytes", 0, |run| {
+            Some((idle(run)?, bytes_each(run)?))
+        }),
+        over("idle-cpu", "CPU while nothing is asked for", "% of a core", 2, |run| {
+            Some((idle(run)?, busy_percent(run)?))
+        }),
+        over("p99", "Latency of the active connections, 99th percentile", "ms", 2, |run| {
+            Some((run.outcome.as_ref()?.beside.idle, (P99.of)(run)?))
+        }),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    plots.extend(pictures::latency_by_point(runs));
+    plots
+}
+
+/// Of crowds that ask for all they can get.
+fn crowd_plots(runs: &[Run]) -> Vec<Plot> {
+    let first = Figure {
+        name: "first-block",
+        title: "From a connection's first packet to its first block, 99th percentile",
+        unit: "milliseconds",
+        digits: 1,
+    };
+    let memory = Figure {
+        name: "memory-time",
+        title: "Private memory over the window of the last repeat",
+        ..pictures::MEMORY
+    };
+    let mut plots: Vec<Plot> = [
+        pictures::column(pictures::SPEED, runs, SPEED.of),
+        pictures::column(pictures::COST, runs, COST.of),
+        pictures::column(pictures::P99, runs, P99.of),
+        pictures::column(first, runs, first_block_p99),
+        pictures::column(pictures::MEMORY, runs, PRIVATE.of),
+        pictures::last_over_time(memory, 1.0, runs, |outcome| {
+            outcome.target_private_by_second.iter().map(|bytes| *bytes as f64 / MIB).collect()
+        }),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    plots.extend(pictures::latency_by_point(runs));
+    plots
 }
 
 /// What all of these have in common.

@@ -20,12 +20,13 @@ use super::{
     downloader::{self, Place, can_download},
     follow::{self, Start, Work},
     kind::{self, Kind},
-    plot::{Chart, Series, Steps},
+    pictures::{self, Figure, Plot},
+    plot::Steps,
     seeding::{self, as_text},
     summary::{Report, Spread, table},
     swarm::Swarm,
 };
-use crate::torrent::Torrent;
+use crate::{cut, payload, torrent::Torrent};
 
 const GIB: f64 = 1_073_741_824.0;
 const MIB: f64 = 1_048_576.0;
@@ -63,14 +64,16 @@ pub fn run(options: &Options) -> Result<Report> {
         }
     });
     ensure!(!targets.is_empty(), "none of the targets can download");
-    let content = seeding::hot_content(options)?;
+    let (content, size) = (seeding::hot_content(options)?, options.size_bytes());
     let torrent = Torrent::read(&content.torrent)?;
     let most = *options.peers.iter().max().context("--peers needs a number")?;
     ensure!(!options.peers.contains(&0), "--peers must be at least 1");
+    // A copy at a time, in a folder of the work folder.
+    payload::ensure_room(&options.run_folder("download")?.join(seeding::CONTENT), size)?;
     let swarm = Swarm::start(options, &content, most)?;
     report.commands.push(format!("each of the seeders: `{}`", swarm.command()));
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for peers in &options.peers {
             for kind in &targets {
                 let at = (round, *kind, *peers);
@@ -81,9 +84,7 @@ pub fn run(options: &Options) -> Result<Report> {
         }
     }
     report.sections.push(result_table(options, &targets, &runs));
-    if options.peers.len() > 1 {
-        report.plots.push(("peers".into(), curve(options, &targets, &runs).svg()));
-    }
+    report.plots = plots(&runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -224,33 +225,27 @@ fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
     )
 }
 
-fn curve(options: &Options, targets: &[Kind], runs: &[Run]) -> Chart {
-    let mut peers = options.peers.clone();
-    peers.sort_unstable();
-    let series = targets.iter().map(|kind| Series {
-        name: kind.to_string(),
-        points: peers
-            .iter()
-            .filter_map(|count| {
-                Some((*count as f64, spread(runs, *kind, *count, |run| run.mib_per_s)?))
-            })
-            .collect(),
-    });
-    Chart {
-        title: "Download speed against the number of seeders".into(),
-        across: "seeders".into(),
-        up: "MiB/s: median, min to max".into(),
-        series: series.collect(),
-        across_steps: Steps::Factors,
-        up_steps: Steps::Equal,
-        marks: Vec::new(),
-    }
+/// Curves over the number of seeders, or bars where there is one.
+fn plots(runs: &[Run]) -> Vec<Plot> {
+    let over = |name, title, unit, digits, of: fn(&Run) -> f64| {
+        let value = |run: &Run| (run.target.to_string(), run.peers as f64, of(run));
+        let figure = Figure { name, title, unit, digits };
+        pictures::curve(figure, "seeders", Steps::Factors, runs.iter().map(value))
+    };
+    let cost = "CPU seconds per GiB downloaded (less is better)";
+    let plots = [
+        over("peers", "Download speed", "MiB/s", 0, |run| run.mib_per_s),
+        over("cpu", cost, "CPU seconds per GiB", 3, |run| run.cpu_seconds_per_gib),
+        over("memory", "Most memory of the downloader, its own", "MiB", 0, |run| {
+            run.work.peak_private_bytes as f64 / MIB
+        }),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload;
 
     #[test]
     fn a_changed_byte_and_a_short_file_are_bad() {

@@ -77,6 +77,8 @@ fn command(
             let program = options.site.seedring.canonicalize();
             command = on_cores(&program.context("cargo build --release")?, &core);
             command.arg("download").arg(torrent).arg("--to").arg(&place.content);
+            // Below HOME its control socket's path may be too long for a socket (107 bytes).
+            command.arg("--state-dir").arg(place.run.join("state"));
         }
         Kind::Libtorrent => {
             command = on_cores(&absolute(&options.site.python), &core);

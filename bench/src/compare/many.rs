@@ -3,21 +3,23 @@
 //! Flow: content once -> first start -> idle -> connections -> second start -> report.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::{
     Cores, Options, TARGET, afar,
     kind::Kind,
+    pictures::{self, Figure, Plot},
     summary::{Report, Spread, table},
     target::{self, Content, Running, Settings},
 };
 use crate::{
+    cut,
     leech::{self, IdleBytes},
     payload,
     probe::Reading,
@@ -26,6 +28,7 @@ use crate::{
 
 pub const FILE_BYTES: u64 = 64 << 10;
 const PIECE_BYTES: u64 = 16 << 10;
+const CACHE: &str = "64MiB";
 /// Torrents asked for a block before a start counts as done: each seeds or the start is not over.
 const SAMPLE: usize = 200;
 const START_MAX: Duration = Duration::from_secs(300);
@@ -48,39 +51,31 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Many small torrents".into(), ..Report::default() };
     report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = content(options)?;
-    let (folder, sample) = (&content.folder, sample(&content));
-    let bare = bare_private_bytes(options, &sample)?;
+    let sample = sample(&content);
+    let bare = bare_private_bytes(options, &content)?;
     let mut starts = Vec::new();
-    for round in 1..=options.rounds.min(ROUNDS_MAX) {
-        if let Err(error) = one_round(options, folder, &sample, round, &mut starts, &mut report) {
+    for round in cut::rounds(options.rounds.min(ROUNDS_MAX)) {
+        if let Err(error) = one_round(options, &content, &sample, round, &mut starts, &mut report) {
             report.fail(&format!("round {round}"), &error);
         }
     }
     report.sections.push(result_table(options, &starts, bare));
+    report.plots = plots(&starts);
     report.runs = starts.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
 
 fn one_round(
     options: &Options,
-    folder: &Path,
+    content: &Content,
     sample: &[PathBuf],
     round: usize,
     starts: &mut Vec<Start>,
     report: &mut Report,
 ) -> Result<()> {
-    let state = options.run_folder("seedring")?;
     let settings = Settings {
-        shards: 1,
-        cache: "64MiB".into(),
         verify: "quick",
-        state,
-        torrents: folder.join("*.torrent").display().to_string(),
-        content: folder.to_path_buf(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        ..Settings::of(content, options.run_folder("seedring")?, CACHE)
     };
     for second in [false, true] {
         let start = Instant::now();
@@ -110,6 +105,7 @@ pub fn content(options: &Options) -> Result<Content> {
     let mut torrents = Vec::new();
     for number in 0..options.torrents {
         let file = folder.join(format!("small-{number:06}.bin"));
+        cut::check()?;
         torrents.push(payload::make(&file, FILE_BYTES, PIECE_BYTES, number as u64 + 100)?);
     }
     ensure!(!torrents.is_empty(), "--torrents must be at least 1");
@@ -126,22 +122,15 @@ pub fn sample(content: &Content) -> Vec<PathBuf> {
 }
 
 /// What the engine holds with a single torrent: subtracted when memory a torrent is reckoned.
-fn bare_private_bytes(options: &Options, sample: &[PathBuf]) -> Result<u64> {
-    let first = sample.first().context("--torrents must be at least 1")?;
+fn bare_private_bytes(options: &Options, content: &Content) -> Result<u64> {
+    let state = options.run_folder("seedring-bare")?;
     let settings = Settings {
-        shards: 1,
-        cache: "64MiB".into(),
         verify: "quick",
-        state: options.run_folder("seedring-bare")?,
-        torrents: first.display().to_string(),
-        content: first.parent().context("a folder")?.to_path_buf(),
-        listen: TARGET,
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        torrents: content.torrent.display().to_string(),
+        ..Settings::of(content, state, CACHE)
     };
     let mut running = target::seedring(options, &settings, &Cores::one(options.site.server_core))?;
-    running.wait_until_served(TARGET, &Torrent::read(first)?)?;
+    running.wait_until_served(TARGET, &Torrent::read(&content.torrent)?)?;
     thread::sleep(Duration::from_secs(2));
     let bytes = Reading::take(running.pid())?.private_bytes;
     running.end()?;
@@ -161,6 +150,7 @@ pub fn wait_until_all_serve(
             let (target, source) = (options.target(), afar::asker(options.target(), at));
             let fetched = leech::fetch_first_block(target, source, torrent, Duration::from_secs(2));
             let Err(error) = fetched else { break };
+            cut::check()?;
             ensure!(
                 Instant::now() < deadline,
                 "{}: not served in {} s ({error:#}); {}",
@@ -181,9 +171,9 @@ fn after_start(
     with_connections: bool,
 ) -> Result<Start> {
     // Announces and first timers settle.
-    thread::sleep(Duration::from_secs(5));
+    cut::sleep(Duration::from_secs(5))?;
     let before = Reading::take(running.pid())?;
-    thread::sleep(IDLE);
+    cut::sleep(IDLE)?;
     let after = Reading::take(running.pid())?;
     let spent = after.cpu_seconds - before.cpu_seconds;
     let idle_connection_bytes = if with_connections {
@@ -202,6 +192,31 @@ fn after_start(
         idle_cpu_percent: 100.0 * spent / IDLE.as_secs_f64(),
         idle_connection_bytes,
     })
+}
+
+fn plots(starts: &[Start]) -> Vec<Plot> {
+    let bars = |name, title, unit, digits, of: fn(&Start) -> Option<f64>| {
+        let value = |start: &Start| {
+            let point = if start.second { "second start" } else { "first start" };
+            Some((Kind::Seedring.to_string(), point.to_owned(), of(start)?))
+        };
+        pictures::bars(Figure { name, title, unit, digits }, starts.iter().filter_map(value))
+    };
+    let plots = [
+        bars("seconds", "From the start until all torrents serve", "seconds", 2, |start| {
+            Some(start.seconds)
+        }),
+        bars("memory", "Private memory with all torrents", "MiB", 1, |start| {
+            Some(start.private_bytes as f64 / 1_048_576.0)
+        }),
+        bars("idle-cpu", "CPU while nothing is asked for", "% of a core", 2, |start| {
+            Some(start.idle_cpu_percent)
+        }),
+        bars("connection", "Private memory an idle connection", "bytes", 0, |start| {
+            Some(start.idle_connection_bytes?.private)
+        }),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 fn result_table(options: &Options, starts: &[Start], bare: u64) -> String {
@@ -237,4 +252,33 @@ fn result_table(options: &Options, starts: &[Start], bare: u64) -> String {
         IDLE.as_secs(),
         table(&["", "first start", "second start"], &rows)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_starts_are_in_the_pictures() {
+        let start = |second: bool| Start {
+            round: 1,
+            second,
+            seconds: 0.5,
+            rss_bytes: 9 << 20,
+            private_bytes: 8 << 20,
+            idle_cpu_percent: 0.0,
+            idle_connection_bytes: second.then_some(IdleBytes {
+                private: 900.0,
+                rss: 1000.0,
+                pss: 1000.0,
+            }),
+        };
+        let plots = plots(&[start(false), start(true)]);
+        let bars: Vec<_> = plots
+            .iter()
+            .map(|(name, svg)| (name.as_str(), svg.matches("class=\"bar\"").count()))
+            .collect();
+        assert_eq!(bars, [("seconds", 2), ("memory", 2), ("idle-cpu", 2), ("connection", 1)]);
+        assert!(super::plots(&[]).is_empty());
+    }
 }

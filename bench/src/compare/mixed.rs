@@ -17,13 +17,14 @@ use super::{
     Cores, Options, download,
     hosts::{self, Hosts},
     kind::{self, Kind, Target, Tuning},
+    pictures::{self, Figure, Plot},
     rival::filled,
     rounds::{self, Column, MIB, Run, result_table},
     seeding,
     summary::Report,
     target::{Running, Script, absolute, script, spawn},
 };
-use crate::{payload, probe::Reading, torrent::Torrent};
+use crate::{cut, payload, probe::Reading, torrent::Torrent};
 
 const TARGETS: [Kind; 7] = [
     Kind::Seedring,
@@ -63,7 +64,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let hosts = Hosts::new(most + 1)?;
     let site = Place { options, hosts: &hosts, torrent: &torrent, content: &content.folder };
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for members in &swarms {
             if let Err(error) = site.swarm(round, members, &mut runs) {
                 let first = members.kinds.first().map_or(String::new(), ToString::to_string);
@@ -95,7 +96,23 @@ pub fn run(options: &Options) -> Result<Report> {
         options.rounds,
         result_table(&runs, &columns)
     ));
+    report.plots = plots(&runs);
     rounds::finish(report, &runs)
+}
+
+fn plots(runs: &[Run]) -> Vec<Plot> {
+    let bars = |name, title, unit, digits, of| {
+        pictures::column(Figure { name, title, unit, digits }, runs, of)
+    };
+    let plots = [
+        bars("seconds", "From the start until it had all", "seconds", 2, |run| {
+            run.figure("seconds")
+        }),
+        bars("cpu", "CPU until all had all", "CPU seconds per GiB of content", 3, |run| {
+            run.figure("cpu_seconds_per_gib")
+        }),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 struct Place<'a> {

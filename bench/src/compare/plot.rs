@@ -4,20 +4,28 @@
 //! Across, equal steps or each a factor; up starts at 0, so that heights compare, or goes by
 //! factors as well.
 
-use std::fmt::Write as _;
+mod bars;
+mod ink;
+mod look;
 
+pub use bars::{Bar, Bars};
+
+use self::{
+    ink::{Ink, WIDTH, dash_attribute, equal_ticks, factor_ticks, number, words_width},
+    look::Look,
+};
 use super::summary::Spread;
 
-const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 420.0;
-const LEFT: f64 = 70.0;
+const LEFT: f64 = 84.0;
 /// Room for the legend, beside the lines.
-const RIGHT: f64 = 170.0;
+const RIGHT: f64 = 246.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 56.0;
-const TICKS: f64 = 5.0;
-const COLORS: [&str; 8] =
-    ["#0b6e4f", "#c1440e", "#3366aa", "#8a5a00", "#6a3d9a", "#b0126b", "#4d4d4d", "#1b9e9e"];
+/// Between two names of the legend.
+const NAMES: f64 = 18.0;
+/// A line of more points has marks at so many of them, and its spread there.
+const MARKS_MAX: usize = 16;
 
 /// How far apart values are drawn.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -30,7 +38,11 @@ pub enum Steps {
 
 pub struct Series {
     pub name: String,
-    /// Ascending, all above 0.
+    /// Whose it is: the target that gives it its colour.
+    pub owner: String,
+    /// Which of the owner's: each has another dash.
+    pub turn: usize,
+    /// Ascending.
     pub points: Vec<(f64, Spread)>,
 }
 
@@ -45,6 +57,11 @@ pub struct Chart {
     pub marks: Vec<(f64, String)>,
 }
 
+/// Marks at round values from 0 on, for a chart that goes to `end`.
+pub fn marks(end: f64) -> Vec<(f64, String)> {
+    equal_ticks(end).into_iter().map(|value| (value, number(value))).collect()
+}
+
 /// From values to the place in the picture.
 struct Scale {
     from: f64,
@@ -53,6 +70,8 @@ struct Scale {
     top: f64,
     across: Steps,
     up: Steps,
+    /// Where values of `bottom` are drawn.
+    floor: f64,
 }
 
 impl Steps {
@@ -75,7 +94,7 @@ impl Scale {
 
     fn y(&self, value: f64) -> f64 {
         let part = self.up.part(value, self.bottom, self.top).max(0.0);
-        HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
+        self.floor - part * (self.floor - TOP)
     }
 }
 
@@ -96,6 +115,7 @@ impl Chart {
             Steps::Equal => equal_ticks(greatest),
             Steps::Factors => factor_ticks(least, greatest),
         };
+        let height = HEIGHT.max(TOP + BOTTOM + NAMES * self.series.len() as f64);
         let scale = Scale {
             from: across.first().copied().unwrap_or(1.0),
             to: across.last().copied().unwrap_or(1.0),
@@ -103,119 +123,69 @@ impl Chart {
             top: ticks.last().copied().unwrap_or(1.0),
             across: self.across_steps,
             up: self.up_steps,
+            floor: height - BOTTOM,
         };
-        let all = || across.iter().map(|value| (*value, value.to_string())).collect();
+        let all = || across.iter().map(|value| (*value, number(*value))).collect();
         let marks = if self.marks.is_empty() { all() } else { self.marks.clone() };
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-             font-family=\"sans-serif\" font-size=\"13\">\n\
-             <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
-        );
-        text(&mut out, (WIDTH / 2.0, 22.0), "middle", &self.title);
-        self.axes(&mut out, &scale, &marks, &ticks);
-        for (number, series) in self.series.iter().enumerate() {
-            let color = COLORS[number % COLORS.len()];
-            line(&mut out, &scale, series, color);
-            let y = TOP + 8.0 + 18.0 * number as f64;
+        let mut ink = Ink::new(height, &self.title);
+        self.axes(&mut ink, &scale, &marks, &ticks);
+        for (at, series) in self.series.iter().enumerate() {
+            let look = look::of(&series.owner, series.turn);
+            line(&mut ink, &scale, series, look);
+            let y = TOP + 8.0 + NAMES * at as f64;
             let x = WIDTH - RIGHT + 14.0;
-            stroke(&mut out, (x, y - 4.0), (x + 22.0, y - 4.0), color, 2.0);
-            text(&mut out, (x + 28.0, y), "start", &series.name);
+            ink.dashed((x, y - 4.0), (x + 30.0, y - 4.0), (look.color, look.dash), 2.0);
+            look.put_mark(&mut ink, (x + 15.0, y - 4.0));
+            ink.text((x + 37.0, y), "start", &series.name);
         }
-        out.push_str("</svg>\n");
-        out
+        ink.finish()
     }
 
-    fn axes(&self, out: &mut String, scale: &Scale, marks: &[(f64, String)], ticks: &[f64]) {
-        let (floor, end) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+    fn axes(&self, ink: &mut Ink, scale: &Scale, marks: &[(f64, String)], ticks: &[f64]) {
+        let (floor, end) = (scale.floor, WIDTH - RIGHT);
         for value in ticks {
             let y = scale.y(*value);
-            stroke(out, (LEFT, y), (end, y), "#dddddd", 1.0);
-            text(out, (LEFT - 8.0, y + 4.0), "end", &value.to_string());
+            ink.stroke((LEFT, y), (end, y), "#dddddd", 1.0);
+            ink.text((LEFT - 8.0, y + 4.0), "end", &number(*value));
         }
-        for (value, name) in marks {
-            let x = scale.x(*value);
-            stroke(out, (x, floor), (x, floor + 5.0), "black", 1.0);
-            text(out, (x, floor + 20.0), "middle", name);
+        let mut words_end = f64::NEG_INFINITY;
+        let is_inside = |value: f64| value >= scale.from && value <= scale.to;
+        for (value, name) in marks.iter().filter(|(value, _)| is_inside(*value)) {
+            let (x, half) = (scale.x(*value), words_width(name) / 2.0);
+            ink.stroke((x, floor), (x, floor + 5.0), "black", 1.0);
+            // One that would stand on its neighbour is left out.
+            if x - half > words_end {
+                ink.text((x, floor + 20.0), "middle", name);
+                words_end = x + half;
+            }
         }
-        stroke(out, (LEFT, floor), (end, floor), "black", 1.0);
-        stroke(out, (LEFT, TOP), (LEFT, floor), "black", 1.0);
-        text(out, ((LEFT + end) / 2.0, HEIGHT - 14.0), "middle", &self.across);
-        let middle = f64::midpoint(TOP, floor);
-        let _ = writeln!(
-            out,
-            "<text transform=\"translate(18 {middle}) rotate(-90)\" \
-             text-anchor=\"middle\">{}</text>",
-            escaped(&self.up)
-        );
+        ink.stroke((LEFT, floor), (end, floor), "black", 1.0);
+        ink.stroke((LEFT, TOP), (LEFT, floor), "black", 1.0);
+        ink.text((f64::midpoint(LEFT, end), floor + BOTTOM - 14.0), "middle", &self.across);
+        ink.text_upwards((16.0, f64::midpoint(TOP, floor)), &self.up);
     }
 }
 
-/// The line through the medians, and at each a bar from the least to the greatest.
-fn line(out: &mut String, scale: &Scale, series: &Series, color: &str) {
+/// The line through the medians, and at its marks a bar from the least to the greatest.
+fn line(ink: &mut Ink, scale: &Scale, series: &Series, look: Look) {
     let at: Vec<String> = series
         .points
         .iter()
         .map(|(value, spread)| format!("{:.1},{:.1}", scale.x(*value), scale.y(spread.median)))
         .collect();
-    let _ = writeln!(
-        out,
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2\"/>",
-        at.join(" ")
-    );
-    for (value, spread) in &series.points {
+    ink.line(&format!(
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"{}/>",
+        at.join(" "),
+        look.color,
+        dash_attribute(look.dash)
+    ));
+    let every =
+        if series.points.len() > MARKS_MAX { series.points.len() / MARKS_MAX + 1 } else { 1 };
+    for (value, spread) in series.points.iter().step_by(every) {
         let x = scale.x(*value);
-        stroke(out, (x, scale.y(spread.min)), (x, scale.y(spread.max)), color, 1.5);
-        let y = scale.y(spread.median);
-        let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{color}\"/>");
+        ink.stroke((x, scale.y(spread.min)), (x, scale.y(spread.max)), look.color, 1.5);
+        look.put_mark(ink, (x, scale.y(spread.median)));
     }
-}
-
-/// From 0 to what is not below `greatest`, by a round step.
-fn equal_ticks(greatest: f64) -> Vec<f64> {
-    let step = nice_step(greatest / TICKS);
-    let count = (greatest / step).ceil().max(1.0) as u32;
-    // Of a step such as 0.05 the multiples have no short name.
-    let round = |value: f64| (value * 1e9).round() / 1e9;
-    (0..=count).map(|tick| round(f64::from(tick) * step)).collect()
-}
-
-/// Powers of ten around these values.
-fn factor_ticks(least: f64, greatest: f64) -> Vec<f64> {
-    let (from, to) = (least.max(1e-3).log10().floor(), greatest.max(1e-3).log10().ceil());
-    (from as i32..=(to as i32).max(from as i32 + 1)).map(|power| 10_f64.powi(power)).collect()
-}
-
-/// 1, 2 or 5 times a power of ten, not below `least`.
-fn nice_step(least: f64) -> f64 {
-    if least <= 0.0 {
-        return 1.0;
-    }
-    let power = 10_f64.powf(least.log10().floor());
-    let fits = |factor: &f64| factor * power >= least * 0.999;
-    power * [1.0, 2.0, 5.0].into_iter().find(fits).unwrap_or(10.0)
-}
-
-fn stroke(out: &mut String, from: (f64, f64), to: (f64, f64), color: &str, width: f64) {
-    let _ = writeln!(
-        out,
-        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{color}\" \
-         stroke-width=\"{width}\"/>",
-        from.0, from.1, to.0, to.1
-    );
-}
-
-fn text(out: &mut String, at: (f64, f64), anchor: &str, words: &str) {
-    let _ = writeln!(
-        out,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
-        at.0,
-        at.1,
-        escaped(words)
-    );
-}
-
-fn escaped(words: &str) -> String {
-    words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -223,19 +193,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_round() {
-        for (least, step) in
-            [(0.0, 1.0), (73.0, 100.0), (150.0, 200.0), (201.0, 500.0), (6.0, 10.0)]
-        {
-            assert!((nice_step(least) - step).abs() < 1e-9, "{least}");
-        }
-    }
-
-    #[test]
     fn a_line_goes_through_its_medians_from_edge_to_edge() {
         let at = |median: f64| Spread { median, min: median - 10.0, max: median + 10.0 };
-        let one = Series { name: "a<b".into(), points: vec![(1.0, at(90.0)), (4.0, at(490.0))] };
-        let two = Series { name: "other".into(), points: vec![(2.0, at(300.0))] };
+        let series = |name: &str, points: Vec<(f64, Spread)>| Series {
+            name: name.into(),
+            owner: name.into(),
+            turn: 0,
+            points,
+        };
+        let one = series("a<b", vec![(1.0, at(90.0)), (4.0, at(490.0))]);
+        let two = series("other", vec![(2.0, at(300.0))]);
         let chart = Chart {
             title: "speed".into(),
             across: "seeders".into(),
@@ -246,9 +213,9 @@ mod tests {
             marks: Vec::new(),
         };
         let svg = chart.svg();
-        // 0..500 over 320 units above the floor at 364; 1..4 from 70 to 690.
-        assert!(svg.contains("points=\"70.0,306.4 690.0,50.4\""), "{svg}");
-        assert!(svg.contains("cx=\"380.0\" cy=\"172.0\""), "{svg}");
+        // 0..500 over 320 units above the floor at 364; 1..4 from 84 to 704.
+        assert!(svg.contains("points=\"84.0,306.4 704.0,50.4\""), "{svg}");
+        assert!(svg.contains("cx=\"394.0\" cy=\"172.0\""), "{svg}");
         assert!(svg.contains(">a&lt;b</text>") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<polyline").count(), 2);
     }

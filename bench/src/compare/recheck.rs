@@ -18,10 +18,14 @@ use super::{
     Cores, Options, TARGET, cold,
     follow::{Done, Start, Work, follow},
     kind::{self, Kind},
-    on_cores, seeding,
+    on_cores,
+    pictures::{self, Figure, Plot},
+    seeding,
     summary::{Report, Spread, table},
     target::{self, Content, Script, Settings, absolute, spawn},
 };
+
+use crate::cut;
 
 const GIB: f64 = 1_073_741_824.0;
 const TARGETS: [Kind; 3] = [Kind::Seedring, Kind::Libtorrent, Kind::Sha1sum];
@@ -81,10 +85,13 @@ pub fn run(options: &Options) -> Result<Report> {
     let targets = kind::present(options, options.targets_or(&TARGETS), &mut report)?;
     let content = seeding::hot_content(options)?;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for is_cold in [false, true] {
             if is_cold {
-                runs.push(plain(&content, round)?);
+                match plain(&content, round) {
+                    Ok(run) => runs.push(run),
+                    Err(error) => report.fail(&format!("{PLAIN}, round {round}"), &error),
+                }
             }
             for cores in CORES {
                 for kind in &targets {
@@ -103,11 +110,13 @@ pub fn run(options: &Options) -> Result<Report> {
     }
     report.sections.push(result_table(options, &runs));
     report.sections.push(ratio_table(&runs));
+    report.plots = plots(options.size_bytes() as f64 / GIB, &runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
 
 fn plain(content: &Content, round: usize) -> Result<Run> {
+    cut::check()?;
     let file = file(content);
     cold::forget(&file)?;
     let mib_per_s = cold::plain_read(&file)?;
@@ -145,6 +154,7 @@ fn one_run(
     }
     let mut runs = Vec::new();
     for (target, way) in ways {
+        cut::check()?;
         if is_cold {
             cold::forget(&file(content))?;
         } else {
@@ -185,15 +195,9 @@ fn seedring(
 ) -> Result<(Measured, Option<Measured>)> {
     let settings = Settings {
         shards: cores,
-        cache: CACHE.into(),
         verify,
-        state: options.run_folder("seedring")?,
-        torrents: content.torrent.display().to_string(),
-        content: content.folder.clone(),
-        listen: TARGET,
         direct_io,
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
+        ..Settings::of(content, options.run_folder("seedring")?, CACHE)
     };
     let start = Start::now();
     let running = target::seedring(options, &settings, &Cores::range(0, cores))?;
@@ -333,6 +337,29 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
         options.rounds,
         table(&head, &rows)
     )
+}
+
+/// What hashes, hot and cold, on one core and on two.
+fn plots(gib: f64, runs: &[Run]) -> Vec<Plot> {
+    let bars = |name, title, unit, is_cold: bool, of: &dyn Fn(&Run) -> f64| {
+        let chosen = runs.iter().filter(|run| run.cold == is_cold && run.target != START_ALONE);
+        let value = |run: &Run| {
+            let cores = format!("{} core{}", run.cores, if run.cores == 1 { "" } else { "s" });
+            let point = if run.target == PLAIN { String::new() } else { cores };
+            (run.target.clone(), point, of(run))
+        };
+        pictures::bars(Figure { name, title, unit, digits: 2 }, chosen.map(value))
+    };
+    let speed = |run: &Run| gib / run.seconds;
+    let cost = |run: &Run| if run.target == PLAIN { f64::NAN } else { run.cpu_seconds / gib };
+    let per_gib = "CPU seconds per GiB";
+    let plots = [
+        bars("hot", "Content hashed, from the page cache", "GiB/s", false, &speed),
+        bars("cold", "Content hashed, from the disk", "GiB/s", true, &speed),
+        bars("cpu-hot", "CPU of hashing, from the page cache", per_gib, false, &cost),
+        bars("cpu-cold", "CPU of hashing, from the disk", per_gib, true, &cost),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 /// Ratios of one round.

@@ -9,12 +9,12 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Options, interrupted,
+    Options,
     kind::Target,
     seeding::as_text,
     summary::{Report, Spread, table},
 };
-use crate::leech::Outcome;
+use crate::{cut, leech::Outcome};
 
 pub const MIB: f64 = 1_048_576.0;
 
@@ -95,11 +95,8 @@ pub fn interleave(
     mut one: impl FnMut(usize, Target, &mut Vec<Run>, &mut Report) -> Result<()>,
 ) -> Vec<Run> {
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for target in targets {
-            if interrupted::signal().is_some() {
-                return runs;
-            }
             options.label(target, round);
             if let Err(error) = one(round, *target, &mut runs, report) {
                 report.fail(&format!("{target}, round {round}"), &error);
@@ -112,6 +109,7 @@ pub fn interleave(
 
 /// The runs, and that there are some.
 pub fn finish(mut report: Report, runs: &[Run]) -> Result<Report> {
+    cut::check().or_else(|cut| if runs.is_empty() { Err(cut) } else { Ok(()) })?;
     ensure!(!runs.is_empty(), "no run succeeded: {}", report.failed.join("; "));
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)

@@ -13,13 +13,14 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::{
-    Cores, Options, SOURCES, interrupted,
+    Cores, Options, SOURCES,
     kind::{self, Kind, Target},
     on_cores, pictures, rounds,
     summary::{Report, Spread, table},
     target::{self, Content, Running, Way},
 };
 use crate::{
+    cut,
     leech::Outcome,
     payload,
     probe::Reading,
@@ -89,11 +90,8 @@ pub fn run(options: &Options) -> Result<Report> {
         / 60.0;
     eprintln!("{} rounds of {} targets, about {minutes:.0} minutes", options.rounds, targets.len());
     let mut runs: Vec<Run> = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for target in &targets {
-            if interrupted::signal().is_some() {
-                break;
-            }
             options.label(target, round);
             if let Err(error) = one_round(options, &content, *target, round, &mut runs, &mut report)
             {
@@ -108,7 +106,7 @@ pub fn run(options: &Options) -> Result<Report> {
         let load = format!("{} connections", run.connections);
         Some((vec![run.target.to_string(), load], run.outcome.as_ref()?))
     })));
-    report.plots = pictures::of_seeding(&targets, options.connections_or(&CONNECTIONS), &runs);
+    report.plots = pictures::of_seeding(options.connections_or(&CONNECTIONS), &runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }

@@ -11,13 +11,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    Cores, Options, interrupted,
+    Cores, Options,
     kind::Kind,
+    pictures::{self, Figure, Line, Plot},
+    plot::Steps,
     seeding,
     summary::{Report, Spread, table},
     target::{self, Settings},
 };
-use crate::{leech::Outcome, torrent::Torrent};
+use crate::{cut, leech::Outcome, torrent::Torrent};
 
 /// Connections a shard, where there are many; at least 50 in all, and the same at each point.
 const CONNECTIONS_A_SHARD: usize = 25;
@@ -75,11 +77,8 @@ pub fn run(options: &Options) -> Result<Report> {
     report.versions.push(format!("seedring: {}", Kind::Seedring.version(options)?));
     let content = seeding::hot_content(options)?;
     let mut runs = Vec::new();
-    for round in 1..=options.rounds {
+    for round in cut::rounds(options.rounds) {
         for shards in options.shards.iter().copied() {
-            if interrupted::signal().is_some() {
-                break;
-            }
             options.label(&format!("{shards} shards"), round);
             let run = match one_run(options, &places, &content, (round, shards), &mut report) {
                 Ok(run) => run,
@@ -99,6 +98,7 @@ pub fn run(options: &Options) -> Result<Report> {
         }
     }
     report.sections.push(result_table(options, &places, &runs));
+    report.plots = plots(&runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -111,18 +111,10 @@ fn one_run(
     report: &mut Report,
 ) -> Result<Run> {
     let torrent = Torrent::read(&content.torrent)?;
-    let settings = Settings {
-        shards,
-        cache: format!("{}MiB", shards as u64 * ((options.size_bytes() >> 20) + 256)),
-        verify: "trust",
-        state: options.run_folder("seedring")?,
-        torrents: content.torrent.display().to_string(),
-        content: content.folder.clone(),
-        listen: options.target(),
-        direct_io: "auto",
-        io: "uring",
-        connections: Some(target::CONNECTIONS),
-    };
+    let cache = format!("{}MiB", shards as u64 * ((options.size_bytes() >> 20) + 256));
+    let state = options.run_folder("seedring")?;
+    let listen = options.target();
+    let settings = Settings { shards, listen, ..Settings::of(content, state, cache) };
     let mut running = target::seedring(options, &settings, &places.engine(shards))?;
     running.wait_until_served(options.target(), &torrent)?;
     if round == 1 {
@@ -210,6 +202,28 @@ fn result_table(options: &Options, places: &Places, runs: &[Run]) -> String {
             &rows
         )
     )
+}
+
+/// Curves over the number of shards, or bars where there is one.
+fn plots(runs: &[Run]) -> Vec<Plot> {
+    let over = |figure: Figure<'_>, of: fn(&Run) -> Option<f64>| {
+        let value = |run: &Run| Some((Kind::Seedring.to_string(), run.shards as f64, of(run)?));
+        pictures::curve(figure, "shards", Steps::Equal, runs.iter().filter_map(value))
+    };
+    let name = |shards: usize| format!("{shards} shard{}", if shards == 1 { "" } else { "s" });
+    let mut counts: Vec<usize> = runs.iter().map(|run| run.shards).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    let lines = runs.iter().map(|run| {
+        let turn = counts.iter().position(|count| *count == run.shards).unwrap_or(0);
+        (Line::turn(name(run.shards), Kind::Seedring.to_string(), turn), &run.outcome)
+    });
+    let plots = [
+        over(pictures::SPEED, |run| Some(run.outcome.mib_per_s)),
+        over(pictures::COST, |run| run.outcome.target_cpu_seconds_per_gib),
+        pictures::latency("latency", "Latency of a block, full load", lines),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 /// Bytes sent by each shard so far, as the engine says.

@@ -14,12 +14,13 @@ use super::{
     Options, afar,
     kind::{self, Kind, Target},
     many,
+    pictures::{self, Figure, Plot},
     rounds::{self, Column, MIB, Run, SPEED, interleave, measures_table, result_table},
     seeding,
     summary::Report,
     target::{self, Running, Way},
 };
-use crate::{leech, probe::Reading, torrent::Torrent};
+use crate::{cut, leech, probe::Reading, torrent::Torrent};
 
 /// Those that are known to take thousands; transmission and qBittorrent need minutes for 1,000.
 const START_TARGETS: [Kind; 6] = [
@@ -91,7 +92,27 @@ pub fn start_up(options: &Options) -> Result<Report> {
         sample.len(),
         result_table(&runs, &columns)
     ));
+    report.plots = start_plots(&runs);
     rounds::finish(report, &runs)
+}
+
+fn start_plots(runs: &[Run]) -> Vec<Plot> {
+    let bars = |name, title, unit, digits, of| {
+        pictures::column(Figure { name, title, unit, digits }, runs, of)
+    };
+    let plots = [
+        bars("all", "From the start until all torrents serve", "seconds", 2, |run| {
+            run.figure("all_serve_seconds")
+        }),
+        bars("first-block", "From the start to the first block", "seconds", 2, |run| {
+            run.figure("first_block_seconds")
+        }),
+        bars("cpu", "CPU until all torrents serve", "CPU seconds", 2, |run| {
+            run.figure("cpu_seconds")
+        }),
+        bars("memory", "Private memory once all serve", "MiB", 1, |run| run.figure("private_mib")),
+    ];
+    plots.into_iter().flatten().collect()
 }
 
 /// Ended and started again while fifty connections ask for all they can get.
@@ -155,7 +176,35 @@ pub fn restart(options: &Options) -> Result<Report> {
         result_table(&runs, &columns)
     ));
     report.sections.push(measures_table(&runs));
+    report.plots = restart_plots(&runs);
     rounds::finish(report, &runs)
+}
+
+/// The phases of a restart, and the speed around it.
+fn restart_plots(runs: &[Run]) -> Vec<Plot> {
+    const PHASES: [(&str, &str); 4] = [
+        ("end_seconds", "from the signal to its end"),
+        ("first_block_seconds", "from the start to a block"),
+        ("silent_seconds", "without bytes"),
+        ("recovered_seconds", "to 90 % of the speed"),
+    ];
+    let one_point = runs.windows(2).all(|pair| pair[0].point == pair[1].point);
+    let values = runs.iter().flat_map(|run| {
+        PHASES.iter().filter_map(move |(name, words)| {
+            let phase =
+                if one_point { (*words).to_owned() } else { format!("{}: {words}", run.point) };
+            Some((run.target.to_string(), phase, run.figure(name)?))
+        })
+    });
+    let phases =
+        Figure { name: "phases", title: "What a restart takes", unit: "seconds", digits: 2 };
+    let time = Figure {
+        name: "time",
+        title: "Throughput around a restart, last repeat",
+        ..pictures::SPEED
+    };
+    let speed = pictures::last_over_time(time, 0.1, runs, |o| o.mib_per_s_by_tenth.clone());
+    [pictures::bars(phases, values), speed].into_iter().flatten().collect()
 }
 
 fn restart_once(
@@ -173,7 +222,7 @@ fn restart_once(
     arguments.extend(more.map(String::from));
     let load = options.begin_load(&way.content.torrent, &arguments)?;
     let until = options.warm_up + options.seconds / 3.0;
-    thread::sleep(Duration::from_secs_f64(until));
+    cut::sleep(Duration::from_secs_f64(until))?;
     let signal = Instant::now();
     running.end()?;
     let end_seconds = signal.elapsed().as_secs_f64();

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::interrupted::Interrupted;
 use crate::{
-    caution,
+    caution, cut,
     environment::{Circumstances, SCHEMA},
     page,
 };
@@ -29,6 +29,8 @@ pub struct Report {
     pub settings: Vec<String>,
     /// Targets that could not run, and why.
     pub absent: Vec<String>,
+    /// A signal ended it: what is here was measured until then.
+    pub cut_short: bool,
     /// Runs that began and failed, and why. Where there is one, the report is partial.
     pub failed: Vec<String>,
     /// What a reader has to know of how it was measured, beside what the runs themselves say.
@@ -100,9 +102,13 @@ fn civil(days: u64) -> String {
 }
 
 impl Report {
-    /// Keeps that a run failed, and what it had found until then.
+    /// Keeps that a run failed, and what it had found until then. One that was ended because all is
+    /// to end has not failed.
     pub fn fail(&mut self, what: &str, error: &Error) {
         let line = format!("{what}: {error:#}");
+        if cut::is_asked() {
+            return;
+        }
         eprintln!("FAILED {line}");
         self.failed.push(line);
         let found = error.chain().find_map(|cause| cause.downcast_ref::<Interrupted>());
@@ -110,6 +116,17 @@ impl Report {
             let outcome = serde_json::to_value(&*found.outcome).unwrap_or_default();
             self.interrupted.push(serde_json::json!({ "what": what, "outcome": outcome }));
         }
+    }
+
+    /// Where it was cut short.
+    fn how_far(&self) -> String {
+        let rounds = self.runs.iter().filter_map(|run| run["round"].as_u64());
+        format!(
+            "CUT SHORT by a signal in round {}: what is here was measured until then, {} runs, \
+             whatever is said below of rounds.\n\n",
+            rounds.max().unwrap_or(0),
+            self.runs.len()
+        )
     }
 
     /// What must be known: of the whole, then of runs.
@@ -139,6 +156,9 @@ impl Report {
             environment.git_revision,
             arguments.join(" "),
         ));
+        if self.cut_short {
+            text.push_str(&self.how_far());
+        }
         if !self.failed.is_empty() {
             text.push_str(&format!(
                 "PARTIAL: {} runs failed. What is here was measured beside them.\n\n",

@@ -52,17 +52,11 @@ impl Swarm {
         let mut seeders = Vec::new();
         for number in 0..count {
             let address = seeder_address(number);
+            let state = options.run_folder(&format!("seeder-{number}"))?;
             let settings = Settings {
-                shards: 1,
-                cache: CACHE.into(),
-                verify: "trust",
-                state: options.run_folder(&format!("seeder-{number}"))?,
-                torrents: content.torrent.display().to_string(),
-                content: content.folder.clone(),
                 listen: SocketAddr::V4(address),
                 direct_io: "off",
-                io: "uring",
-                connections: Some(target::CONNECTIONS),
+                ..Settings::of(content, state, CACHE)
             };
             let running =
                 target::seedring(options, &settings, &Cores::one(options.site.load_core))?;

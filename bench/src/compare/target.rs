@@ -14,11 +14,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::{
-    Cores, Options, afar,
+    Cores, Options, TARGET, afar,
     kind::{Kind, Target, Tuning},
     on_cores, rival,
 };
-use crate::{leech, torrent::Torrent};
+use crate::{cut, leech, torrent::Torrent};
 
 /// Until a target serves its first block: rTorrent hashes all content first.
 const SERVES_MAX: Duration = Duration::from_secs(120);
@@ -29,7 +29,7 @@ const ROUND_MAX: Duration = Duration::from_secs(15);
 /// Until a target that was asked to end is killed.
 const END_MAX: Duration = Duration::from_secs(10);
 /// What the engine may hold where a comparison says nothing.
-pub const CONNECTIONS: usize = 10_000;
+const CONNECTIONS: usize = 10_000;
 
 /// A program by path stays found from another working folder; links stay links (Python's virtual
 /// environments are told by them).
@@ -44,9 +44,14 @@ pub fn absolute(program: &Path) -> PathBuf {
 pub type Script = (&'static str, &'static str);
 pub const LIBTORRENT_SEED: Script =
     ("libtorrent_seed.py", include_str!("../../rivals/libtorrent_seed.py"));
+/// What those for libtorrent import.
+const LIBTORRENT_SESSION: Script =
+    ("libtorrent_session.py", include_str!("../../rivals/libtorrent_session.py"));
 
-/// Puts a script where its target can run it.
+/// Puts a script where its target can run it, and beside it what it imports.
 pub fn script(options: &Options, (name, text): Script) -> Result<PathBuf> {
+    let (session, session_text) = LIBTORRENT_SESSION;
+    fs::write(options.site.work.join(session), session_text)?;
     let path = options.site.work.join(name);
     fs::write(&path, text)?;
     Ok(path)
@@ -63,6 +68,16 @@ pub struct Content {
 impl Content {
     pub fn torrents(&self) -> impl Iterator<Item = &PathBuf> {
         std::iter::once(&self.torrent).chain(&self.more)
+    }
+
+    /// The .torrent, or a glob of all.
+    pub fn pattern(&self) -> String {
+        if self.more.is_empty() { self.torrent.display().to_string() } else { self.all_in_folder() }
+    }
+
+    /// A glob of whatever torrents the folder has.
+    pub fn all_in_folder(&self) -> String {
+        self.folder.join("*.torrent").display().to_string()
     }
 }
 
@@ -112,6 +127,26 @@ pub struct Settings {
     pub connections: Option<usize>,
 }
 
+impl Settings {
+    /// One shard at the targets' address, with this content, which it trusts, and a cache of so
+    /// much; as many connections as a comparison opens where it says nothing. A preset says what
+    /// is otherwise.
+    pub fn of(content: &Content, state: PathBuf, cache: impl Into<String>) -> Self {
+        Settings {
+            shards: 1,
+            cache: cache.into(),
+            verify: "trust",
+            state,
+            torrents: content.pattern(),
+            content: content.folder.clone(),
+            listen: TARGET,
+            direct_io: "auto",
+            io: "uring",
+            connections: Some(CONNECTIONS),
+        }
+    }
+}
+
 /// Starts a target on its core and waits until it serves a block of each torrent's sample.
 pub fn start(target: Target, options: &Options, way: &Way<'_>) -> Result<Running> {
     let mut running = spawn_target(target, options, way)?;
@@ -149,22 +184,12 @@ pub fn spawn_target(target: Target, options: &Options, way: &Way<'_>) -> Result<
 /// The engine's settings as a target among others.
 pub fn engine_settings(target: Target, options: &Options, way: &Way<'_>) -> Settings {
     let cache_mib = (options.size_bytes() >> 20) + 512;
-    let torrents = if way.content.more.is_empty() {
-        way.content.torrent.display().to_string()
-    } else {
-        way.content.folder.join("*.torrent").display().to_string()
-    };
     Settings {
-        shards: 1,
-        cache: format!("{cache_mib}MiB"),
         verify: way.verify,
-        state: state_folder(target, options),
-        torrents,
-        content: way.content.folder.clone(),
         listen: options.target(),
-        direct_io: "auto",
         io: if target.kind == Kind::SeedringEpoll { "epoll" } else { "uring" },
         connections: (target.tuning == Tuning::Tuned).then_some(way.connections),
+        ..Settings::of(way.content, state_folder(target, options), format!("{cache_mib}MiB"))
     }
 }
 
@@ -232,6 +257,7 @@ pub fn ask(options: &Options, settings: &Settings, command: &[&str]) -> Result<V
 }
 
 pub fn spawn(mut command: Command, run: &Path) -> Result<Running> {
+    cut::check()?;
     let log = run.join("output.log");
     let file = File::create(&log)?;
     let words: Vec<_> = std::iter::once(command.get_program())

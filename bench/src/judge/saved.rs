@@ -86,7 +86,7 @@ pub struct Saved {
     pub settings: Map<String, Value>,
     pub environment: Map<String, Value>,
     pub versions: Vec<String>,
-    /// Runs failed: what is here is what was measured until then.
+    /// Runs failed, or a signal cut it short: what is here is what was measured until then.
     pub partial: bool,
     pub series: Vec<Series>,
 }
@@ -135,7 +135,8 @@ impl Saved {
             settings: object("settings"),
             environment: object(if schema < 2 { "machine" } else { "environment" }),
             versions: lines(&report["versions"]),
-            partial: report["failed"].as_array().is_some_and(|failed| !failed.is_empty()),
+            partial: report["cut_short"] == true
+                || report["failed"].as_array().is_some_and(|failed| !failed.is_empty()),
             series: Vec::new(),
         };
         for run in report["runs"].as_array().context("no \"report.runs\"")? {

@@ -43,8 +43,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(load(options, offers, Some(&watched), &Alone)?.outcome)
 }
 
-/// As a part of a load that somebody else leads and whose target somebody else watches. `None`: none
-/// of the crowd is of this part.
+/// As a part of a load that somebody else leads and whose target somebody else watches. `None`:
+/// none of the crowd is of this part.
 pub fn led(options: &Options, offers: Vec<Offer>, lead: &dyn Lead) -> Result<Option<Found>> {
     options.check()?;
     let crowd = Crowd::new(options, Vec::new());

@@ -9,6 +9,7 @@
 
 mod blocks;
 pub(crate) mod mapping;
+mod spare;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,14 +21,15 @@ use std::{
 
 use blocks::{BLOCK_BYTES, Blocks, ChunkAt};
 use mapping::Mapping;
+use spare::Spare;
 
 /// The first arena, which is made and pinned at the start. Each that follows is as large as all
 /// before it, up to the pool's full step: memory that is first touched costs 0.1 s per 64 MiB
 /// where the host has to find it, and most pools of small engines never need it.
 const ARENA_FIRST_BYTES: usize = 4 << 20;
-/// Smallest full step by which a pool grows; bounds the stall of a growth (page faults and pinning
-/// of one arena on the shard's thread), which was 20 ms for 8 MiB and up to 0.3 s for 64 MiB where
-/// the host has to find the memory, and what is mapped without need.
+/// Smallest full step by which a pool grows; bounds what is mapped without need, and the stall of a
+/// growth whose arena is not ready yet (20 ms for 4 MiB, up to 0.3 s for 64 MiB, where the host has
+/// to find the memory).
 const ARENA_MIN_BYTES: usize = 4 << 20;
 /// The kernel refuses registered buffers above 1 GiB.
 const ARENA_MAX_BYTES: usize = 1 << 30;
@@ -91,6 +93,8 @@ struct PoolInner {
     leased_bytes: Cell<usize>,
     /// Growth failed: the cap is what is mapped. Said once, not asked again a lease.
     exhausted: Cell<bool>,
+    /// The next arena, under way since the pool ran low.
+    spare: RefCell<Option<Spare>>,
     blocks: RefCell<Blocks>,
     arenas: RefCell<Vec<Arena>>,
 }
@@ -141,6 +145,7 @@ impl Pool {
                 mapped_bytes: Cell::new(0),
                 leased_bytes: Cell::new(0),
                 exhausted: Cell::new(false),
+                spare: RefCell::default(),
                 blocks: RefCell::default(),
                 arenas: RefCell::default(),
             }),
@@ -172,6 +177,7 @@ impl Pool {
         };
         self.inner.leased_bytes.set(self.inner.leased_bytes.get() + class.bytes());
         debug_assert!(self.inner.leased_bytes.get() <= self.inner.cap_bytes);
+        self.inner.look_ahead();
         let header = self.inner.claim(at, class);
         Some(Lease { chunk: Chunk { header, pool: Rc::clone(&self.inner) } })
     }
@@ -202,17 +208,41 @@ impl Pool {
 }
 
 impl PoolInner {
+    /// Bytes of the next arena; 0: the cap is reached.
+    fn next_step(&self) -> usize {
+        let mapped = self.mapped_bytes.get();
+        let step = mapped.clamp(ARENA_FIRST_BYTES, self.arena_bytes);
+        (self.cap_bytes - mapped).min(step)
+    }
+
+    /// Has the next arena made once less than half of a step is left.
+    fn look_ahead(&self) {
+        let left = self.mapped_bytes.get() - self.leased_bytes.get();
+        let step = self.next_step();
+        if left >= step / 2 || self.exhausted.get() {
+            return;
+        }
+        let mut spare = self.spare.borrow_mut();
+        if spare.is_none() {
+            *spare = Spare::begin(step, self.huge_pages);
+        }
+    }
+
     /// Maps one more arena. `Ok(false)`: the cap is reached.
     fn grow(&self) -> io::Result<bool> {
         let mapped = self.mapped_bytes.get();
-        let step = mapped.clamp(ARENA_FIRST_BYTES, self.arena_bytes);
-        let len_bytes = (self.cap_bytes - mapped).min(step);
+        let len_bytes = self.next_step();
         if len_bytes == 0 {
             return Ok(false);
         }
+        let ready = self.spare.take().and_then(|spare| spare.take(len_bytes));
+        let mapping = match ready {
+            Some(mapping) => mapping,
+            None => Mapping::new(len_bytes, self.huge_pages)?,
+        };
         let mut arenas = self.arenas.borrow_mut();
         let first_block = (mapped / BLOCK_BYTES) as u32;
-        let arena = Arena::new(len_bytes, self.huge_pages, arenas.len() as u16, first_block)?;
+        let arena = Arena::new(mapping, arenas.len() as u16, first_block);
         arenas.push(arena);
         self.blocks.borrow_mut().add((len_bytes / BLOCK_BYTES) as u32);
         self.mapped_bytes.set(self.mapped_bytes.get() + len_bytes);
@@ -269,8 +299,8 @@ impl PoolInner {
 }
 
 impl Arena {
-    fn new(len_bytes: usize, huge_pages: bool, arena: u16, first_block: u32) -> io::Result<Arena> {
-        let mapping = Mapping::new(len_bytes, huge_pages)?;
+    fn new(mapping: Mapping, arena: u16, first_block: u32) -> Arena {
+        let len_bytes = mapping.len_bytes();
         let slots_per_block = BLOCK_BYTES / Class::K16.bytes();
         let headers: Box<[Header]> = (0..len_bytes / Class::K16.bytes())
             .map(|slot| Header {
@@ -286,7 +316,7 @@ impl Arena {
             })
             .collect();
         let headers = NonNull::from(Box::leak(headers));
-        Ok(Arena { headers, mapping, first_block })
+        Arena { headers, mapping, first_block }
     }
 
     fn headers(&self) -> &[Header] {

@@ -63,6 +63,28 @@ impl Mapping {
         Ok(Mapping { base: aligned, len_bytes })
     }
 
+    /// Touches each page.
+    pub(super) fn populate(&self) -> io::Result<()> {
+        // SAFETY: the range is this mapping; pages that are there keep what they hold.
+        unsafe {
+            madvise(self.base.as_ptr().cast(), self.len_bytes, Advice::LinuxPopulateWrite)?;
+        }
+        Ok(())
+    }
+
+    /// How many pages are in memory.
+    #[cfg(test)]
+    pub(super) fn resident_pages(&self) -> io::Result<usize> {
+        let mut pages = vec![0_u8; self.len_bytes / 4096];
+        // SAFETY: the range is this mapping, and `pages` has a byte for each of its pages.
+        let status =
+            unsafe { libc::mincore(self.base.as_ptr().cast(), self.len_bytes, pages.as_mut_ptr()) };
+        if status != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(pages.iter().filter(|page| **page & 1 == 1).count())
+    }
+
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
@@ -79,6 +101,9 @@ fn map(len_bytes: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
     }?;
     NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
 }
+
+// SAFETY: an address range of the process and nothing else; it may be unmapped from any thread.
+unsafe impl Send for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
