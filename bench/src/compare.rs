@@ -486,7 +486,7 @@ impl Cores {
 pub fn on_cores(program: &Path, cores: &Cores) -> Command {
     let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     let mut command = Command::new(this);
-    command.args(["place", "--parent", &std::process::id().to_string()]).process_group(0);
+    command.process_group(0).args(["place", "--parent", &std::process::id().to_string()]);
     if let Cores::These(list) = cores {
         command.args(["--cores", list]);
     }
