@@ -33,7 +33,6 @@ const TOGETHER: usize = 50;
 const READERS: usize = 4;
 const READ_BYTES: usize = 1 << 20;
 const ALIGNMENT: usize = 4096;
-const ROUNDS_MAX: usize = 3;
 
 #[derive(Serialize)]
 struct Run {
@@ -51,7 +50,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let file = content.folder.join(seeding::CONTENT);
     let size = options.size_bytes() as f64;
     let mut runs = Vec::new();
-    for round in cut::rounds(options.rounds.min(ROUNDS_MAX)) {
+    for round in cut::rounds(options.rounds) {
         match one_round(options, &content, &file, round, &mut report) {
             Ok(run) => runs.push(run),
             Err(error) => report.fail(&format!("round {round}"), &error),

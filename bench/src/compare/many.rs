@@ -32,9 +32,8 @@ const CACHE: &str = "64MiB";
 /// Torrents asked for a block before a start counts as done: each seeds or the start is not over.
 const SAMPLE: usize = 200;
 const START_MAX: Duration = Duration::from_secs(300);
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(15);
 const IDLE_CONNECTIONS: usize = 2000;
-const ROUNDS_MAX: usize = 3;
 
 #[derive(Serialize)]
 struct Start {
@@ -54,7 +53,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let sample = sample(&content);
     let bare = bare_private_bytes(options, &content)?;
     let mut starts = Vec::new();
-    for round in cut::rounds(options.rounds.min(ROUNDS_MAX)) {
+    for round in cut::rounds(options.rounds) {
         if let Err(error) = one_round(options, &content, &sample, round, &mut starts, &mut report) {
             report.fail(&format!("round {round}"), &error);
         }
