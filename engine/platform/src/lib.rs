@@ -7,6 +7,7 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod copy;
 pub mod cpu;
 pub mod descriptors;
 pub mod epoll;

@@ -7,6 +7,7 @@
 
 mod kept;
 
+use seedring_platform::copy;
 use seedring_platform::memory::{Class, Lease, Share};
 use seedring_proto::units::{BLOCK_BYTES, Block, PieceIndex};
 
@@ -212,7 +213,8 @@ impl Partial {
         let chunk = begin / CHUNK_BYTES as usize;
         let from = begin - chunk * CHUNK_BYTES as usize;
         let lease = self.chunks[chunk].as_mut().expect("invariant: leased when it was asked for");
-        lease[from..from + bytes.len()].copy_from_slice(bytes);
+        // Read again when the piece is whole: to be hashed, and written.
+        copy::past_caches(&mut lease[from..from + bytes.len()], bytes);
     }
 
     /// A block came whole. Who else was asked for it, if it was taken; `None`: it was not.
