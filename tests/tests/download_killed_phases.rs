@@ -147,30 +147,19 @@ impl Run {
         others.into_iter().fold(first, |least, one| if one.1 < least.1 { one } else { least })
     }
 
-    /// A download that lacked something at the last death, if there is one.
-    fn unfinished(&mut self) -> usize {
-        let lacks = |download: &Download| {
-            let has = self.stored.haves(&download.file).count();
-            download.present == Some(true) && has < download.file.piece_count() as usize
-        };
-        let all: Vec<usize> = (0..DOWNLOADS).filter(|at| lacks(&self.downloads[*at])).collect();
-        match all.is_empty() {
-            true => self.rng.below(DOWNLOADS as u64) as usize,
-            false => *self.rng.pick(&all),
-        }
-    }
-
     /// Has the engine killed in the middle of a step of this kind, some steps from now.
     fn set_trap(&mut self, phase: Phase, pid: u32) {
         let moments = [Moment::Before, Moment::Torn, Moment::After];
         let moment = *self.rng.pick(&moments);
         let (step, name, most) = match phase {
             Phase::Receive | Phase::Other => {
-                let waited_for = self.unfinished();
-                let nth = self.rng.between(1, 30) as u32;
-                return self.downloads[waited_for].seed.set_trap(pid, nth);
+                // Whichever comes first: what is complete now may be removed and begun again.
+                for download in &self.downloads {
+                    download.seed.set_trap(pid, self.rng.between(1, 100) as u32);
+                }
+                return;
             }
-            Phase::Write => (Step::Write, "d-", 60),
+            Phase::Write => (Step::Write, "d-", 30),
             Phase::Sync => (Step::Sync, "d-", 6),
             // One commit is some writes to the log and one sync of it; at times it is copied over.
             Phase::Commit if self.rng.per_mille(500) => (Step::Write, "state.sqlite", 16),
@@ -411,6 +400,9 @@ fn kills_in_every_phase_break_no_promise() -> Result<()> {
         let wished = if kill < kills { in_turn } else { run.fewest().0 };
         kill_once(&mut run, kill, wished, None).with_context(context)?;
         kill += 1;
+        if kill % 50 == 0 {
+            println!("{kill} kills in {:.0} s: {:?}", began.elapsed().as_secs_f64(), run.kills);
+        }
     }
     println!(
         "{kill} kills in {:.0} s: {:?}; {} unsynced writes lost, {} commands, {} MiB of the \
