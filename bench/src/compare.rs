@@ -46,7 +46,7 @@ use crate::{
     agents::{nodes, runner},
     cut,
     environment::{Circumstances, Environment},
-    leech::{Outcome, parse_bytes},
+    leech::{Outcome, Pattern, parse_bytes},
     namespace,
 };
 
@@ -114,6 +114,10 @@ pub struct Options {
     /// Connections, a point each; by default what the preset has.
     #[arg(long, value_delimiter = ',')]
     pub connections: Vec<usize>,
+    /// Which blocks the load asks for (seeding, spread, beside, connections, slow-readers, churn,
+    /// seed-many, restart).
+    #[arg(long, value_enum, default_value = "random")]
+    pub pattern: Pattern,
     /// Without the open-loop run at half of each target's speed.
     #[arg(long)]
     pub no_open_loop: bool,
@@ -150,6 +154,10 @@ pub struct Options {
     /// Numbers of seeders of the preset `download`; several give a curve.
     #[arg(long, value_delimiter = ',', default_value = "4")]
     pub peers: Vec<usize>,
+    /// How many percent of the pieces each seeder has; together they have all (`download`).
+    #[arg(long, value_name = "PERCENT", default_value_t = 100)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub seeders_have_percent: u8,
     #[command(flatten)]
     pub site: Site,
 }
@@ -437,6 +445,7 @@ impl Options {
     /// The measured window's arguments, with what is read beside CPU time and memory.
     pub fn window(&self) -> Vec<String> {
         let mut arguments = self.plain_window();
+        arguments.extend(self.asked());
         arguments.extend(["--target-core".into(), self.site.server_core.to_string()]);
         if self.seconds >= SYSCALLS_MIN_SECONDS {
             arguments.push("--syscalls".into());
@@ -453,6 +462,26 @@ impl Options {
         ]
         .to_vec()
     }
+
+    /// Which blocks a load asks for.
+    pub fn asked(&self) -> [String; 2] {
+        ["--pattern".into(), value_name(self.pattern)]
+    }
+
+    /// The same in words.
+    pub fn blocks(&self) -> &'static str {
+        match self.pattern {
+            Pattern::Random => "random blocks",
+            Pattern::Sequential => "blocks in order",
+            Pattern::Together => "blocks in order from the first",
+            Pattern::RarestFirst => "blocks of pieces, rarest first",
+        }
+    }
+}
+
+/// As it is written on the command line.
+pub fn value_name(value: impl clap::ValueEnum) -> String {
+    value.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
 }
 
 fn leech_of(torrent: &Path) -> Vec<OsString> {

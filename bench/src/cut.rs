@@ -8,13 +8,19 @@
 use std::{
     fs, io,
     process::{self, Child},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What a shell says of a program that SIGINT ended.
@@ -22,7 +28,7 @@ pub const STATUS: u8 = 130;
 /// Between two looks of one that waits.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Set once, by the thread of the signals; read by all others. Nothing is published through it.
+/// Set by the thread of the signals; read by all others. Nothing is published through it.
 static IS_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Calls `act` with 1, 2, ... at each SIGINT or SIGTERM from now on, on a thread of its own.
@@ -63,12 +69,23 @@ pub fn watch_comparison() -> Result<()> {
 /// The one that waits for the comparison: what it gets, the comparison is told.
 pub fn forward(comparison: &Child) -> Result<()> {
     let held = pidfd_open(Pid::from_child(comparison), PidfdFlags::empty())?;
+    let tell = move || match pidfd_send_signal(&held, Signal::TERM) {
+        // It has ended: of several, one after the other, each is told by a watch of its own.
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => eprintln!("the comparison cannot be told: {error}"),
+    };
+    let tell = Arc::new(tell);
+    let told = Arc::clone(&tell);
     watch(move |_| {
-        if let Err(error) = pidfd_send_signal(&held, Signal::TERM) {
-            eprintln!("the comparison cannot be told: {error}");
-        }
+        IS_ASKED.store(true, Relaxed);
+        told();
     })
-    .context("the signals")
+    .context("the signals")?;
+    // It came while none of them ran.
+    if is_asked() {
+        tell();
+    }
+    Ok(())
 }
 
 pub fn is_asked() -> bool {

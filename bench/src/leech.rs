@@ -15,7 +15,7 @@ mod sample;
 mod stalls;
 mod strain;
 mod tally;
-mod walk;
+pub mod walk;
 mod watched;
 mod worker;
 

@@ -10,6 +10,7 @@ mod compare;
 mod cut;
 mod environment;
 mod faulty;
+mod index;
 mod judge;
 mod leech;
 mod merge;
@@ -23,6 +24,7 @@ mod probe;
 mod pull;
 mod report;
 mod scenario;
+mod seed;
 mod swarm;
 mod torrent;
 
@@ -45,6 +47,8 @@ struct Options {
 enum Command {
     /// Run a scenario file: targets side by side, a report with plots.
     Run(Box<scenario::Options>),
+    /// Write the page by which the reports of one folder are found.
+    Index(index::Options),
     /// Open connections to a seeder, keep requests outstanding, report its speed and its cost.
     Leech(Box<leech::Options>),
     /// Run seeders side by side, interleaved, and write a report (--preset); or judge two reports
@@ -61,6 +65,8 @@ enum Command {
     /// Run a scenario in a Docker Swarm, or remove what killed runs left there.
     #[command(subcommand)]
     Swarm(swarm::Command),
+    /// A seeder of the bench's own that may have a part of the pieces only.
+    Seed(seed::Options),
     /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
     Faulty(faulty::Options),
     /// Pull a file over HTTP, drop it unread: the ceiling of sending files.
@@ -85,6 +91,7 @@ struct Compare {
 fn main() -> ExitCode {
     let outcome = match Options::parse().command {
         Command::Run(options) => scenario::run(*options),
+        Command::Index(options) => index::run(&options),
         Command::Leech(options) => leech::run(&options),
         Command::Compare(options) if options.reports.is_asked_for() => judge::run(&options.reports),
         Command::Compare(options) => compare::run(options.run),
@@ -93,7 +100,8 @@ fn main() -> ExitCode {
         Command::Agent(options) => agents::agent::run(&options),
         Command::Watch(options) => agents::watch::run(&options),
         Command::Swarm(command) => swarm::run(command),
-        Command::Faulty(options) => faulty::run(options),
+        Command::Seed(options) => seed::run(&options),
+        Command::Faulty(options) => faulty::run(&options),
         Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),
         Command::Place(options) => place::run(&options),

@@ -19,25 +19,30 @@ use crate::cut;
 /// Runs this very command once more, in a namespace of its own. A signal is passed on, and should
 /// this process be killed, the comparison is told to end.
 pub fn run_inside() -> Result<ExitCode> {
+    run_inside_with(std::env::args_os().skip(1).collect()).map(ExitCode::from)
+}
+
+/// The same with these arguments; gives the exit status.
+pub fn run_inside_with(mut arguments: Vec<OsString>) -> Result<u8> {
+    // Behind the subcommand: what follows a `--` is no option.
+    arguments.insert(arguments.len().min(1), "--inside".into());
     let this = std::env::current_exe().context("the path of this program")?;
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut inside = Command::new("setpriv")
         .args(["--pdeathsig", "TERM", "unshare", "--net", "--"])
         .arg(this)
         .args(arguments)
-        .arg("--inside")
         .process_group(0)
         .spawn()
         .context("cannot run setpriv: install util-linux")?;
     cut::forward(&inside)?;
     let status = inside.wait()?;
     match status.code() {
-        Some(0) => Ok(ExitCode::SUCCESS),
+        Some(0) => Ok(0),
         Some(code) => {
             if !rustix::process::geteuid().is_root() {
                 eprintln!("compare makes a network namespace and sets priorities: run it as root");
             }
-            Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+            Ok(u8::try_from(code).unwrap_or(1))
         }
         None => bail!("the comparison was ended by a signal"),
     }

@@ -1,7 +1,8 @@
 //! Owns: a report as one HTML page that needs nothing else: text, tables, plots.
 //! Never: figures of its own. Flow: the report's Markdown and its plots -> the page.
 //!
-//! The Markdown is what this program writes itself: headings, paragraphs, tables, lists, `code`.
+//! The Markdown is what this program writes itself: headings, paragraphs, tables, lists, pictures,
+//! `code`, [links](x.html).
 
 use std::fmt::Write as _;
 
@@ -15,18 +16,11 @@ th { background: #f3f3f3 } code { background: #f3f3f3; overflow-wrap: anywhere }
 
 /// `plots`: what each shows, and its SVG.
 pub fn html(markdown: &str, plots: &[(String, String)]) -> String {
-    let title = markdown.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or("Report");
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
-         <style>\n{STYLE}</style>\n",
-        escaped(title)
-    );
-    let mut blocks = markdown.split("\n\n").map(str::trim_end).filter(|block| !block.is_empty());
+    let mut out = begun(markdown);
     let mut head = true;
-    for block in &mut blocks {
+    for block in blocks(markdown) {
         // Plots come after the first paragraph, which says what was run and where.
-        put_block(&mut out, block.trim_start_matches('\n'));
+        put_block(&mut out, block);
         if head && !block.starts_with('#') {
             head = false;
             for (_, svg) in plots {
@@ -38,11 +32,45 @@ pub fn html(markdown: &str, plots: &[(String, String)]) -> String {
     out
 }
 
+/// The same with each picture where it stands; `picture` gives the SVG of a file, if it is there.
+pub fn html_with(markdown: &str, picture: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = begun(markdown);
+    for block in blocks(markdown) {
+        let file = block.strip_prefix("![").and_then(|rest| rest.strip_suffix(')'));
+        let file = file.and_then(|rest| Some(rest.split_once("](")?.1));
+        match file.and_then(&picture) {
+            Some(svg) => {
+                let _ = writeln!(out, "<figure>\n{svg}</figure>");
+            }
+            None => put_block(&mut out, block),
+        }
+    }
+    out.push_str("</html>\n");
+    out
+}
+
+fn begun(markdown: &str) -> String {
+    let title = markdown.lines().find_map(|line| line.strip_prefix("# ")).unwrap_or("Report");
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
+         <style>\n{STYLE}</style>\n",
+        escaped(title)
+    )
+}
+
+fn blocks(markdown: &str) -> impl Iterator<Item = &str> {
+    let blocks = markdown.split("\n\n").map(|block| block.trim_matches('\n'));
+    blocks.filter(|block| !block.trim().is_empty())
+}
+
 fn put_block(out: &mut String, block: &str) {
     let mut lines = block.lines().peekable();
     while let Some(line) = lines.next() {
         if let Some(words) = line.strip_prefix("# ") {
             let _ = writeln!(out, "<h1>{}</h1>", marked(words));
+        } else if let Some(words) = line.strip_prefix("## ") {
+            let _ = writeln!(out, "<h2>{}</h2>", marked(words));
         } else if line.starts_with('|') {
             let mut rows = vec![line];
             while let Some(row) = lines.next_if(|line| line.starts_with('|')) {
@@ -86,18 +114,43 @@ fn put_table(out: &mut String, rows: &[&str]) {
     out.push_str("</table></div>\n");
 }
 
-/// Escaped, with `code` between its tags.
+/// Escaped, with `code` between its tags, and links.
 fn marked(words: &str) -> String {
     let mut out = String::new();
     for (number, part) in words.split('`').enumerate() {
         let part = escaped(part);
         match number % 2 {
-            0 => out.push_str(&part),
+            0 => out.push_str(&linked(&part)),
             _ => {
                 let _ = write!(out, "<code>{part}</code>");
             }
         }
     }
+    out
+}
+
+/// `[words](target)` as a link; a picture's name is left as it is.
+fn linked(escaped: &str) -> String {
+    let mut out = String::new();
+    let mut rest = escaped;
+    while let Some((before, link)) = rest.split_once('[') {
+        let whole = link.split_once("](").and_then(|(words, after)| {
+            let (target, after) = after.split_once(')')?;
+            Some((words, target, after))
+        });
+        match whole.filter(|_| !before.ends_with('!')) {
+            Some((words, target, after)) => {
+                let target = target.replace('"', "%22");
+                let _ = write!(out, "{before}<a href=\"{target}\">{words}</a>");
+                rest = after;
+            }
+            None => {
+                let _ = write!(out, "{before}[");
+                rest = link;
+            }
+        }
+    }
+    out.push_str(rest);
     out
 }
 
@@ -120,5 +173,15 @@ mod tests {
         assert!(page.contains("<p>Versions:</p>\n<ul>\n<li>one</li>\n<li>two</li>\n</ul>"));
         assert_eq!(page.matches("<svg>").count(), 1);
         assert!(!page.contains("http"), "it needs nothing else");
+    }
+
+    #[test]
+    fn links_are_links_and_other_brackets_are_not() {
+        assert_eq!(marked("a [b](c.html)!"), "a <a href=\"c.html\">b</a>!");
+        assert_eq!(marked("![b](c.svg) [x] `[y](z)`"), "![b](c.svg) [x] <code>[y](z)</code>");
+        let picture = |file: &str| (file == "c.svg").then(|| "<svg/>\n".to_owned());
+        let page = html_with("# T\n\n## U\n\n![b](c.svg)\n\n![b](d.svg)\n", picture);
+        assert!(page.contains("<h2>U</h2>\n<figure>\n<svg/>\n</figure>\n"), "{page}");
+        assert!(page.contains("<p>![b](d.svg)</p>"), "what is not there is named: {page}");
     }
 }

@@ -1,7 +1,10 @@
 //! Owns: `seedring-bench run`: scenario files, what they may say, which comparison each asks for.
-//! Never: measures. Flow: file -> checked -> the engine is built where it is missing -> comparison.
+//! Never: measures. Flow: file -> checked -> the engine is built where it is missing -> comparison;
+//! several: all checked, then each by this program once more.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsString,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -10,7 +13,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use crate::{
@@ -19,8 +21,10 @@ use crate::{
         runner::{self, Runner},
     },
     compare::{self, Afar, Kind, Preset, Site, Tuning},
-    leech::parse_bytes,
+    cut, index,
+    leech::{Pattern, parse_bytes},
     namespace,
+    seed::Share,
 };
 
 /// Where targets listen for agents.
@@ -28,9 +32,11 @@ const PORT: u16 = 6881;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// The scenario, a YAML file such as bench/scenarios/quick.yaml.
-    scenario: PathBuf,
-    /// Only check the file, and say what it would do.
+    /// The scenario, a YAML file such as bench/scenarios/quick.yaml. Several are run one after the
+    /// other, each with its own report, and index.html leads to them.
+    #[arg(required = true)]
+    scenario: Vec<PathBuf>,
+    /// Only check the files, and say what it would do.
     #[arg(long)]
     check: bool,
     /// Repeats, in place of the scenario's.
@@ -73,6 +79,9 @@ struct Scenario {
     size: Option<String>,
     /// Of `seeding`, `connections`, `slow-readers` and `restart`: so many at once, a point each.
     connections: Option<Vec<usize>>,
+    /// Of those with a load of leeches: `random` blocks, `sequential`, `together` from the first,
+    /// `rarest-first`.
+    pattern: Option<Pattern>,
     /// Of `seeding`: latency at half of each target's speed as well.
     open_loop: Option<bool>,
     /// Of `spread`: shards of the engine, a point each.
@@ -90,8 +99,9 @@ struct Scenario {
     /// Of `mixed`: how many of one client a swarm of them alone has, and what the seed sends.
     members: Option<usize>,
     seed_mib_per_s: Option<usize>,
-    /// Of `download`: seeders, a point each.
+    /// Of `download`: seeders, a point each, and how many percent of the pieces each of them has.
     seeders: Option<Vec<usize>>,
+    seeders_have_percent: Option<u8>,
 }
 
 impl Scenario {
@@ -142,6 +152,18 @@ impl Scenario {
         rate("stay_seconds", self.stay_seconds)?;
         let fits = self.zipf.is_none_or(|power| (0.0..=5.0).contains(&power));
         ensure!(fits, "`zipf` is a power from 0, all alike, to 5");
+        let fits = self.seeders_have_percent.is_none_or(|percent| (1..=100).contains(&percent));
+        ensure!(fits, "`seeders_have_percent` is a number from 1 to 100");
+        let percent = self.seeders_have_percent.unwrap_or(100);
+        let is_partial = percent < 100;
+        let is_curve = self.seeders.as_ref().is_some_and(|seeders| seeders.len() > 1);
+        ensure!(
+            !(is_partial && is_curve),
+            "`seeders` has one number where each has a part: fewer would not have all pieces"
+        );
+        let seeders = self.seeders.as_deref().and_then(<[usize]>::first).copied();
+        Share::check(percent, seeders.unwrap_or(4) as u32)
+            .context("`seeders_have_percent` is too much")?;
         self.keys_fit()?;
         self.slow_rate()?;
         self.size_bytes().map(drop)
@@ -150,20 +172,26 @@ impl Scenario {
     /// A key that its comparison does not know would be silently without effect.
     fn keys_fit(&self) -> Result<()> {
         use Preset::{
-            Churn, Connections, Download, Many, Mixed, Restart, SeedMany, Seeding, SlowReaders,
-            Spread, StartUp,
+            Beside, Churn, Connections, Download, Many, Mixed, Restart, SeedMany, Seeding,
+            SlowReaders, Spread, StartUp,
         };
         let come_and_go: &[Preset] = &[Churn, SeedMany];
-        let keys: [(&str, bool, &[Preset]); 12] = [
+        let keys: [(&str, bool, &[Preset]); 14] = [
             (
                 "connections",
                 self.connections.is_some(),
                 &[Seeding, Connections, SlowReaders, Restart],
             ),
+            (
+                "pattern",
+                self.pattern.is_some(),
+                &[Seeding, Spread, Beside, Connections, SlowReaders, Churn, SeedMany, Restart],
+            ),
             ("open_loop", self.open_loop.is_some(), &[Seeding]),
             ("shards", self.shards.is_some(), &[Spread]),
             ("torrents", self.torrents.is_some(), &[Many, SeedMany, StartUp]),
             ("seeders", self.seeders.is_some(), &[Download]),
+            ("seeders_have_percent", self.seeders_have_percent.is_some(), &[Download]),
             ("zipf", self.zipf.is_some(), &[SeedMany]),
             ("arrivals_per_second", self.arrivals_per_second.is_some(), come_and_go),
             ("stay_seconds", self.stay_seconds.is_some(), come_and_go),
@@ -209,6 +237,7 @@ impl Scenario {
             seconds: self.seconds.unwrap_or(usual.seconds),
             warm_up: self.warm_up_seconds.unwrap_or(usual.warm_up),
             connections: self.connections.unwrap_or(usual.connections),
+            pattern: self.pattern.unwrap_or(usual.pattern),
             no_open_loop: !self.open_loop.unwrap_or(true),
             size: size.or(usual.size),
             shards: self.shards.unwrap_or(usual.shards),
@@ -221,6 +250,7 @@ impl Scenario {
             slow: self.slow.unwrap_or(usual.slow),
             slow_rate: slow_rate.unwrap_or(usual.slow_rate),
             peers: self.seeders.unwrap_or(usual.peers),
+            seeders_have_percent: self.seeders_have_percent.unwrap_or(100),
             site,
         })
     }
@@ -240,23 +270,90 @@ fn at_its_line(text: &str, error: anyhow::Error) -> anyhow::Error {
 }
 
 fn named(preset: Preset) -> String {
-    let value = preset.to_possible_value();
-    value.map_or(String::new(), |value| value.get_name().to_owned())
+    compare::value_name(preset)
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {
-    let Options { scenario: path, check, repeats, mut site, .. } = options;
-    let Options { controller, secret, in_place, address, .. } = options;
-    let text = fs::read_to_string(&path)
+    let read = |path: &PathBuf| Ok((path.clone(), read(path, options.repeats)?));
+    let mut scenarios = options.scenario.iter().map(read).collect::<Result<Vec<_>>>()?;
+    if options.check {
+        scenarios.iter().for_each(|(_, scenario)| println!("{scenario:#?}"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    match scenarios.pop() {
+        Some((path, scenario)) if scenarios.is_empty() => run_one(options, &path, scenario),
+        _ => run_all(&options),
+    }
+}
+
+fn read(path: &Path, repeats: Option<usize>) -> Result<Scenario> {
+    ensure!(
+        name_of(path) != index::NAME,
+        "{}: a report of this name would be overwritten by the page that leads to all: rename it",
+        path.display()
+    );
+    let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the scenario {}", path.display()))?;
     let mut scenario = Scenario::parse(&text).with_context(|| format!("{}", path.display()))?;
     scenario.repeats = repeats.or(scenario.repeats);
     scenario.check()?;
-    if check {
-        println!("{scenario:#?}");
-        return Ok(ExitCode::SUCCESS);
+    Ok(scenario)
+}
+
+/// What a scenario's report is called.
+fn name_of(path: &Path) -> &str {
+    path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("scenario")
+}
+
+/// Each in a namespace of its own. One that fails does not keep the next from running; the page
+/// that leads to the reports is there from the first on.
+fn run_all(options: &Options) -> Result<ExitCode> {
+    let Options { scenario: paths, site, .. } = options;
+    ensure!(
+        options.controller.is_none(),
+        "several scenarios are run on this machine alone: --controller takes one at a time"
+    );
+    let names: BTreeSet<&str> = paths.iter().map(|path| name_of(path)).collect();
+    ensure!(
+        names.len() == paths.len(),
+        "two of the scenarios have the same file name: their reports would too"
+    );
+    build_engine(&site.seedring)?;
+    let is_scenario = |word: &OsString| paths.iter().any(|path| path.as_os_str() == word);
+    let others: Vec<OsString> =
+        std::env::args_os().skip(1).filter(|word| !is_scenario(word)).collect();
+    let folder = site.out.as_ref().unwrap_or(&site.work);
+    let mut failed = Vec::new();
+    for (number, path) in paths.iter().enumerate() {
+        eprintln!("scenario {} of {}: {}", number + 1, paths.len(), path.display());
+        let mut arguments = others.clone();
+        arguments.push(path.into());
+        let status = namespace::run_inside_with(arguments).unwrap_or_else(|error| {
+            eprintln!("{}: {error:#}", path.display());
+            1
+        });
+        if status != 0 {
+            failed.push(name_of(path));
+        }
+        // None is there yet where the first ones left no report.
+        match index::write(folder) {
+            Ok(page) => eprintln!("wrote {}", page.display()),
+            Err(error) => eprintln!("no page that leads to the reports: {error:#}"),
+        }
+        if cut::is_asked() || status == cut::STATUS {
+            return Ok(ExitCode::from(cut::STATUS));
+        }
     }
-    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("scenario").to_owned();
+    if !failed.is_empty() {
+        eprintln!("not whole: {}", failed.join(", "));
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_one(options: Options, path: &Path, scenario: Scenario) -> Result<ExitCode> {
+    let Options { controller, secret, in_place, address, mut site, .. } = options;
+    let name = name_of(path).to_owned();
     let title = scenario.title.clone();
     if let Some(controller) = controller {
         compare::check_preset(scenario.compare, &named(scenario.compare))
@@ -349,6 +446,13 @@ mod tests {
         let zero = wrong("title: t\ncompare: seeding\nconnections: [0]\n");
         assert!(zero.contains("numbers begin at 1"), "{zero}");
         assert!(zero.contains("line 3, column 1"), "{zero}");
+        let part = "compare: download\nseeders: [2, 4]\nseeders_have_percent: ";
+        let few = wrong(&format!("title: t\n{part}50\n"));
+        assert!(few.contains("one number") && few.contains("line 3"), "{few}");
+        let all = wrong("title: t\ncompare: download\nseeders_have_percent: 90\n");
+        assert!(all.contains("of 4 seeders") && all.contains("line 3"), "{all}");
+        let none = wrong(&format!("title: t\n{part}0\n"));
+        assert!(none.contains("from 1 to 100") && none.contains("line 4"), "{none}");
         let size = wrong("title: t\ncompare: seeding\nsize: 3 parsecs\n");
         assert!(size.contains("KiB, MiB or GiB"), "{size}");
     }

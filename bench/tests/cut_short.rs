@@ -38,6 +38,33 @@ impl Comparison {
     /// `at_first`: what the stand-in does before it seeds.
     fn start(name: &str, at_first: &str) -> Comparison {
         let scratch = Scratch::new(name);
+        Comparison::stand_in(&scratch, at_first);
+        let mut command = Command::new(BENCH);
+        command
+            .args(["compare", "--preset", "seeding", "--targets", "seedring", "--rounds", "50"])
+            .args(["--seconds", "0.4", "--warm-up", "0", "--size", "4MiB", "--connections", "2"])
+            .arg("--no-open-loop");
+        Comparison::run(command, scratch)
+    }
+
+    /// The same as two scenarios of a set.
+    fn start_set(name: &str, at_first: &str) -> Comparison {
+        let scratch = Scratch::new(name);
+        Comparison::stand_in(&scratch, at_first);
+        let mut command = Command::new(BENCH);
+        command.arg("run");
+        for name in ["one", "two"] {
+            let path = scratch.0.join(format!("{name}.yaml"));
+            let text = "compare: seeding\ntargets: [seedring]\nrepeats: 50\nseconds: 0.4\n\
+                        warm_up_seconds: 0\nsize: 4MiB\nconnections: [2]\nopen_loop: false\n";
+            fs::write(&path, format!("title: {name}\n{text}")).expect("written");
+            command.arg(path);
+        }
+        Comparison::run(command, scratch)
+    }
+
+    /// The program that is taken for the engine.
+    fn stand_in(scratch: &Scratch, at_first: &str) {
         let folder = scratch.0.display();
         let engine = scratch.0.join("engine");
         let script = format!(
@@ -47,11 +74,13 @@ impl Comparison {
         );
         fs::write(&engine, script).expect("written");
         fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).expect("executable");
+    }
+
+    fn run(mut command: Command, scratch: Scratch) -> Comparison {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let child = Command::new(BENCH)
-            .args(["compare", "--preset", "seeding", "--targets", "seedring", "--rounds", "50"])
-            .args(["--seconds", "0.4", "--warm-up", "0", "--size", "4MiB", "--connections", "2"])
-            .args(["--no-open-loop", "--load-core", if cores > 1 { "1" } else { "0" }])
+        let engine = scratch.0.join("engine");
+        let child = command
+            .args(["--load-core", if cores > 1 { "1" } else { "0" }])
             .arg("--seedring")
             .arg(&engine)
             .arg("--work")
@@ -146,6 +175,30 @@ fn the_first_signal_keeps_the_rounds_measured_so_far() {
         let judged = bench(&["compare", path, path]);
         let judged = String::from_utf8_lossy(&judged.stdout).into_owned();
         assert!(judged.contains("NEW is partial"), "{judged}");
+    }
+}
+
+/// Of several scenarios the one under way is cut short, and none follows; nor where no run was over
+/// yet.
+#[test]
+fn a_signal_ends_a_set_of_scenarios() {
+    if !is_root("a_signal_ends_a_set") {
+        return;
+    }
+    for (name, at_first, words, is_measured) in
+        [("set-early", "exec sleep 60", "scenario 1 of 2", false), ("set", "", "CPU-s/GiB", true)]
+    {
+        let mut comparison = Comparison::start_set(name, at_first);
+        comparison.wait_for(words, 1);
+        comparison.wait_for("content:", 1);
+        comparison.signal("INT");
+        let status = comparison.end();
+        assert_eq!(status.code(), Some(130), "{}", comparison.said());
+        assert!(!comparison.said().contains("scenario 2"), "{}", comparison.said());
+        let there = |name: &str| comparison.scratch.0.join(name).exists();
+        assert_eq!((there("one.json"), there("index.html")), (is_measured, is_measured));
+        assert!(!there("two.json"));
+        comparison.nothing_is_left();
     }
 }
 

@@ -143,7 +143,7 @@ fn slow_readers_beside_fast_ones() {
 
 #[test]
 fn churn_beside_as_many_that_stay() {
-    let text = "compare: churn\ntargets: [seedring]\narrivals_per_second: 60\nstay_seconds: 0.5\n\
+    let text = "compare: churn\ntargets: [seedring]\npattern: rarest-first\narrivals_per_second: 60\nstay_seconds: 0.5\n\
                 seconds: 2\n";
     let found = run("churn", text, &[]);
     let (report, markdown) = (&found.report, &found.markdown);
@@ -170,6 +170,10 @@ fn churn_beside_as_many_that_stay() {
     assert!(churn["fairness"].is_null(), "a place is many connections");
     assert!(!churn["target_private_by_second"].as_array().expect("a list").is_empty());
     assert!(markdown.contains("private MiB at first"), "{markdown}");
+    assert_eq!(
+        (&stay["pattern"], &churn["pattern"]),
+        (&"rarest-first".into(), &"rarest-first".into())
+    );
 }
 
 #[test]
@@ -293,6 +297,21 @@ fn every_other_scenario_has_its_plots() {
     let found = run("download", text, &[]);
     nothing_failed(&found.report);
     found.has_plots(&["peers", "cpu", "memory"]);
+}
+
+/// Each of four seeders has half of the pieces; what is downloaded is hashed.
+#[test]
+fn downloads_from_partial_seeds() {
+    let text = "compare: download\ntargets: [seedring, libtorrent, aria2]\nseeders: [4]\n\
+                seeders_have_percent: 50\n";
+    let python = std::env::var("SEEDRING_PYTHON").unwrap_or_else(|_| "python3".into());
+    let found = run("partial-seeds", text, &["--python", &python]);
+    nothing_failed(&found.report);
+    found.has_plots(&["peers", "cpu", "memory"]);
+    assert_eq!(runs(&found.report).len(), 3);
+    assert!(found.markdown.contains("each piece at 2 of the 4"), "{}", found.markdown);
+    let commands = found.report["commands"].to_string();
+    assert!(commands.contains("--have-percent 50 --of 4 --number 0"), "{commands}");
 }
 
 /// Both settings of a target are rows of their own, side by side.

@@ -293,13 +293,14 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
         "load busy",
     ];
     format!(
-        "{CONNECTIONS} connections, 16 KiB random blocks of {:.0} MiB in the engine's cache, open \
+        "{CONNECTIONS} connections, 16 KiB {} of {:.0} MiB in the engine's cache, open \
          loop at half of what the same engine gave at full speed, one shard on core {}, the load \
          on core {}, both nice -20; {} rounds, the engine fresh each round; {} s after {} s of \
          warm-up. Latency is from when a block was due until it was there. The recheck is of \
          another torrent on the same shard, of {COPIES} files of {:.0} MiB that are one inode; it \
          goes on before, during and after the window. What is read from the disk was not in the \
          page cache for a while before.\n\n{}",
+        options.blocks(),
         options.size_bytes() as f64 / 1_048_576.0,
         options.site.server_core,
         options.site.load_core,

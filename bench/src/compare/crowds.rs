@@ -402,8 +402,9 @@ fn crowd_plots(runs: &[Run]) -> Vec<Plot> {
 /// What all of these have in common.
 fn said(options: &Options, how: &str) -> String {
     format!(
-        "16 KiB random blocks, {:.0} MiB hot, server on core {}, {}, both nice -20; \
+        "16 KiB {}, {:.0} MiB hot, server on core {}, {}, both nice -20; \
          {} rounds, interleaved, {how}; {} s measured after {} s of warm-up; medians (min..max).",
+        options.blocks(),
         options.size_bytes() as f64 / MIB,
         options.site.server_core,
         options.load_place(),

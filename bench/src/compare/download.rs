@@ -26,7 +26,7 @@ use super::{
     summary::{Report, Spread, table},
     swarm::Swarm,
 };
-use crate::{cut, payload, torrent::Torrent};
+use crate::{cut, payload, seed::Share, torrent::Torrent};
 
 const GIB: f64 = 1_073_741_824.0;
 const MIB: f64 = 1_048_576.0;
@@ -68,6 +68,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let torrent = Torrent::read(&content.torrent)?;
     let most = *options.peers.iter().max().context("--peers needs a number")?;
     ensure!(!options.peers.contains(&0), "--peers must be at least 1");
+    ensure!(
+        options.seeders_have_percent == 100 || options.peers.len() == 1,
+        "where seeders have a part each there is one number of them: fewer would not have all"
+    );
+    Share::check(options.seeders_have_percent, most as u32).context("--seeders-have-percent")?;
     // A copy at a time, in a folder of the work folder.
     payload::ensure_room(&options.run_folder("download")?.join(seeding::CONTENT), size)?;
     let swarm = Swarm::start(options, &content, most)?;
@@ -211,18 +216,31 @@ fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
     ];
     format!(
         "{:.0} MiB in pieces of 1 MiB, content to a folder on disk; downloader on core {}, seeders \
-         (engines of their own, content from the page cache) on core {}, all nice -20; peers from \
-         a tracker; {} rounds, interleaved, each target fresh each round. Seconds run from the \
-         start of the process until it says that all is there and verified; then the file is \
-         synced (\"until on disk\") and hashed. CPU is user + system time of the downloader and \
-         its children; what the kernel writes back later is nobody's. Where \"seeders busy\" nears \
-         1 the seeders were the limit.\n\n{}",
+         ({}, content from the page cache) on core {}, all nice -20; peers from a tracker; {} \
+         rounds, interleaved, each target fresh each round. Seconds run from the start of the \
+         process until it says that all is there and verified; then the file is synced (\"until on \
+         disk\") and hashed. CPU is user + system time of the downloader and its children; what \
+         the kernel writes back later is nobody's. Where \"seeders busy\" nears 1 the seeders were \
+         the limit.\n\n{}",
         options.size_bytes() as f64 / MIB,
         options.site.server_core,
+        seeders(options),
         options.site.load_core,
         options.rounds,
         table(&head, &rows)
     )
+}
+
+/// What they are, in words.
+fn seeders(options: &Options) -> String {
+    let count = options.peers.first().map_or(0, |count| *count as u32);
+    match options.seeders_have_percent {
+        100 => "engines of their own".into(),
+        percent => format!(
+            "the bench's own, each piece at {} of the {count}, which ones by chance, upload_only",
+            Share::holders(percent, count)
+        ),
+    }
 }
 
 /// Curves over the number of seeders, or bars where there is one.

@@ -150,6 +150,7 @@ fn one_round(
         } else {
             let rate = (outcome.mib_per_s / 2.0).max(1.0);
             arguments = options.plain_window();
+            arguments.extend(options.asked());
             arguments.extend(["--connections".into(), connections.to_string()]);
             arguments[1] = (options.seconds / 2.0).to_string();
             arguments.extend(["--open-loop".into(), format!("{rate:.0}")]);
@@ -310,10 +311,11 @@ fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
     let mut head = vec!["CPU-s per GiB: median (min..max), times iperf3"];
     head.extend(columns.iter().map(String::as_str));
     format!(
-        "16 KiB random blocks, 32 outstanding, {:.0} MiB hot, server on core {}, {}, \
+        "16 KiB {}, 32 outstanding, {:.0} MiB hot, server on core {}, {}, \
          both nice -20; {} rounds, interleaved, each target fresh each round, and \
          heated by one whole download (but transmission, which goes by a clock); {} s measured \
          after {} s warm-up. CPU is user + system time of the target and its children.\n\n{}",
+        options.blocks(),
         options.size_bytes() as f64 / 1_048_576.0,
         options.site.server_core,
         options.load_place(),

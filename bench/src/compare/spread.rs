@@ -186,9 +186,10 @@ fn result_table(options: &Options, places: &Places, runs: &[Run]) -> String {
             .into(),
     };
     format!(
-        "{} connections, random blocks, content heated by whole downloads. {placed} Times: over \
+        "{} connections, {}, content heated by whole downloads. {placed} Times: over \
          the first row.\n\n{}",
         places.connections,
+        options.blocks(),
         table(
             &[
                 "shards",

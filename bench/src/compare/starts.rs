@@ -217,6 +217,7 @@ fn restart_once(
     let torrent = Torrent::read(&way.content.torrent)?;
     // The load's process outlives the target's: it has no --pid.
     let mut arguments = options.plain_window();
+    arguments.extend(options.asked());
     let connections_word = connections.to_string();
     let more = ["--reopen-max", "50", "--connections", &connections_word];
     arguments.extend(more.map(String::from));

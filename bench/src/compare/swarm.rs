@@ -3,8 +3,9 @@
 //! Never: is measured as a target; what it costs is shown beside. Flow: `Swarm::start` -> torrent
 //! with this tracker -> `offer` so many -> the downloader announces, connects.
 //!
-//! Each seeder is an engine of its own because clients keep one connection a peer ID. Content comes
-//! from the page cache, which they share: hot caches of their own would not fit for 32 of them.
+//! Each seeder is a process of its own because clients keep one connection a peer ID: an engine,
+//! or, where each is to have a part of the pieces only, the bench's own. Content comes from the
+//! page cache, which they share: hot caches of their own would not fit for 32 of them.
 
 use std::{
     fs,
@@ -13,14 +14,14 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use seedring_proto::bencode::Encoder;
 
 use super::{
-    Cores, Options,
+    Cores, Options, on_cores, seeding,
     target::{self, Content, Running, Settings},
 };
 use crate::{namespace, payload, probe::Reading, torrent::Torrent};
@@ -50,20 +51,20 @@ impl Swarm {
         ensure!((1..=SEEDERS_MAX).contains(&count), "--peers must be from 1 to {SEEDERS_MAX}");
         let torrent = Torrent::read(&content.torrent)?;
         let mut seeders = Vec::new();
+        let is_partial = options.seeders_have_percent < 100;
         for number in 0..count {
             let address = seeder_address(number);
-            let state = options.run_folder(&format!("seeder-{number}"))?;
-            let settings = Settings {
-                listen: SocketAddr::V4(address),
-                direct_io: "off",
-                ..Settings::of(content, state, CACHE)
+            let running = match is_partial {
+                true => partial_seed(options, content, (number, count))?,
+                false => whole_seed(options, content, number)?,
             };
-            let running =
-                target::seedring(options, &settings, &Cores::one(options.site.load_core))?;
             seeders.push((running, address));
         }
         for (running, address) in &mut seeders {
-            running.wait_until_served(SocketAddr::V4(*address), &torrent)?;
+            match is_partial {
+                true => wait_until_open(running, *address)?,
+                false => running.wait_until_served(SocketAddr::V4(*address), &torrent)?,
+            }
         }
         let offered = Offered::default();
         let listener = TcpListener::bind(TRACKER).context("the tracker's address")?;
@@ -95,6 +96,46 @@ impl Swarm {
     pub fn command(&self) -> &str {
         self.seeders.first().map_or("", |(running, _)| &running.command)
     }
+}
+
+fn whole_seed(options: &Options, content: &Content, number: usize) -> Result<Running> {
+    let settings = Settings {
+        listen: SocketAddr::V4(seeder_address(number)),
+        direct_io: "off",
+        ..Settings::of(content, state(options, number)?, CACHE)
+    };
+    target::seedring(options, &settings, &Cores::one(options.site.load_core))
+}
+
+/// One of `count` that have all pieces together.
+fn partial_seed(
+    options: &Options,
+    content: &Content,
+    (number, count): (usize, usize),
+) -> Result<Running> {
+    let this = std::env::current_exe().context("the path of this program")?;
+    let mut command = on_cores(&this, &Cores::one(options.site.load_core));
+    command.arg("seed").arg("--torrent").arg(&content.torrent);
+    command.arg("--content").arg(content.folder.join(seeding::CONTENT));
+    command.args(["--listen", &seeder_address(number).to_string()]);
+    command.args(["--have-percent", &options.seeders_have_percent.to_string()]);
+    command.args(["--of", &count.to_string(), "--number", &number.to_string()]);
+    target::spawn(command, &state(options, number)?)
+}
+
+fn state(options: &Options, number: usize) -> Result<PathBuf> {
+    options.run_folder(&format!("seeder-{number}"))
+}
+
+/// A partial seed may lack the block that others are asked for.
+fn wait_until_open(running: &Running, address: SocketAddrV4) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(address).is_err() {
+        let is_late = Instant::now() > deadline || running.ended()?.is_some();
+        ensure!(!is_late, "{} does not listen: {}", running.command, running.last_words());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn seeder_address(number: usize) -> SocketAddrV4 {

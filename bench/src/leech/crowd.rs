@@ -76,8 +76,8 @@ impl Crowd {
         (average * (PLACES_FACTOR - 1.0) / workers as f64).ceil() as usize + more
     }
 
-    /// Connection `index` of `connections`.
-    pub fn lane(&self, index: usize, connections: usize, role: Role) -> Lane {
+    /// Connection `index` of `connections`; `None`: one that comes later.
+    pub fn lane(&self, index: usize, connections: Option<usize>, role: Role) -> Lane {
         let options = &self.options;
         let sample = if options.verify { Some(Sample::ALL) } else { options.verify_sample };
         let mut random = Random(options.seed ^ (index as u64).wrapping_mul(0xa076_1d64_78bd_642f));
@@ -88,7 +88,7 @@ impl Crowd {
             sample.is_some(),
             options.once,
             index,
-            connections.max(index + 1),
+            connections.map(|connections| connections.max(index + 1)),
             options.seed,
         );
         Lane {

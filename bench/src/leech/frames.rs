@@ -1,6 +1,6 @@
-//! Owns: the few messages the load speaks, as bytes (BEP 3, BEP 6).
+//! Owns: the few messages the load speaks, as bytes (BEP 3, BEP 6, BEP 10).
 //! Never: holds payload. Flow: connection writes handshake and requests here, inbound reads heads;
-//! `faulty` answers with the same words.
+//! `seed.rs` answers with the same words.
 
 use anyhow::{Result, ensure};
 use seedring_proto::units::Block;
@@ -22,11 +22,14 @@ pub mod id {
     pub const PIECE: u8 = 7;
     pub const HAVE_NONE: u8 = 15;
     pub const REJECT: u8 = 16;
+    pub const EXTENDED: u8 = 20;
 }
 
 const PROTOCOL: &[u8; 20] = b"\x13BitTorrent protocol";
 /// Reserved byte 7: fast extension (BEP 6).
 const FAST: u8 = 0x04;
+/// Reserved byte 5: extension protocol (BEP 10).
+const EXTENSIONS: u8 = 0x10;
 
 /// Our handshake: fast extension, no extension protocol, so that nobody gossips with the load.
 pub fn handshake(info_hash: &[u8; 20], peer_id: &[u8; 20]) -> [u8; HANDSHAKE_BYTES] {
@@ -36,6 +39,15 @@ pub fn handshake(info_hash: &[u8; 20], peer_id: &[u8; 20]) -> [u8; HANDSHAKE_BYT
     bytes[28..48].copy_from_slice(info_hash);
     bytes[48..].copy_from_slice(peer_id);
     bytes
+}
+
+/// Whether a handshake offers the extension protocol (BEP 10), and makes one of ours do so.
+pub fn has_extensions(handshake: &[u8; HANDSHAKE_BYTES]) -> bool {
+    handshake[25] & EXTENSIONS != 0
+}
+
+pub fn set_extensions(handshake: &mut [u8; HANDSHAKE_BYTES]) {
+    handshake[25] |= EXTENSIONS;
 }
 
 /// Checks the target's handshake; says whether it speaks the fast extension.

@@ -149,7 +149,7 @@ fn start_workers(
     for thread in 0..threads {
         let mine = members.iter().skip(thread).step_by(threads);
         let lanes: Vec<_> =
-            mine.map(|(index, role)| crowd.lane(*index, of_all.max(1), *role)).collect();
+            mine.map(|(index, role)| crowd.lane(*index, Some(of_all.max(1)), *role)).collect();
         let actives = lanes.iter().filter(|lane| lane.role == Role::Active).count();
         let share = actives as f64 / of_all.max(1) as f64;
         let pace = options.open_loop.map(|mib_per_s| {

@@ -17,6 +17,10 @@ pub enum Pattern {
     Random,
     /// All connections walk the torrent from its first block.
     Together,
+    /// Pieces in one shuffled order, each connection from its own place of it: what rarest first
+    /// makes of a crowd at a seed. Where connections are alike in speed, hardly a piece is asked
+    /// for again before all have been.
+    RarestFirst,
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, good enough to choose blocks and content.
@@ -60,7 +64,8 @@ enum Kind {
         next: u64,
     },
     Blocks,
-    /// Every piece once before any again, in a stride's order: no piece is open twice.
+    /// Every piece once before any again, in a stride's order: no piece is open twice. The stride
+    /// is the connection's own, or, rarest first, the crowd's.
     Pieces {
         piece: u64,
         stride: u64,
@@ -69,34 +74,39 @@ enum Kind {
 }
 
 impl Walk {
-    /// The walk of connection `index` of `connections`. `once`: the whole torrent, then nothing.
+    /// The walk of connection `index` of `connections`, whose places are evenly spread; `None`: one
+    /// that comes later, to a place by chance. `once`: the whole torrent, then nothing.
     pub fn new(
         grid: Grid,
         pattern: Pattern,
         whole_pieces: bool,
         once: bool,
         index: usize,
-        connections: usize,
+        connections: Option<usize>,
         seed: u64,
     ) -> Self {
-        let start = grid.blocks * index as u64 / connections as u64;
         let mut random = Random(seed ^ (index as u64).wrapping_mul(0xd6e8_feb8_6659_fd93));
+        let mut place_of = |all: u64| match connections {
+            Some(connections) => all * index as u64 / connections as u64,
+            None => random.below(all),
+        };
         let kind = match pattern {
             // Verification needs whole pieces: start at the piece's first block.
             Pattern::Sequential if whole_pieces => {
-                let piece = grid.pieces() * index as u64 / connections as u64;
-                Kind::Line { next: grid.of_piece(piece).start }
+                Kind::Line { next: grid.of_piece(place_of(grid.pieces())).start }
             }
-            Pattern::Sequential => Kind::Line { next: start },
+            Pattern::Sequential => Kind::Line { next: place_of(grid.blocks) },
             Pattern::Together => Kind::Line { next: 0 },
             Pattern::Random if whole_pieces => {
+                let stride = stride(&mut random, grid.pieces());
+                Kind::Pieces { piece: random.below(grid.pieces()), stride, left: 0..0 }
+            }
+            Pattern::RarestFirst => {
                 let pieces = grid.pieces();
-                let stride = 1 + random.below(pieces);
-                Kind::Pieces {
-                    piece: random.below(pieces),
-                    stride: (stride..).find(|stride| coprime(*stride, pieces)).unwrap_or(1),
-                    left: 0..0,
-                }
+                let stride = stride(&mut Random(seed), pieces);
+                let piece =
+                    (u128::from(place_of(pieces)) * u128::from(stride) % u128::from(pieces)) as u64;
+                Kind::Pieces { piece, stride, left: 0..0 }
             }
             Pattern::Random => Kind::Blocks,
         };
@@ -130,6 +140,12 @@ impl Walk {
     }
 }
 
+/// Steps of it go through all pieces.
+fn stride(random: &mut Random, pieces: u64) -> u64 {
+    let stride = 1 + random.below(pieces);
+    (stride..).find(|stride| coprime(*stride, pieces)).unwrap_or(1)
+}
+
 fn coprime(one: u64, other: u64) -> bool {
     let (mut one, mut other) = (one, other);
     while other != 0 {
@@ -155,7 +171,7 @@ mod tests {
 
     #[test]
     fn once_hands_out_each_block_once_and_ends() {
-        let mut walk = Walk::new(grid(), Pattern::Sequential, false, true, 3, 7, 1);
+        let mut walk = Walk::new(grid(), Pattern::Sequential, false, true, 3, Some(7), 1);
         let mut seen: Vec<u64> = std::iter::from_fn(|| walk.next()).collect();
         assert_ne!(seen[0], 0, "connections start apart");
         seen.sort_unstable();
@@ -164,7 +180,7 @@ mod tests {
 
     #[test]
     fn random_pieces_are_whole_and_each_comes_once_a_round() {
-        let mut walk = Walk::new(grid(), Pattern::Random, true, false, 0, 1, 9);
+        let mut walk = Walk::new(grid(), Pattern::Random, true, false, 0, Some(1), 9);
         for _ in 0..3 {
             let mut pieces = [0; 10];
             for _ in 0..10 {
@@ -177,11 +193,52 @@ mod tests {
         }
     }
 
+    /// The pieces of the next so many blocks, two each, which come whole.
+    fn pieces(walk: &mut Walk, count: usize) -> Vec<u64> {
+        let piece = || {
+            let first = walk.next().expect("endless");
+            assert_eq!((first % 2, walk.next()), (0, Some(first + 1)));
+            first / 2
+        };
+        std::iter::repeat_with(piece).take(count).collect()
+    }
+
+    #[test]
+    fn rarest_first_the_crowd_asks_for_all_pieces_before_any_again() {
+        let of = |index, connections, seed| {
+            Walk::new(grid(), Pattern::RarestFirst, false, false, index, connections, seed)
+        };
+        for connections in [1, 2, 5, 10] {
+            let mut walks: Vec<Walk> =
+                (0..connections).map(|index| of(index, Some(connections), 4)).collect();
+            for round in 1..=3 {
+                let of_one = |walk: &mut Walk| pieces(walk, 10 / connections);
+                let mut asked: Vec<u64> = walks.iter_mut().flat_map(of_one).collect();
+                asked.sort_unstable();
+                assert_eq!(asked, (0..10).collect::<Vec<_>>(), "{connections}, round {round}");
+            }
+        }
+        // One order, that of the seed, from wherever a connection begins.
+        let order = pieces(&mut of(0, Some(1), 4), 20);
+        let is_in_order = |part: &[u64]| order.windows(part.len()).any(|window| window == part);
+        assert!(is_in_order(&pieces(&mut of(2, Some(3), 4), 10)), "{order:?}");
+        assert!((5..9).any(|seed| pieces(&mut of(0, Some(1), seed), 10) != order[..10]));
+    }
+
+    #[test]
+    fn those_that_come_later_begin_at_places_of_their_own() {
+        for pattern in [Pattern::Sequential, Pattern::RarestFirst] {
+            let first = |index| Walk::new(grid(), pattern, true, false, index, None, 4).next();
+            let firsts: std::collections::BTreeSet<_> = (20..80).map(first).collect();
+            assert!(firsts.len() >= 8, "{pattern:?}: {firsts:?} of ten pieces");
+        }
+    }
+
     #[test]
     fn random_blocks_reach_everything_and_differ_by_connection() {
         let mut seen = [false; 20];
-        let mut walk = Walk::new(grid(), Pattern::Random, false, false, 0, 2, 9);
-        let mut other = Walk::new(grid(), Pattern::Random, false, false, 1, 2, 9);
+        let mut walk = Walk::new(grid(), Pattern::Random, false, false, 0, Some(2), 9);
+        let mut other = Walk::new(grid(), Pattern::Random, false, false, 1, Some(2), 9);
         let mut equal = 0;
         for _ in 0..500 {
             let number = walk.next().expect("endless");

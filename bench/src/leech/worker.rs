@@ -162,7 +162,7 @@ impl Worker {
                 continue;
             };
             self.tally.arrivals += 1;
-            let mut lane = self.plan.crowd.lane(index, index + 1, Role::Active);
+            let mut lane = self.plan.crowd.lane(index, None, Role::Active);
             lane.leaves = Some(now + stay);
             self.places[place] = Place::Waiting(Box::new(lane), now);
         }
