@@ -479,6 +479,14 @@ impl Options {
     }
 }
 
+/// So many, in words.
+pub fn connections(count: usize) -> String {
+    match count {
+        1 => "1 connection".into(),
+        _ => format!("{count} connections"),
+    }
+}
+
 /// As it is written on the command line.
 pub fn value_name(value: impl clap::ValueEnum) -> String {
     value.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())

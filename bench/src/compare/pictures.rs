@@ -274,17 +274,19 @@ pub fn of_seeding(connections: &[usize], runs: &[seeding::Run]) -> Vec<Plot> {
     let outcome = |run: &'_ seeding::Run| Line::of(run.target.to_string());
     for count in connections {
         let all = at(*count).filter_map(|run| Some((outcome(run), run.outcome.as_ref()?)));
-        let title = format!("Latency of a block at {count} connections, full load");
+        let title = format!("Latency of a block at {}, full load", super::connections(*count));
         plots.extend(latency(&format!("latency-{count}"), &title, all));
         let half = at(*count).filter_map(|run| Some((outcome(run), run.open_loop.as_ref()?)));
-        let title =
-            format!("Latency of a block at {count} connections, half load (from when it was due)");
+        let title = format!(
+            "Latency of a block at {}, half load (from when it was due)",
+            super::connections(*count)
+        );
         plots.extend(latency(&format!("latency-{count}-half"), &title, half));
     }
     if let Some(count) = connections.last() {
         let all = at(*count).filter_map(|run| Some((outcome(run), run.outcome.as_ref()?)));
         let last = grouped(all).into_iter().filter_map(|(line, all)| Some((line, *all.last()?)));
-        let title = format!("Throughput over time at {count} connections, last repeat");
+        let title = format!("Throughput over time at {}, last repeat", super::connections(*count));
         let figure = Figure { name: "time", title: &title, ..SPEED };
         let tenths = last.map(|(line, outcome)| (line, outcome.mib_per_s_by_tenth.clone()));
         plots.extend(over_time(figure, 0.1, tenths));
@@ -310,7 +312,8 @@ fn tuned_beside_default(connections: &[usize], runs: &[seeding::Run]) -> Vec<Plo
             })
         };
         let (speed, cost) = (format!("settings-speed-{count}"), format!("settings-cpu-{count}"));
-        let title = |of: &str| format!("{of}, {count} connections: tuned and default settings");
+        let title =
+            |of: &str| format!("{of}, {}: tuned and default settings", super::connections(*count));
         [
             bars(
                 Figure { name: &speed, title: &title("Throughput"), ..SPEED },

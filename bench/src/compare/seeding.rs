@@ -103,7 +103,7 @@ pub fn run(options: &Options) -> Result<Report> {
     report.sections.push(main_table(options, &targets, &runs));
     report.sections.push(detail_table(options, &targets, &runs));
     report.sections.push(rounds::measures(runs.iter().filter_map(|run| {
-        let load = format!("{} connections", run.connections);
+        let load = super::connections(run.connections);
         Some((vec![run.target.to_string(), load], run.outcome.as_ref()?))
     })));
     report.plots = pictures::of_seeding(options.connections_or(&CONNECTIONS), &runs);
@@ -306,7 +306,7 @@ fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
     let columns: Vec<String> = options
         .connections_or(&CONNECTIONS)
         .iter()
-        .map(|count| format!("{count} connections"))
+        .map(|count| super::connections(*count))
         .collect();
     let mut head = vec!["CPU-s per GiB: median (min..max), times iperf3"];
     head.extend(columns.iter().map(String::as_str));
