@@ -16,33 +16,30 @@ pub fn past_caches(to: &mut [u8], from: &[u8]) {
     assert_eq!(to.len(), from.len(), "a copy of another length");
     #[cfg(target_arch = "x86_64")]
     if to.len() >= WORTH_BYTES {
-        return by_line(to, from);
+        return streamed(to, from);
     }
     to.copy_from_slice(from);
 }
 
 #[cfg(target_arch = "x86_64")]
-fn by_line(to: &mut [u8], from: &[u8]) {
-    use std::arch::x86_64::{_mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+fn streamed(to: &mut [u8], from: &[u8]) {
+    use std::{
+        arch::x86_64::{__m128i, _mm_sfence, _mm_stream_si128},
+        mem::transmute,
+    };
 
-    /// A line of the caches.
-    #[repr(C, align(64))]
-    struct Line([u8; 64]);
-
-    // SAFETY: a line is any 64 bytes, which may be written as bytes again; the alignment is what
+    // SAFETY: a vector is any 16 bytes, and may be written as bytes again; the alignment is what
     // `align_to_mut` sees to.
-    let (head, lines, tail) = unsafe { to.align_to_mut::<Line>() };
+    let (head, vectors, tail) = unsafe { to.align_to_mut::<__m128i>() };
     let (first, rest) = from.split_at(head.len());
-    let (middle, last) = rest.split_at(lines.len() * 64);
+    let (middle, last) = rest.split_at(size_of_val(vectors));
     head.copy_from_slice(first);
-    for (line, bytes) in lines.iter_mut().zip(middle.as_chunks::<64>().0) {
-        let (line, bytes) = (line.0.as_mut_ptr(), bytes.as_ptr());
-        for at in [0, 16, 32, 48] {
-            // SAFETY: both have 64 bytes, of which these are 16; the line is exclusively ours and
-            // aligned to 64. SSE2 is part of x86-64. The stores are ordered before whatever
-            // follows by the fence below.
-            unsafe { _mm_stream_si128(line.add(at).cast(), _mm_loadu_si128(bytes.add(at).cast())) };
-        }
+    for (vector, bytes) in vectors.iter_mut().zip(middle.as_chunks::<16>().0) {
+        // SAFETY: a vector is any 16 bytes.
+        let value = unsafe { transmute::<[u8; 16], __m128i>(*bytes) };
+        // SAFETY: the vector is aligned and exclusively ours. SSE2 is part of x86-64. The fence
+        // below orders the store before whatever follows.
+        unsafe { _mm_stream_si128(vector, value) };
     }
     tail.copy_from_slice(last);
     // SAFETY: SSE is part of x86-64. Non-temporal stores are not ordered with others: the fence
