@@ -465,7 +465,7 @@ impl Options {
 
     /// Which blocks a load asks for.
     pub fn asked(&self) -> [String; 2] {
-        ["--pattern".into(), value_name(self.pattern)]
+        ["--pattern".into(), self.pattern.name()]
     }
 
     /// The same in words.
@@ -485,11 +485,6 @@ pub fn connections(count: usize) -> String {
         1 => "1 connection".into(),
         _ => format!("{count} connections"),
     }
-}
-
-/// As it is written on the command line.
-pub fn value_name(value: impl clap::ValueEnum) -> String {
-    value.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
 }
 
 fn leech_of(torrent: &Path) -> Vec<OsString> {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use crate::{
@@ -270,7 +271,8 @@ fn at_its_line(text: &str, error: anyhow::Error) -> anyhow::Error {
 }
 
 fn named(preset: Preset) -> String {
-    compare::value_name(preset)
+    let value = preset.to_possible_value();
+    value.map_or(String::new(), |value| value.get_name().to_owned())
 }
 
 pub fn run(options: Options) -> Result<ExitCode> {

@@ -304,7 +304,8 @@ fn every_other_scenario_has_its_plots() {
 fn downloads_from_partial_seeds() {
     let text = "compare: download\ntargets: [seedring, libtorrent, aria2]\nseeders: [4]\n\
                 seeders_have_percent: 50\n";
-    let python = std::env::var("SEEDRING_PYTHON").unwrap_or_else(|_| "python3".into());
+    let usual = concat!(env!("CARGO_TARGET_TMPDIR"), "/../interop-venv/bin/python");
+    let python = std::env::var("SEEDRING_PYTHON").unwrap_or_else(|_| usual.into());
     let found = run("partial-seeds", text, &["--python", &python]);
     nothing_failed(&found.report);
     found.has_plots(&["peers", "cpu", "memory"]);

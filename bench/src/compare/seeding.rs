@@ -3,6 +3,7 @@
 //! report.
 
 use std::{
+    collections::HashMap,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -90,11 +91,13 @@ pub fn run(options: &Options) -> Result<Report> {
         / 60.0;
     eprintln!("{} rounds of {} targets, about {minutes:.0} minutes", options.rounds, targets.len());
     let mut runs: Vec<Run> = Vec::new();
+    let mut misses = Misses::default();
     for round in cut::rounds(options.rounds) {
         for target in &targets {
             options.label(target, round);
-            if let Err(error) = one_round(options, &content, *target, round, &mut runs, &mut report)
-            {
+            let at = (*target, round);
+            let done = one_round(options, &content, at, &mut misses, &mut runs, &mut report);
+            if let Err(error) = done {
                 report.fail(&format!("{target}, round {round}"), &error);
                 options.say_failure(&report);
             }
@@ -111,11 +114,29 @@ pub fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
+/// Loads of a target that failed, and how often. After two of them it is not tried again: some
+/// clients do not serve so many, and each try takes as long as the load is patient.
+#[derive(Default)]
+struct Misses(HashMap<(Target, usize, bool), u32>);
+
+impl Misses {
+    const MOST: u32 = 2;
+
+    /// `half`: of the open loop at half load.
+    fn is_tried(&self, target: Target, connections: usize, half: bool) -> bool {
+        self.0.get(&(target, connections, half)).is_none_or(|misses| *misses < Misses::MOST)
+    }
+
+    fn add(&mut self, target: Target, connections: usize, half: bool) {
+        *self.0.entry((target, connections, half)).or_default() += 1;
+    }
+}
+
 fn one_round(
     options: &Options,
     content: &Content,
-    target: Target,
-    round: usize,
+    (target, round): (Target, usize),
+    misses: &mut Misses,
     runs: &mut Vec<Run>,
     report: &mut Report,
 ) -> Result<()> {
@@ -140,12 +161,16 @@ fn one_round(
             .with_context(|| format!("its output: {}", running.last_words()))?;
     }
     for connections in options.connections_or(&CONNECTIONS) {
+        if !misses.is_tried(target, *connections, false) {
+            continue;
+        }
         let mut arguments = options.window();
         arguments.extend(["--connections".into(), connections.to_string()]);
         let outcome = options
             .leech(&content.torrent, running.pid(), &arguments)
-            .with_context(|| format!("its output: {}", running.last_words()))?;
-        let open_loop = if options.no_open_loop {
+            .with_context(|| format!("its output: {}", running.last_words()))
+            .inspect_err(|_| misses.add(target, *connections, false))?;
+        let open_loop = if options.no_open_loop || !misses.is_tried(target, *connections, true) {
             None
         } else {
             let rate = (outcome.mib_per_s / 2.0).max(1.0);
@@ -154,7 +179,14 @@ fn one_round(
             arguments.extend(["--connections".into(), connections.to_string()]);
             arguments[1] = (options.seconds / 2.0).to_string();
             arguments.extend(["--open-loop".into(), format!("{rate:.0}")]);
-            Some(options.leech(&content.torrent, running.pid(), &arguments)?)
+            let half = options.leech(&content.torrent, running.pid(), &arguments);
+            // What was found at full load stands.
+            half.inspect_err(|error| {
+                misses.add(target, *connections, true);
+                let load = super::connections(*connections);
+                report.fail(&format!("{target}, round {round}, {load}, half load"), error);
+            })
+            .ok()
         };
         let cost = outcome.target_cpu_seconds_per_gib.context("the target's CPU")?;
         eprintln!(

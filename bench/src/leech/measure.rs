@@ -449,7 +449,7 @@ impl Course {
             connections_served: self.served,
             outstanding: options.outstanding,
             block_bytes: options.block,
-            pattern: format!("{:?}", options.pattern).to_lowercase(),
+            pattern: options.pattern.name(),
             open_loop_mib_per_s: options.open_loop.map(|mib| mib * share_of(options, members)),
             seconds: self.seconds,
             payload_bytes: self.payload_bytes,

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum as _;
+
 use crate::torrent::Grid;
 
 #[derive(
@@ -21,6 +23,13 @@ pub enum Pattern {
     /// makes of a crowd at a seed. Where connections are alike in speed, hardly a piece is asked
     /// for again before all have been.
     RarestFirst,
+}
+
+impl Pattern {
+    /// As it is written on the command line and in scenarios.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
+    }
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, good enough to choose blocks and content.
