@@ -143,7 +143,8 @@ fn slow_readers_beside_fast_ones() {
 
 #[test]
 fn churn_beside_as_many_that_stay() {
-    let text = "compare: churn\ntargets: [seedring]\npattern: rarest-first\narrivals_per_second: 60\nstay_seconds: 0.5\n\
+    let text = "compare: churn\ntargets: [seedring]\npattern: rarest-first\n\
+                arrivals_per_second: 60\nstay_seconds: 0.5\n\
                 seconds: 2\n";
     let found = run("churn", text, &[]);
     let (report, markdown) = (&found.report, &found.markdown);
