@@ -24,8 +24,9 @@ pub fn run_inside() -> Result<ExitCode> {
 
 /// The same with these arguments; gives the exit status.
 pub fn run_inside_with(mut arguments: Vec<OsString>) -> Result<u8> {
-    // Behind the subcommand: what follows a `--` is no option.
-    arguments.insert(arguments.len().min(1), "--inside".into());
+    // Behind the subcommands, however many; what follows a `--` is no option.
+    let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    arguments.insert(end, "--inside".into());
     let this = std::env::current_exe().context("the path of this program")?;
     let mut inside = Command::new("setpriv")
         .args(["--pdeathsig", "TERM", "unshare", "--net", "--"])

@@ -316,6 +316,19 @@ fn downloads_from_partial_seeds() {
     assert!(commands.contains("--have-percent 50 --of 4 --number 0"), "{commands}");
 }
 
+/// Not a scenario: the device of its own namespace that takes frames.
+#[test]
+fn the_micro_benchmark_of_zero_copy_runs() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seedring-bench"));
+    command.args(["micro", "zero-copy", "--rounds", "1", "--size", "64MiB", "--cache", "16MiB"]);
+    let output = command.args(["-k", "2", "--blocks", "16"]).output().expect("seedring-bench");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "root is needed: {said}");
+    let table = String::from_utf8_lossy(&output.stdout);
+    let rows = table.lines().filter(|line| line.starts_with("| 16 |")).count();
+    assert!(rows >= 2, "copying and zero-copy: {table}");
+}
+
 /// Both settings of a target are rows of their own, side by side.
 #[test]
 fn tuned_beside_default() {
