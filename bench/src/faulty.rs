@@ -3,22 +3,16 @@
 //! Never: stands in a figure that is published. Flow: `--fault` -> the seeder (`seed.rs`), which
 //! asks at each block.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
+use std::{fmt, process::ExitCode, str::FromStr, time::Duration};
 
 use anyhow::Result;
 
-use crate::seed::{Seeder, Share};
+use crate::seed::{Seeder, Share, Source};
 
 #[derive(clap::Args)]
 pub struct Options {
-    #[arg(long)]
-    torrent: PathBuf,
-    /// Its file.
-    #[arg(long)]
-    content: PathBuf,
-    /// Where to listen; port 0: any, and it is printed which.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
+    #[command(flatten)]
+    source: Source,
     /// What goes wrong: none, corrupt:N, wrong-piece:N, unasked:N (each with every N-th block),
     /// stall:LENGTH/PERIOD (as 1s/10s), close:N (that connection), crash:N (the process).
     #[arg(long)]
@@ -90,9 +84,9 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let seeder = Seeder::new(&options.torrent, &options.content, Share::ALL, options.fault)?;
+    let seeder = Seeder::of(&options.source, Share::ALL, options.fault)?;
     eprintln!("a target that is wrong on purpose: its figures are worth nothing");
-    seeder.listen(options.listen, &format!(" with fault {}", options.fault))
+    seeder.listen(options.source.listen, &format!(" with fault {}", options.fault))
 }
 
 #[cfg(test)]

@@ -162,8 +162,9 @@ impl Scenario {
             !(is_partial && is_curve),
             "`seeders` has one number where each has a part: fewer would not have all pieces"
         );
-        let seeders = self.seeders.as_deref().and_then(<[usize]>::first).copied();
-        Share::check(percent, seeders.unwrap_or(4) as u32)
+        let usual = compare::Options::default().peers;
+        let seeders = self.seeders.as_ref().unwrap_or(&usual);
+        Share::check(percent, seeders.first().map_or(0, |count| *count as u32))
             .context("`seeders_have_percent` is too much")?;
         self.keys_fit()?;
         self.slow_rate()?;

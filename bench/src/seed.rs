@@ -38,8 +38,9 @@ const CRASHED: i32 = 70;
 /// The extension handshake (BEP 10) of one that wants nothing (BEP 21).
 const UPLOAD_ONLY: &[u8] = b"d1:mde11:upload_onlyi1ee";
 
+/// What is seeded, and where.
 #[derive(clap::Args)]
-pub struct Options {
+pub struct Source {
     #[arg(long)]
     torrent: PathBuf,
     /// Its file, whole.
@@ -47,7 +48,13 @@ pub struct Options {
     content: PathBuf,
     /// Where to listen; port 0: any, and it is printed which.
     #[arg(long, default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
+    pub listen: SocketAddr,
+}
+
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    source: Source,
     /// How many percent of the pieces it has; below 100 it is one of several.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
     have_percent: u8,
@@ -113,12 +120,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(number < of, "--number {number} of {of}: it is counted from 0");
     Share::check(percent, of).context("--have-percent")?;
     let share = Share { percent, of, number };
-    let seeder = Seeder::new(&options.torrent, &options.content, share, Fault::None)?;
-    seeder.listen(options.listen, "")
+    Seeder::of(&options.source, share, Fault::None)?.listen(options.source.listen, "")
 }
 
 impl Seeder {
-    pub fn new(torrent: &Path, content: &Path, share: Share, fault: Fault) -> Result<Self> {
+    pub fn of(source: &Source, share: Share, fault: Fault) -> Result<Self> {
+        Seeder::new(&source.torrent, &source.content, share, fault)
+    }
+
+    fn new(torrent: &Path, content: &Path, share: Share, fault: Fault) -> Result<Self> {
         let torrent = Torrent::read(torrent)?;
         let name = content.display();
         let content =
