@@ -206,7 +206,7 @@ pub fn seedring(options: &Options, settings: &Settings, cores: &Cores) -> Result
     fs::create_dir_all(&settings.state)?;
     let tuned = settings.connections.map_or(String::new(), |connections| {
         format!(
-            "shards: {}\npin: off\nmemory: {{ cache: {} }}\n\
+            "shards: {}\nmemory: {{ cache: {} }}\n\
              limits: {{ upload: unlimited, connections: {connections}, \
              connections_per_torrent: {}, upload_slots: unlimited }}\n",
             settings.shards,

@@ -30,7 +30,7 @@ use crate::{
     send_batch::{SendBatch, SpareBatches},
     slots::{Held, SlotId, Slots},
     wake::{Sleeper, Waker},
-    window::Window,
+    window::{Regions, Window},
 };
 
 /// How long `drop` waits for calls on files to end.
@@ -72,6 +72,7 @@ pub struct Epoll {
     /// Completions that nobody took yet.
     ready: VecDeque<Completion>,
     batches: SpareBatches,
+    regions: Regions,
     pool: Pool,
     sleeper: Sleeper,
     epoch: Instant,
@@ -117,6 +118,7 @@ impl Epoll {
             bulk: Buffers::new(options.bulk_buffer_bytes),
             ready: VecDeque::new(),
             batches: SpareBatches::default(),
+            regions: Regions::default(),
             pool: options.pool,
             sleeper,
             epoch: options.epoch,
@@ -269,7 +271,7 @@ impl Io for Epoll {
     }
 
     fn window(&mut self, file: &File, offset: u64, length: usize) -> Option<Window> {
-        Window::of(file.as_os()?, offset, length)
+        self.regions.window(file, offset, length)
     }
 
     fn waker(&self) -> Waker {

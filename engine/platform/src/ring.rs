@@ -39,7 +39,7 @@ use crate::{
     send_batch::{SendBatch, SpareBatches},
     slots::SlotId,
     wake::{Sleeper, Waker},
-    window::Window,
+    window::{Regions, Window},
 };
 
 pub(crate) use setup::build as build_for_probe;
@@ -111,6 +111,7 @@ pub struct Ring {
     /// Completions that did not fit the last `reap`, or that need no kernel.
     ready: VecDeque<Completion>,
     batches: SpareBatches,
+    regions: Regions,
     pool: Pool,
     arenas_registered: usize,
     sleeper: Sleeper,
@@ -164,6 +165,7 @@ impl Ring {
             starved_total: 0,
             ready: VecDeque::new(),
             batches: SpareBatches::default(),
+            regions: Regions::default(),
             pool: options.pool,
             arenas_registered: 0,
             sleeper,
@@ -370,7 +372,7 @@ impl Io for Ring {
     }
 
     fn window(&mut self, file: &File, offset: u64, length: usize) -> Option<Window> {
-        Window::of(file.as_os()?, offset, length)
+        self.regions.window(file, offset, length)
     }
 
     fn waker(&self) -> Waker {

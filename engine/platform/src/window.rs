@@ -1,31 +1,33 @@
-//! Bytes of a file where they lie in the page cache: mapped for a moment instead of copied.
+//! Bytes of a file where they lie in the page cache: seen through a mapping instead of copied.
 //!
-//! Owns: mappings of files, and the answer to SIGBUS in them. Never: pages that have to be read
+//! Owns: which regions of files are mapped, and windows on them. Never: pages that have to be read
 //! from a device first: who maps those waits for them in the middle of a computation.
-//! Flow: `Io::window` -> all of it is in memory -> mapped -> looked at -> `is_whole` -> unmapped.
+//! Flow: `Io::window` -> all of it is in memory -> a region that has it -> looked at -> `is_whole`
+//! -> its pages are let go, and with the last window the region.
 //!
-//! Whoever truncates a file takes the pages from under its mappings, and the access that follows is
-//! a SIGBUS. The handler here puts zeroes in their place and marks the window, so that the reader
-//! goes on, and learns afterwards that what it saw was not the file.
+//! To map and to unmap is to hold the lock of the whole process's address space, and the shards wait
+//! for each other there: so a region is much larger than a window. Seeing pages and letting them go
+//! (`MADV_DONTNEED`) only share that lock.
+
+mod region;
 
 use std::{
     cell::Cell,
     io,
     ops::Deref,
     os::fd::{AsRawFd, BorrowedFd},
-    ptr::NonNull,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    rc::{Rc, Weak},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use self::region::Region;
+use crate::descriptors::File;
 
 /// What the start of a window is a multiple of.
 pub const WINDOW_ALIGN: u64 = 4096;
-/// Windows at once in this process: 64 shards with 64 each. Where none is left, who asks reads.
-const WINDOWS_MAX: usize = 4096;
+/// Addresses that are mapped at once, also where the file is shorter; of the tables for them only
+/// those are made whose pages are looked at, 2 MiB for a whole one.
+const REGION_BYTES: u64 = 1 << 30;
 /// `cachestat`, Linux 6.5; the same number on every architecture.
 const SYS_CACHESTAT: libc::c_long = 451;
 
@@ -36,31 +38,61 @@ pub struct Window {
 }
 
 enum Inner {
-    Mapped(Mapped),
+    Mapped { region: Rc<Region>, from: usize, length: usize },
     Owned { bytes: Vec<u8>, whole: Cell<bool> },
 }
 
-impl Window {
+/// The regions that one shard has windows on.
+#[derive(Default)]
+pub(crate) struct Regions {
+    /// Those that are gone are swept out when the next one is mapped.
+    mapped: Vec<Weak<Region>>,
+}
+
+impl Regions {
     /// `length` bytes from `offset`, a multiple of `WINDOW_ALIGN`. `None`: not all of them are in
-    /// memory (or the kernel does not say so, or there are too many windows): read them.
-    pub(crate) fn of(file: BorrowedFd<'_>, offset: u64, length: usize) -> Option<Window> {
+    /// memory (or the kernel does not say so, or too much is mapped): read them.
+    pub fn window(&mut self, file: &File, offset: u64, length: usize) -> Option<Window> {
         assert!(length > 0 && offset.is_multiple_of(WINDOW_ALIGN), "a window starts with a page");
-        if !is_in_memory(file, offset, length) || !guard() {
+        if !is_in_memory(file.as_os()?, offset, length) {
             return None;
         }
-        Mapped::new(file, offset, length).map(|mapped| Window { inner: Inner::Mapped(mapped) })
+        let region = match self.find(file, offset, length) {
+            Some(region) => region,
+            None => self.map(file, offset, length)?,
+        };
+        let from = (offset - region.start()) as usize;
+        Some(Window { inner: Inner::Mapped { region, from, length } })
     }
 
+    fn find(&self, file: &File, offset: u64, length: usize) -> Option<Rc<Region>> {
+        let mut regions = self.mapped.iter().filter_map(Weak::upgrade);
+        regions.find(|region| region.is_of(file) && region.has(offset, length) && region.is_whole())
+    }
+
+    fn map(&mut self, file: &File, offset: u64, length: usize) -> Option<Rc<Region>> {
+        let start = offset / REGION_BYTES * REGION_BYTES;
+        let is_within = offset + length as u64 <= start + REGION_BYTES;
+        let (start, length) =
+            if is_within { (start, REGION_BYTES as usize) } else { (offset, length) };
+        let region = Rc::new(Region::map(file, start, length)?);
+        self.mapped.retain(|region| region.strong_count() > 0);
+        self.mapped.push(Rc::downgrade(&region));
+        Some(region)
+    }
+}
+
+impl Window {
     /// For backends outside this crate (the simulator); `whole`: what `is_whole` is to say.
     pub fn from_vec(bytes: Vec<u8>, whole: bool) -> Window {
         Window { inner: Inner::Owned { bytes, whole: Cell::new(whole) } }
     }
 
     /// Whether all that was seen so far were bytes of the file. `false`: some were zeroes in place
-    /// of pages that were taken away.
+    /// of pages that were taken away, from this window or from another one nearby.
     pub fn is_whole(&self) -> bool {
         match &self.inner {
-            Inner::Mapped(mapped) => !mapped.slot.broken.load(Ordering::Acquire),
+            Inner::Mapped { region, .. } => region.is_whole(),
             Inner::Owned { whole, .. } => whole.get(),
         }
     }
@@ -71,43 +103,19 @@ impl Deref for Window {
 
     fn deref(&self) -> &[u8] {
         match &self.inner {
-            // SAFETY: `base` is mapped readable for `length` bytes until this value goes. Other
-            // processes may write to the file meanwhile: each byte is what it is when it is loaded,
-            // and the type's contract is that nothing depends on two loads being equal.
-            Inner::Mapped(it) => unsafe { std::slice::from_raw_parts(it.base.as_ptr(), it.length) },
+            Inner::Mapped { region, from, length } => &region.bytes()[*from..*from + *length],
             Inner::Owned { bytes, .. } => bytes,
         }
     }
 }
 
-/// A mapping that the handler knows. Not `Send`: the thread that looks is the one that faults.
-struct Mapped {
-    base: NonNull<u8>,
-    length: usize,
-    slot: &'static Slot,
-}
-
-impl Mapped {
-    fn new(file: BorrowedFd<'_>, offset: u64, length: usize) -> Option<Mapped> {
-        let slot = claim()?;
-        // SAFETY: a new mapping at an address that the kernel chooses; it touches no existing one.
-        let base = unsafe {
-            mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, file, offset)
-        };
-        let Some(base) = base.ok().and_then(|base| NonNull::new(base.cast::<u8>())) else {
-            slot.free();
-            return None;
-        };
-        slot.watch(base.as_ptr().addr(), length);
-        Some(Mapped { base, length, slot })
-    }
-}
-
-impl Drop for Mapped {
+impl Drop for Window {
     fn drop(&mut self) {
-        self.slot.free();
-        // SAFETY: mapped in `new` and owned by this value alone; every slice of it borrowed it.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
+        if let Inner::Mapped { region, from, length } = &self.inner
+            && Rc::strong_count(region) > 1
+        {
+            region.let_go(*from, *length);
+        }
     }
 }
 
@@ -147,131 +155,23 @@ fn is_in_memory(file: BorrowedFd<'_>, offset: u64, length: usize) -> bool {
     pages.cached >= (length as u64).div_ceil(WINDOW_ALIGN)
 }
 
-/// What the handler knows of a mapping.
-struct Slot {
-    /// Its first address; `FREE` and `CLAIMED` are none.
-    from: AtomicUsize,
-    to: AtomicUsize,
-    broken: AtomicBool,
-}
-
-const FREE: usize = 0;
-const CLAIMED: usize = usize::MAX;
-
-static SLOTS: [Slot; WINDOWS_MAX] = [const {
-    Slot { from: AtomicUsize::new(FREE), to: AtomicUsize::new(0), broken: AtomicBool::new(false) }
-}; WINDOWS_MAX];
-
-/// Slots are taken in turn, so that a free one is found at once.
-fn claim() -> Option<&'static Slot> {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // Relaxed: a place to begin; `Slot::claim` decides.
-    let next = NEXT.fetch_add(1, Ordering::Relaxed) % WINDOWS_MAX;
-    let (before, from) = SLOTS.split_at(next);
-    from.iter().chain(before).find(|slot| slot.claim())
-}
-
-impl Slot {
-    fn claim(&self) -> bool {
-        // Acquire: the partner of `free`; what the one before wrote here is over.
-        self.from.load(Ordering::Relaxed) == FREE
-            && self
-                .from
-                .compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-    }
-
-    fn watch(&self, from: usize, length: usize) {
-        self.broken.store(false, Ordering::Relaxed);
-        self.to.store(from + length, Ordering::Relaxed);
-        // Release: the handler, which runs on this thread, sees the rest with it.
-        self.from.store(from, Ordering::Release);
-    }
-
-    fn free(&self) {
-        self.from.store(FREE, Ordering::Release);
-    }
-
-    /// The range, if this address is in it.
-    fn around(&self, address: usize) -> Option<(usize, usize)> {
-        let from = self.from.load(Ordering::Acquire);
-        let to = self.to.load(Ordering::Relaxed);
-        (from != FREE && from != CLAIMED && from <= address && address < to).then_some((from, to))
-    }
-}
-
-/// What was done about SIGBUS before.
-static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
-
-/// Sees to it that SIGBUS is answered, once in this process. `false`: it can't be.
-fn guard() -> bool {
-    static GUARDED: OnceLock<bool> = OnceLock::new();
-    *GUARDED.get_or_init(|| {
-        // SAFETY: a C struct of integers and an address, for which all zeroes is valid.
-        let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: no new action is given; the old one is written to a struct that lives here.
-        if unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut before) } != 0 {
-            return false;
-        }
-        let _ = BEFORE.set(before);
-        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = taken;
-        let mut ours = before;
-        ours.sa_sigaction = handler as libc::sighandler_t;
-        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-        // SAFETY: the handler has the signature that SA_SIGINFO asks for, and does nothing but
-        // atomics and system calls; the struct lives until the call returns.
-        unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, std::ptr::null_mut()) == 0 }
-    })
-}
-
-/// A page was taken from under a mapping. Of a window: zeroes take its place, on this thread, which
-/// then loads again. Anything else is what it was before us.
-extern "C" fn taken(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a valid siginfo to a handler with SA_SIGINFO.
-    let info = unsafe { &*info };
-    let code = info.si_code;
-    // SAFETY: of what the kernel sent itself this is the address; of anything else it is not used.
-    let address = unsafe { info.si_addr() }.addr();
-    let window = SLOTS.iter().find_map(|slot| Some((slot, slot.around(address)?)));
-    if code > 0
-        && let Some((slot, (from, to))) = window
-    {
-        let (place, flags) = (std::ptr::without_provenance_mut(from), MapFlags::PRIVATE);
-        // SAFETY: the range is a mapping that the interrupted code owns (the slot is watched from
-        // after `mmap` until before `munmap`, by this very thread); readers of it load again. The
-        // call is the bare system call, and leaves errno as it is.
-        let placed =
-            unsafe { mmap_anonymous(place, to - from, ProtFlags::READ, flags | MapFlags::FIXED) };
-        if placed.is_ok() {
-            slot.broken.store(true, Ordering::Release);
-            return;
-        }
-    }
-    let before = BEFORE.get().map_or(std::ptr::null(), |before| &raw const *before);
-    // SAFETY: an action that was in force before, or none, which changes nothing.
-    unsafe { libc::sigaction(signal, before, std::ptr::null_mut()) };
-    if code <= 0 {
-        // Sent by somebody: it does not come again by itself.
-        // SAFETY: allowed in a handler.
-        unsafe { libc::raise(signal) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Write, os::fd::AsFd};
+    use std::{fs, io::Write};
 
     use super::*;
 
-    fn file(bytes: &[u8]) -> File {
+    /// Two descriptors on a new file: what is mapped, and who changes it.
+    fn file(bytes: &[u8]) -> (File, fs::File) {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(bytes).expect("written");
-        file
+        let other = file.try_clone().expect("a second descriptor");
+        (File::from_os(file.into()), other)
     }
 
     /// Where the kernel does not say what is in memory there are no windows, and nothing to test.
-    fn window(file: &File, offset: u64, length: usize) -> Option<Window> {
-        let window = Window::of(file.as_fd(), offset, length);
+    fn window(regions: &mut Regions, file: &File, offset: u64, length: usize) -> Option<Window> {
+        let window = regions.window(file, offset, length);
         if window.is_none() {
             eprintln!("no window here: cachestat needs Linux 6.5");
         }
@@ -281,39 +181,59 @@ mod tests {
     #[test]
     fn a_window_shows_what_lies_in_memory() {
         let bytes: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
-        let file = file(&bytes);
-        let Some(seen) = window(&file, 4096, 10_000 - 4096) else { return };
+        let (mut regions, (file, _)) = (Regions::default(), file(&bytes));
+        let Some(seen) = window(&mut regions, &file, 4096, 10_000 - 4096) else { return };
         assert!(seen[..] == bytes[4096..] && seen.is_whole());
-        assert!(Window::of(file.as_fd(), 0, 20_000).is_none(), "not all of it is there");
+        assert!(regions.window(&file, 0, 20_000).is_none(), "not all of it is there");
+    }
+
+    #[test]
+    fn windows_of_a_file_share_a_region_until_the_last_goes() {
+        let (mut regions, (one, _), (two, _)) =
+            (Regions::default(), file(&[1; 64 << 10]), file(&[2; 64 << 10]));
+        let Some(first) = window(&mut regions, &one, 0, 8192) else { return };
+        let second = window(&mut regions, &one, 4096, 60 << 10).expect("as before");
+        let other = window(&mut regions, &two, 4096, 8192).expect("as before");
+        let live = |regions: &Regions| {
+            regions.mapped.iter().filter(|region| region.strong_count() > 0).count()
+        };
+        assert_eq!(live(&regions), 2, "a region a file");
+        drop(first);
+        assert!(second.iter().all(|byte| *byte == 1), "what both saw is still seen");
+        assert!(other.iter().all(|byte| *byte == 2));
+        drop(second);
+        assert_eq!(live(&regions), 1);
+    }
+
+    #[test]
+    fn a_window_across_two_regions_has_one_of_its_own() {
+        let (mut regions, (file, os)) = (Regions::default(), file(&[]));
+        let bytes: Vec<u8> = (0..16_384u32).map(|n| (n / 4096) as u8 + 1).collect();
+        let at = REGION_BYTES - 8192;
+        std::os::unix::fs::FileExt::write_all_at(&os, &bytes, at).expect("written, with a hole");
+        let Some(across) = window(&mut regions, &file, at, 16_384) else { return };
+        assert!(across[..] == bytes[..]);
+        let before = window(&mut regions, &file, at, 8192).expect("as before");
+        let after = window(&mut regions, &file, REGION_BYTES, 8192).expect("as before");
+        assert!(before[..] == bytes[..8192] && after[..] == bytes[8192..]);
     }
 
     #[test]
     fn pages_that_are_taken_away_are_zeroes_and_told() {
-        let file = file(&[7; 64 << 10]);
-        let (Some(cut), Some(other)) = (window(&file, 0, 64 << 10), window(&file, 0, 4096)) else {
-            return;
-        };
+        let (mut regions, (cut_file, os), (whole_file, _)) =
+            (Regions::default(), file(&[7; 64 << 10]), file(&[8; 4096]));
+        let Some(cut) = window(&mut regions, &cut_file, 0, 64 << 10) else { return };
+        let beside = window(&mut regions, &cut_file, 0, 4096).expect("as before");
+        let other = window(&mut regions, &whole_file, 0, 4096).expect("as before");
         assert_eq!(cut[40_000], 7);
-        file.set_len(8192).expect("cut");
+        os.set_len(8192).expect("cut");
         assert_eq!((cut[4096], cut.is_whole()), (7, true), "what is left is still seen");
         assert_eq!((cut[40_000], cut.is_whole()), (0, false));
-        assert_eq!((other[0], other.is_whole()), (7, true), "this one lost nothing");
-        drop(cut);
-        let again = window(&file, 0, 8192).expect("as before");
-        assert!(again.is_whole(), "a slot starts anew");
-    }
-
-    #[test]
-    fn every_slot_comes_home() {
-        let file = file(&[1; 4096]);
-        if window(&file, 0, 4096).is_none() {
-            return;
-        }
-        for _ in 0..3 {
-            let all: Vec<Window> =
-                std::iter::from_fn(|| Window::of(file.as_fd(), 0, 4096)).collect();
-            // Other tests hold some meanwhile.
-            assert!(all.len() > WINDOWS_MAX - 16 && all.len() <= WINDOWS_MAX);
-        }
+        assert!(!beside.is_whole(), "of the same region: nobody knows what it saw");
+        assert_eq!((other[0], other.is_whole()), (8, true), "another file lost nothing");
+        let again = window(&mut regions, &cut_file, 0, 8192).expect("as before");
+        assert_eq!((again[4096], again.is_whole()), (7, true), "a region of its own, mapped anew");
+        drop((cut, beside));
+        assert_eq!((again[0], again.is_whole()), (7, true));
     }
 }
