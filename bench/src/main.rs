@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod agents;
+mod bare;
 mod caution;
 mod compare;
 mod cut;
@@ -67,6 +68,8 @@ enum Command {
     Swarm(swarm::Command),
     /// A seeder of the bench's own that may have a part of the pieces only.
     Seed(seed::Options),
+    /// A seeder that does nothing but what no seeder can leave out: the ceiling of seeding.
+    Bare(bare::Options),
     /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
     Faulty(faulty::Options),
     /// Pull a file over HTTP, drop it unread: the ceiling of sending files.
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Watch(options) => agents::watch::run(&options),
         Command::Swarm(command) => swarm::run(command),
         Command::Seed(options) => seed::run(&options),
+        Command::Bare(options) => bare::run(&options),
         Command::Faulty(options) => faulty::run(&options),
         Command::Pull(options) => pull::run(options),
         Command::Payload(options) => payload::run(options),

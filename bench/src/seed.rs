@@ -30,7 +30,7 @@ use crate::{
 };
 
 const CONNECTIONS_MAX: usize = 1024;
-const BLOCK_BYTES_MAX: u32 = 128 << 10;
+pub const BLOCK_BYTES_MAX: u32 = 128 << 10;
 /// Answers are gathered up to this before they are sent.
 const SEND_BYTES: usize = 256 << 10;
 /// Exit status of a crash, so that it is known from any other end.
@@ -42,10 +42,10 @@ const UPLOAD_ONLY: &[u8] = b"d1:mde11:upload_onlyi1ee";
 #[derive(clap::Args)]
 pub struct Source {
     #[arg(long)]
-    torrent: PathBuf,
+    pub torrent: PathBuf,
     /// Its file, whole.
     #[arg(long)]
-    content: PathBuf,
+    pub content: PathBuf,
     /// Where to listen; port 0: any, and it is printed which.
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
@@ -149,14 +149,7 @@ impl Seeder {
 
     /// Serves until the process ends; `what` is said after the address.
     pub fn listen(self, address: SocketAddr, what: &str) -> Result<ExitCode> {
-        let listener = TcpListener::bind(address).with_context(|| {
-            format!(
-                "cannot listen on {address}: is the port taken (`ss -ltnp`), is the address this \
-                 machine's?"
-            )
-        })?;
-        println!("listening on {}{what}", listener.local_addr()?);
-        std::io::stdout().flush()?;
+        let listener = bind(address, what)?;
         let seeder = Arc::new(self);
         for stream in listener.incoming() {
             let Ok(stream) = stream else { continue };
@@ -290,6 +283,19 @@ impl Seeder {
             thread::sleep(Duration::from_nanos(left as u64));
         }
     }
+}
+
+/// Listens, and says where; `what` is said after the address.
+pub fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).with_context(|| {
+        format!(
+            "cannot listen on {address}: is the port taken (`ss -ltnp`), is the address this \
+             machine's?"
+        )
+    })?;
+    println!("listening on {}{what}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+    Ok(listener)
 }
 
 #[cfg(test)]

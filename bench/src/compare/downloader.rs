@@ -118,6 +118,7 @@ fn command(
         }
         Kind::Iperf3
         | Kind::Nginx
+        | Kind::Bare
         | Kind::SeedringEpoll
         | Kind::TokioUring
         | Kind::Qbittorrent

@@ -30,6 +30,8 @@ pub enum Kind {
     Iperf3,
     /// The same bytes over HTTP, by sendfile: a ceiling.
     Nginx,
+    /// A seeder that does nothing but what none can leave out: one thread, all in memory.
+    Bare,
     Seedring,
     /// The same engine where io_uring can't be had.
     SeedringEpoll,
@@ -79,6 +81,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Kind::Iperf3 => "iperf3 (ceiling)",
             Kind::Nginx => "nginx sendfile (ceiling)",
+            Kind::Bare => "bare seeder",
             Kind::Seedring => "seedring",
             Kind::SeedringEpoll => "seedring on epoll",
             Kind::TokioUring => "tokio-uring, straightforward",
@@ -147,6 +150,7 @@ impl Target {
                 "as many connections and unchoked peers as there are, 1,024 buffers to send from"
             }
             (Kind::Vortex, Tuning::Default) => "its library's defaults",
+            (Kind::Bare, _) => "one thread, all content in memory before it listens",
             (Kind::Iperf3 | Kind::Nginx | Kind::TokioUring | Kind::Sha1sum, _) => "",
         }
     }
@@ -168,7 +172,12 @@ impl Kind {
     pub fn has_defaults(self) -> bool {
         !matches!(
             self,
-            Kind::Iperf3 | Kind::Nginx | Kind::SeedringEpoll | Kind::TokioUring | Kind::Sha1sum
+            Kind::Iperf3
+                | Kind::Nginx
+                | Kind::Bare
+                | Kind::SeedringEpoll
+                | Kind::TokioUring
+                | Kind::Sha1sum
         )
     }
 
@@ -201,6 +210,7 @@ impl Kind {
         match self {
             Kind::Iperf3 => (by_name("iperf3"), "--version", "apt install iperf3"),
             Kind::Nginx => (&site.nginx, "-v", "apt install nginx-light"),
+            Kind::Bare => (by_name("/proc/self/exe"), "--version", "it is this program"),
             Kind::Seedring | Kind::SeedringEpoll => {
                 (&site.seedring, "--version", "cargo build --release")
             }

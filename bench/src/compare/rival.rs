@@ -28,6 +28,7 @@ pub fn command(target: Target, options: &Options, way: &Way<'_>, run: &Path) -> 
         }
         Kind::Iperf3 => seat.iperf3(),
         Kind::Nginx => seat.nginx()?,
+        Kind::Bare => seat.bare()?,
         Kind::TokioUring => seat.tokio_uring()?,
         Kind::Libtorrent => seat.libtorrent()?,
         Kind::Qbittorrent => seat.qbittorrent()?,
@@ -106,14 +107,25 @@ impl Seat<'_> {
         Ok(command)
     }
 
+    fn bare(&self) -> Result<Command> {
+        let this = std::env::current_exe().context("the path of this program")?;
+        let mut command = self.on_core(&this);
+        command.arg("bare");
+        self.one_file(command)
+    }
+
     fn tokio_uring(&self) -> Result<Command> {
+        self.one_file(self.on_core(&self.options.site.baseline))
+    }
+
+    /// For those that are told one torrent and its only file.
+    fn one_file(&self, mut command: Command) -> Result<Command> {
         let torrent = self.only_torrent()?;
         let file = fs::read_dir(&self.way.content.folder)?
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|extension| extension == "bin"))
             .context("the content's file")?;
-        let mut command = self.on_core(&self.options.site.baseline);
         command.arg("--torrent").arg(torrent).arg("--content").arg(file);
         command.args(["--listen", &self.options.target().to_string()]);
         Ok(command)

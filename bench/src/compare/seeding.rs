@@ -31,9 +31,10 @@ use crate::{
 /// Where nothing is said: alone, as usual, and many.
 const CONNECTIONS: [usize; 3] = [1, 50, 500];
 const GIB: f64 = 1_073_741_824.0;
-const TARGETS: [Kind; 11] = [
+const TARGETS: [Kind; 12] = [
     Kind::Iperf3,
     Kind::Nginx,
+    Kind::Bare,
     Kind::Seedring,
     Kind::TokioUring,
     Kind::Libtorrent,

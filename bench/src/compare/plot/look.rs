@@ -37,6 +37,7 @@ pub fn of(owner: &str, turn: usize) -> Look {
     let (color, mark) = match kind {
         Some(Kind::Iperf3) | None => ("#000000", Mark::Circle),
         Some(Kind::Nginx) => ("#777777", Mark::Square),
+        Some(Kind::Bare) => ("#000000", Mark::Diamond),
         Some(Kind::Seedring) => ("#0072b2", Mark::Circle),
         Some(Kind::SeedringEpoll) => ("#56b4e9", Mark::Diamond),
         Some(Kind::TokioUring) => ("#661100", Mark::Triangle),
