@@ -1,9 +1,9 @@
-//! Owns: a seeder that does nothing but what no seeder can leave out: the ceiling of seeding.
+//! Owns: a seeder without policy: what answering requests from memory costs, and how late.
 //! Never: reads content for a request, chooses whom it serves, limits, waits for more to send.
 //! Flow: epoll -> what a socket has -> requests -> one send of what they ask for, out of memory.
 //!
-//! One thread, all content in memory before it listens. What is between it and the engine is the
-//! engine's; what is between it and iperf3 is the protocol's. Its latency is that of the machine.
+//! One thread, all content in memory before it listens, no choking, cache, disk or limits. A
+//! reference and no bound: who looks blocks up together, as the engine does, can be cheaper.
 
 use std::{
     collections::VecDeque,
@@ -104,16 +104,21 @@ impl Bare {
             }
             for event in &events {
                 match event.data.u64() {
-                    LISTENER => self.accept(listener),
+                    LISTENER => self.accept(listener)?,
                     number => self.on_event(number as usize),
                 }
             }
         }
     }
 
-    fn accept(&mut self, listener: &TcpListener) {
-        // Out of descriptors, gone again: the next event tries again.
-        while let Ok((socket, _)) = listener.accept() {
+    fn accept(&mut self, listener: &TcpListener) -> Result<()> {
+        loop {
+            let socket = match listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => return Err(error).context("accept: raise `ulimit -n`?"),
+            };
             let number = self.free.pop().unwrap_or(self.peers.len());
             let ready = socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true));
             let data = EventData::new_u64(number as u64);
@@ -138,17 +143,23 @@ impl Bare {
                 // It is not asked for more than it can answer.
                 let flags = if peer.full { EventFlags::OUT } else { EventFlags::IN };
                 let data = EventData::new_u64(number as u64);
-                let _ = epoll::modify(&self.epoll, &peer.socket, data, flags);
+                if epoll::modify(&self.epoll, &peer.socket, data, flags).is_err() {
+                    self.drop_peer(number);
+                }
             }
             Ok(()) => {}
             Err(error) => {
                 if !error.is::<Gone>() {
                     eprintln!("a connection ended: {error:#}");
                 }
-                self.peers[number] = None;
-                self.free.push(number);
+                self.drop_peer(number);
             }
         }
+    }
+
+    fn drop_peer(&mut self, number: usize) {
+        self.peers[number] = None;
+        self.free.push(number);
     }
 }
 
@@ -238,7 +249,14 @@ impl Peer {
             }
             let mut control = SendAncillaryBuffer::default();
             match sendmsg(&self.socket, &slices, &mut control, SendFlags::NOSIGNAL) {
-                Ok(taken) => self.took(taken),
+                Ok(taken) => {
+                    // The socket's room is used up: the next call would only say so.
+                    self.full = taken < slices.iter().map(|slice| slice.len()).sum();
+                    self.took(taken);
+                    if self.full {
+                        return Ok(());
+                    }
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     self.full = true;

@@ -68,7 +68,7 @@ enum Command {
     Swarm(swarm::Command),
     /// A seeder of the bench's own that may have a part of the pieces only.
     Seed(seed::Options),
-    /// A seeder that does nothing but what no seeder can leave out: the ceiling of seeding.
+    /// A seeder without policy, from memory: what answering requests costs by itself.
     Bare(bare::Options),
     /// A seeder that does one thing wrong, to see that the load catches it. Not for figures.
     Faulty(faulty::Options),

@@ -30,7 +30,7 @@ pub enum Kind {
     Iperf3,
     /// The same bytes over HTTP, by sendfile: a ceiling.
     Nginx,
-    /// A seeder that does nothing but what none can leave out: one thread, all in memory.
+    /// A seeder without policy: one thread, all content in memory.
     Bare,
     Seedring,
     /// The same engine where io_uring can't be had.

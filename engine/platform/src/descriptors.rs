@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 
@@ -199,6 +199,20 @@ impl File {
     pub fn try_clone_owned(&self) -> io::Result<OwnedFile> {
         let inner = self.inner.try_clone()?;
         Ok(OwnedFile { inner })
+    }
+
+    pub(crate) fn mark(&self) -> Mark {
+        Mark(Rc::downgrade(&self.inner))
+    }
+}
+
+/// Tells a descriptor from all others, also from those that get its number when it is closed; does
+/// not keep it open.
+pub(crate) struct Mark(Weak<Descriptor>);
+
+impl Mark {
+    pub fn is_of(&self, file: &File) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Rc::as_ptr(&file.inner))
     }
 }
 

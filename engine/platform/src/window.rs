@@ -20,13 +20,15 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use rustix::fs::fstat;
+
 use self::region::Region;
 use crate::descriptors::File;
 
 /// What the start of a window is a multiple of.
 pub const WINDOW_ALIGN: u64 = 4096;
-/// Addresses that are mapped at once, also where the file is shorter; of the tables for them only
-/// those are made whose pages are looked at, 2 MiB for a whole one.
+/// Addresses that are mapped at once, of a file that has as many; of the tables for them only those
+/// are made whose pages are looked at, 2 MiB for a whole one.
 const REGION_BYTES: u64 = 1 << 30;
 /// `cachestat`, Linux 6.5; the same number on every architecture.
 const SYS_CACHESTAT: libc::c_long = 451;
@@ -72,10 +74,12 @@ impl Regions {
 
     fn map(&mut self, file: &File, offset: u64, length: usize) -> Option<Rc<Region>> {
         let start = offset / REGION_BYTES * REGION_BYTES;
-        let is_within = offset + length as u64 <= start + REGION_BYTES;
-        let (start, length) =
-            if is_within { (start, REGION_BYTES as usize) } else { (offset, length) };
-        let region = Rc::new(Region::map(file, start, length)?);
+        let end = fstat(file.as_os()?).ok()?.st_size as u64;
+        let end = end.next_multiple_of(WINDOW_ALIGN).min(start + REGION_BYTES);
+        let is_within = offset + length as u64 <= end;
+        let wide = is_within.then(|| Region::map(file, start, (end - start) as usize)).flatten();
+        // Across two, or where addresses are few (RLIMIT_AS): what is asked for alone.
+        let region = Rc::new(wide.or_else(|| Region::map(file, offset, length))?);
         self.mapped.retain(|region| region.strong_count() > 0);
         self.mapped.push(Rc::downgrade(&region));
         Some(region)
@@ -89,7 +93,8 @@ impl Window {
     }
 
     /// Whether all that was seen so far were bytes of the file. `false`: some were zeroes in place
-    /// of pages that were taken away, from this window or from another one nearby.
+    /// of pages that were taken away, from this window or from another one nearby. What a cut within
+    /// a page leaves of it is the file's: zeroes up to the page's end.
     pub fn is_whole(&self) -> bool {
         match &self.inner {
             Inner::Mapped { region, .. } => region.is_whole(),
@@ -103,7 +108,7 @@ impl Deref for Window {
 
     fn deref(&self) -> &[u8] {
         match &self.inner {
-            Inner::Mapped { region, from, length } => &region.bytes()[*from..*from + *length],
+            Inner::Mapped { region, from, length } => region.bytes(*from, *length),
             Inner::Owned { bytes, .. } => bytes,
         }
     }

@@ -11,20 +11,21 @@ use std::{
     ptr::NonNull,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering},
     },
 };
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-use crate::descriptors::File;
+use crate::descriptors::{File, Mark};
 
 /// Regions at once in this process: 64 shards with 64 each. Where none is left, who asks reads.
 const REGIONS_MAX: usize = 4096;
 
 /// A mapping that the handler knows. Not `Send`: the thread that looks is the one that faults.
 pub struct Region {
-    file: File,
+    /// Not the file itself: descriptors are few, and a mapping needs none.
+    file: Mark,
     start: u64,
     base: NonNull<u8>,
     length: usize,
@@ -33,6 +34,7 @@ pub struct Region {
 
 impl Region {
     /// `length` addresses for the file from `start`, a multiple of a page; the file may end before.
+    /// `None`: not enough addresses, or regions.
     pub fn map(file: &File, start: u64, length: usize) -> Option<Region> {
         if !guard() {
             return None;
@@ -47,7 +49,7 @@ impl Region {
             return None;
         };
         slot.watch(base.as_ptr().addr(), length);
-        Some(Region { file: file.clone(), start, base, length, slot })
+        Some(Region { file: file.mark(), start, base, length, slot })
     }
 
     pub fn start(&self) -> u64 {
@@ -55,7 +57,7 @@ impl Region {
     }
 
     pub fn is_of(&self, file: &File) -> bool {
-        self.file.is_same(file)
+        self.file.is_of(file)
     }
 
     pub fn has(&self, offset: u64, length: usize) -> bool {
@@ -67,20 +69,26 @@ impl Region {
         !self.slot.broken.load(Ordering::Acquire)
     }
 
-    /// All of it. To look at what the file does not have is to break the region.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `base` is mapped readable for `length` bytes until this value goes, and where the
-        // file has no page the handler puts one. Other processes may write to the file meanwhile:
-        // each byte is what it is when it is loaded, and the contract of `Window` is that nothing
-        // depends on two loads being equal.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.length) }
+    fn place(&self, from: usize, length: usize) -> *mut u8 {
+        assert!(length <= self.length && from <= self.length - length, "within the region");
+        self.base.as_ptr().wrapping_add(from)
+    }
+
+    /// To look at what the file does not have is to break the region.
+    pub fn bytes(&self, from: usize, length: usize) -> &[u8] {
+        let place = self.place(from, length);
+        // SAFETY: within what is mapped readable until this value goes, and where the file has no
+        // page the handler puts one. Other processes may write to the file meanwhile: each byte is
+        // what it is when it is loaded, and the contract of `Window` is that nothing depends on two
+        // loads being equal.
+        unsafe { std::slice::from_raw_parts(place, length) }
     }
 
     /// These pages are not looked at for now: they need not be in this process's tables.
     pub fn let_go(&self, from: usize, length: usize) {
-        let place = self.bytes()[from..from + length].as_ptr().cast_mut().cast();
-        // SAFETY: the range is within a mapping that this value owns, shared and of a file (or
-        // zeroes, after it broke): a later access finds the same bytes again.
+        let place = self.place(from, length).cast();
+        // SAFETY: within a mapping that this value owns, shared and of a file (or zeroes, after it
+        // broke), which nobody writes through: a later access finds what the file has then.
         let _ = unsafe { madvise(place, length, Advice::LinuxDontNeed) };
     }
 }
@@ -95,6 +103,9 @@ impl Drop for Region {
 
 /// What the handler knows of a region.
 struct Slot {
+    /// The thread that looks at it. Only slots of its own are told to the handler on a thread:
+    /// those don't change under it.
+    owner: AtomicI32,
     /// Its first address; `FREE` and `CLAIMED` are none.
     from: AtomicUsize,
     to: AtomicUsize,
@@ -105,7 +116,12 @@ const FREE: usize = 0;
 const CLAIMED: usize = usize::MAX;
 
 static SLOTS: [Slot; REGIONS_MAX] = [const {
-    Slot { from: AtomicUsize::new(FREE), to: AtomicUsize::new(0), broken: AtomicBool::new(false) }
+    Slot {
+        owner: AtomicI32::new(0),
+        from: AtomicUsize::new(FREE),
+        to: AtomicUsize::new(0),
+        broken: AtomicBool::new(false),
+    }
 }; REGIONS_MAX];
 
 /// Slots are taken in turn, so that a free one is found at once.
@@ -128,6 +144,7 @@ impl Slot {
     }
 
     fn watch(&self, from: usize, length: usize) {
+        self.owner.store(this_thread(), Ordering::Relaxed);
         self.broken.store(false, Ordering::Relaxed);
         self.to.store(from + length, Ordering::Relaxed);
         // Release: the handler, which runs on this thread, sees the rest with it.
@@ -138,12 +155,18 @@ impl Slot {
         self.from.store(FREE, Ordering::Release);
     }
 
-    /// The range, if this address is in it.
-    fn around(&self, address: usize) -> Option<(usize, usize)> {
+    /// The range, if this address is in it, and whose it is. Of another thread's it may be torn.
+    fn around(&self, address: usize) -> Option<(usize, usize, i32)> {
         let from = self.from.load(Ordering::Acquire);
-        let to = self.to.load(Ordering::Relaxed);
-        (from != FREE && from != CLAIMED && from <= address && address < to).then_some((from, to))
+        let (to, owner) = (self.to.load(Ordering::Relaxed), self.owner.load(Ordering::Relaxed));
+        let is_live = from != FREE && from != CLAIMED;
+        (is_live && from <= address && address < to).then_some((from, to, owner))
     }
+}
+
+fn this_thread() -> i32 {
+    // SAFETY: takes nothing, changes nothing, allowed in a handler.
+    unsafe { libc::gettid() }
 }
 
 /// What was done about SIGBUS before.
@@ -178,10 +201,15 @@ extern "C" fn taken(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *
     let code = info.si_code;
     // SAFETY: of what the kernel sent itself this is the address; of anything else it is not used.
     let address = unsafe { info.si_addr() }.addr();
-    let region = SLOTS.iter().find_map(|slot| Some((slot, slot.around(address)?)));
-    if code > 0
-        && let Some((slot, (from, to))) = region
+    let mut regions = SLOTS.iter().filter_map(|slot| Some((slot, slot.around(address)?)));
+    if code == libc::BUS_MCEERR_AO && regions.next().is_some() {
+        return; // memory that nobody has looked at yet broke: whoever does is told then
+    }
+    let thread = this_thread();
+    if [libc::BUS_ADRERR, libc::BUS_MCEERR_AR].contains(&code)
+        && let Some((slot, (from, to, _))) = regions.find(|(_, (_, _, owner))| *owner == thread)
     {
+        slot.broken.store(true, Ordering::Release);
         let (place, flags) = (std::ptr::without_provenance_mut(from), MapFlags::PRIVATE);
         // SAFETY: the range is a mapping that the interrupted code owns (the slot is watched from
         // after `mmap` until before `munmap`, by this very thread); readers of it load again. The
@@ -189,7 +217,6 @@ extern "C" fn taken(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *
         let placed =
             unsafe { mmap_anonymous(place, to - from, ProtFlags::READ, flags | MapFlags::FIXED) };
         if placed.is_ok() {
-            slot.broken.store(true, Ordering::Release);
             return;
         }
     }

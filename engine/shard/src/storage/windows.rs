@@ -18,8 +18,8 @@ use super::{
 };
 use crate::torrent::{Contents, TorrentId};
 
-/// A window starts at a multiple of its length in its file. Mapping costs some microseconds each
-/// time, and unmapping interrupts the other cores. Where not all of a large one is in memory, a
+/// A window starts at a multiple of its length in its file. Letting its pages go interrupts the
+/// other cores. Where not all of a large one is in memory, a
 /// small one may be: a page that the kernel took back does not have 8 MiB read from the disk.
 const WINDOW_BYTES: [u64; 2] = [8 << 20, 1 << 20];
 /// Smaller files are read: mapping them costs as much as copying.
@@ -42,7 +42,7 @@ enum Source {
 }
 
 impl Seen {
-    /// `false`: some of it was taken away while it was looked at, and is not the file's.
+    /// `false`: some of it, or of what lies near it, was taken away while it was looked at.
     pub fn is_whole(&self) -> bool {
         match &self.source {
             Source::Chunk(_) => true,
