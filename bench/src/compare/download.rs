@@ -18,7 +18,7 @@ use sha1::{Digest, Sha1};
 use super::{
     Options,
     downloader::{self, Place, can_download},
-    follow::{self, Start, Work},
+    follow::{self, Start, Watch, Work},
     kind::{self, Kind},
     pictures::{self, Figure, Plot},
     plot::Steps,
@@ -111,7 +111,7 @@ fn one_run(
     if round == 1 && Some(&peers) == options.peers.first() {
         report.commands.push(format!("{kind}: `{}`", running.command));
     }
-    let work = follow::follow(&running, &start, &done, LIMIT)?;
+    let work = follow::follow(&running, &start, (&done, Watch::Closely), LIMIT)?;
     let file = only_file(&place.content)?;
     File::open(&file)?.sync_all()?;
     let on_disk_seconds = start.elapsed().as_secs_f64();

@@ -6,19 +6,34 @@ use std::{
     fs,
     path::PathBuf,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use super::target::Running;
 use crate::probe::{self, Memory, Reading};
 
-/// Between two looks: what a time can be wrong by.
-const LOOK: Duration = Duration::from_millis(2);
 /// Memory is read each so many looks.
 const LOOKS_A_SAMPLE: u32 = 10;
+const DAY_US: u64 = 86_400_000_000;
+
+/// How often a process is looked at, on cores that may be its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Watch {
+    /// Each 2 ms, which is what its time can be wrong by; its memory each 20 ms.
+    Closely,
+    /// Each 50 ms, its memory at the end: of who tells its time itself. To read the memory of a
+    /// process holds it up where it maps and unmaps, for milliseconds.
+    Rarely,
+}
+
+impl Watch {
+    fn pause(self) -> Duration {
+        Duration::from_millis(if self == Watch::Closely { 2 } else { 50 })
+    }
+}
 
 /// What says that the work is done.
 #[derive(Clone, Debug)]
@@ -27,13 +42,14 @@ pub enum Done {
     Exit,
     /// It runs on, and this file is there.
     File(PathBuf),
-    /// It runs on, and has printed this.
-    Printed(&'static str),
+    /// It runs on, and has logged a line with this: the time is the line's own.
+    Logged(&'static str),
 }
 
 /// Taken before the process is started.
 pub struct Start {
     at: Instant,
+    by_the_clock: SystemTime,
     softirqd_seconds: f64,
 }
 
@@ -54,7 +70,16 @@ pub struct Work {
 
 impl Start {
     pub fn now() -> Self {
-        Start { softirqd_seconds: probe::softirqd_seconds(), at: Instant::now() }
+        let softirqd_seconds = probe::softirqd_seconds();
+        Start { softirqd_seconds, by_the_clock: SystemTime::now(), at: Instant::now() }
+    }
+
+    /// Until the time of day that a line of a log begins with, less than a day later.
+    fn until(&self, line: &str) -> Result<Duration> {
+        let time = time_of_day_us(line);
+        let time = time.with_context(|| format!("no time stamp is in the log's line: {line}"))?;
+        let start = self.by_the_clock.duration_since(UNIX_EPOCH)?.as_micros() as u64 % DAY_US;
+        Ok(Duration::from_micros((time + DAY_US - start) % DAY_US))
     }
 
     pub fn elapsed(&self) -> Duration {
@@ -62,9 +87,25 @@ impl Start {
     }
 }
 
+/// Of a line that begins as RFC 3339 says, in UTC: `2026-11-27T12:02:30.432682Z`.
+fn time_of_day_us(line: &str) -> Option<u64> {
+    let (time, _) = line.split_once('T')?.1.split_once('Z')?;
+    let (time, fraction) = time.split_once('.')?;
+    let mut parts = time.split(':').map(|part| part.parse::<u64>().ok());
+    let (hours, minutes, seconds) = (parts.next()??, parts.next()??, parts.next()??);
+    let micros: u64 = format!("{fraction:0<6}").get(..6)?.parse().ok()?;
+    Some(((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + micros)
+}
+
 /// Watches a process that was spawned after `start` until it is done, at most for `limit`.
-pub fn follow(running: &Running, start: &Start, done: &Done, limit: Duration) -> Result<Work> {
+pub fn follow(
+    running: &Running,
+    start: &Start,
+    (done, watch): (&Done, Watch),
+    limit: Duration,
+) -> Result<Work> {
     let mut peak = Memory::default();
+    let mut told = None;
     for look in 0_u32.. {
         let ended = running.ended()?;
         if let Some(status) = ended.filter(|status| *status != 0 || !matches!(done, Done::Exit)) {
@@ -73,11 +114,18 @@ pub fn follow(running: &Running, start: &Start, done: &Done, limit: Duration) ->
         let is_done = match done {
             Done::Exit => ended.is_some(),
             Done::File(path) => path.exists(),
-            Done::Printed(text) => {
-                fs::read(&running.log).is_ok_and(|log| String::from_utf8_lossy(&log).contains(text))
+            Done::Logged(text) => {
+                let log = fs::read(&running.log).unwrap_or_default();
+                let log = String::from_utf8_lossy(&log);
+                // A line that is being written has no end yet.
+                let mut lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+                let line = lines.find(|line| line.contains(text));
+                told = line.map(|line| start.until(line)).transpose()?;
+                told.is_some()
             }
         };
-        if look.is_multiple_of(LOOKS_A_SAMPLE) || is_done {
+        let is_sample = watch == Watch::Closely && look.is_multiple_of(LOOKS_A_SAMPLE);
+        if is_sample || is_done {
             peak = peak.most(Memory::of(running.pid()).unwrap_or_default());
         }
         if is_done {
@@ -90,9 +138,9 @@ pub fn follow(running: &Running, start: &Start, done: &Done, limit: Duration) ->
             limit.as_secs(),
             running.last_words()
         );
-        thread::sleep(LOOK);
+        thread::sleep(watch.pause());
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = told.unwrap_or_else(|| start.elapsed()).as_secs_f64();
     let last = Reading::take(running.pid())?;
     Ok(Work {
         seconds,
@@ -127,34 +175,46 @@ mod tests {
         let script = "dd if=/dev/zero of=x bs=64k count=16 2>/dev/null; i=0; \
                       while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 0.1";
         let (start, running, folder) = shell("exit", script);
-        let work = follow(&running, &start, &Done::Exit, Duration::from_secs(60)).expect("done");
+        let work = follow(&running, &start, (&Done::Exit, Watch::Closely), Duration::from_secs(60))
+            .expect("done");
         assert!(work.cpu_seconds > 0.0 && work.seconds > 0.1 && work.peak_rss_bytes > 0);
         fs::remove_dir_all(folder).ok();
     }
 
     #[test]
-    fn a_file_or_a_word_ends_the_work_of_one_that_runs_on() {
-        for (name, done) in [("file", Done::File("x".into())), ("word", Done::Printed("ready"))] {
-            let (start, running, folder) = shell(name, "echo ready; : > x; sleep 60");
-            let done = match done {
-                Done::File(path) => Done::File(folder.join(path)),
-                other => other,
-            };
-            follow(&running, &start, &done, Duration::from_secs(10)).expect("done");
-            assert_eq!(running.ended().expect("its state"), None);
-            fs::remove_dir_all(folder).ok();
-        }
+    fn a_file_ends_the_work_of_one_that_runs_on() {
+        let (start, running, folder) = shell("file", ": > x; sleep 60");
+        let done = Done::File(folder.join("x"));
+        follow(&running, &start, (&done, Watch::Closely), Duration::from_secs(10)).expect("done");
+        assert_eq!(running.ended().expect("its state"), None);
+        fs::remove_dir_all(folder).ok();
+    }
+
+    #[test]
+    fn the_time_of_a_line_is_its_own() {
+        let script = "sleep 0.3; date -u +%FT%T.%6NZ\\ INFO\\ done; sleep 60";
+        let (start, running, folder) = shell("stamp", script);
+        let logged = (&Done::Logged("done"), Watch::Rarely);
+        let work = follow(&running, &start, logged, Duration::from_secs(20)).expect("done");
+        assert!((0.3..start.elapsed().as_secs_f64()).contains(&work.seconds), "{work:?}");
+        fs::remove_dir_all(folder).ok();
+        let late = UNIX_EPOCH + Duration::from_secs(86_399);
+        let start = Start { by_the_clock: late, ..start };
+        let after = start.until("1970-01-02T00:00:02.5Z  INFO ready").expect("a stamp");
+        assert_eq!(after, Duration::from_millis(3_500), "past midnight");
+        assert!(start.until("ready").is_err());
     }
 
     #[test]
     fn a_failure_and_a_limit_are_errors() {
         let (start, running, folder) = shell("fails", "echo no disk; exit 3");
-        let error = follow(&running, &start, &Done::Exit, Duration::from_secs(10));
+        let exit = (&Done::Exit, Watch::Rarely);
+        let error = follow(&running, &start, exit, Duration::from_secs(10));
         let error = error.expect_err("it failed").to_string();
         assert!(error.contains("(3)") && error.contains("no disk"), "{error}");
         fs::remove_dir_all(folder).ok();
         let (start, running, folder) = shell("slow", "sleep 60");
-        assert!(follow(&running, &start, &Done::Exit, Duration::from_millis(20)).is_err());
+        assert!(follow(&running, &start, exit, Duration::from_millis(20)).is_err());
         fs::remove_dir_all(folder).ok();
     }
 }

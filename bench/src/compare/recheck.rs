@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     Cores, Options, TARGET, cold,
-    follow::{Done, Start, Work, follow},
+    follow::{Done, Start, Watch, Work, follow},
     kind::{self, Kind},
     on_cores,
     pictures::{self, Figure, Plot},
@@ -201,13 +201,14 @@ fn seedring(
     };
     let start = Start::now();
     let running = target::seedring(options, &settings, &Cores::range(0, cores))?;
-    let work = follow(&running, &start, &Done::Printed(READY), LIMIT)?;
+    let work = follow(&running, &start, (&Done::Logged(READY), Watch::Rarely), LIMIT)?;
     let command = running.command.clone();
     let mut rechecked = None;
     if verify != "full" {
         let start = Start::now();
         target::ask(options, &settings, &["recheck", seeding::CONTENT])?;
-        let mut recheck = follow(&running, &start, &Done::Printed(VERIFIED), LIMIT)?;
+        let verified = (&Done::Logged(VERIFIED), Watch::Rarely);
+        let mut recheck = follow(&running, &start, verified, LIMIT)?;
         recheck.cpu_seconds -= work.cpu_seconds;
         recheck.user_seconds -= work.user_seconds;
         rechecked = Some(recheck);
@@ -256,7 +257,9 @@ fn rival(options: &Options, content: &Content, kind: Kind, cores: usize) -> Resu
     command.current_dir(&run).env("HOME", &run);
     let start = Start::now();
     let running = spawn(command, &run)?;
-    let work = follow(&running, &start, &Done::Exit, LIMIT)?;
+    // libtorrent tells its time itself.
+    let watch = if kind == Kind::Libtorrent { Watch::Rarely } else { Watch::Closely };
+    let work = follow(&running, &start, (&Done::Exit, watch), LIMIT)?;
     let (mut seconds, mut cpu_seconds) = (work.seconds, work.cpu_seconds);
     if kind == Kind::Libtorrent {
         let printed: Printed = serde_json::from_slice(&fs::read(&running.log)?)
@@ -327,8 +330,8 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
          seedring: from the start of the process until it is ready (`ready_after_ms`; a shard a \
          core, cache {CACHE}), its CPU likewise, so its start is in both figures; what that is by \
          itself is a row of its own, and so is `seedring recheck` of the engine that was started \
-         so, from before the command until the engine says that all is verified (looked for each \
-         2 ms), which is what force_recheck is beside. By itself (`direct_io: auto`) it hashes \
+         so, from before the command until the time stamp of its line that all is verified, which \
+         is what force_recheck is beside. By itself (`direct_io: auto`) it hashes \
          what lies in the page cache there, and reads the rest past it; hot ratios are those \
          of `direct_io: off`, which does the same with content that is all in memory. libtorrent: \
          from force_recheck until checked, without its start, a hashing thread a core. \
