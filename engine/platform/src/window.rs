@@ -5,8 +5,8 @@
 //! Flow: `Io::window` -> all of it is in memory -> a region that has it -> looked at -> `is_whole`
 //! -> its pages are let go, and with the last window the region.
 //!
-//! To map and to unmap is to hold the lock of the whole process's address space, and the shards wait
-//! for each other there: so a region is much larger than a window. Seeing pages and letting them go
+//! To map and to unmap is to hold the lock of the process's address space, and the shards wait for
+//! each other there: so a region is much larger than a window. Seeing pages and letting them go
 //! (`MADV_DONTNEED`) only share that lock.
 
 mod region;
@@ -93,8 +93,8 @@ impl Window {
     }
 
     /// Whether all that was seen so far were bytes of the file. `false`: some were zeroes in place
-    /// of pages that were taken away, from this window or from another one nearby. What a cut within
-    /// a page leaves of it is the file's: zeroes up to the page's end.
+    /// of pages that were taken away, from this window or from another one nearby. What a cut
+    /// within a page leaves of it is the file's: zeroes up to the page's end.
     pub fn is_whole(&self) -> bool {
         match &self.inner {
             Inner::Mapped { region, .. } => region.is_whole(),
