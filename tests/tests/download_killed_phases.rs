@@ -427,9 +427,11 @@ fn kills_in_every_phase_break_no_promise() -> Result<()> {
 fn pieces_that_were_never_synced_are_noticed() -> Result<()> {
     let mut run = Run::new(1)?;
     run.copy.lie_about_syncs("d-");
-    let found = (0..KILLS * 2).find_map(|kill| {
+    // Not each life shows it: on a busy machine many end before anything is stored as had.
+    let found = (0..KILLS * 10).find_map(|kill| {
         let wished = PHASES[(kill % PHASES.len() as u64) as usize];
-        kill_once(&mut run, kill, wished, Some(1000)).err()
+        let found = kill_once(&mut run, kill, wished, Some(1000)).err();
+        found.inspect(|_| println!("noticed after kill {kill}: {:?}", run.kills))
     });
     let error = format!("{:#}", found.context("nothing was noticed")?);
     ensure!(error.contains("stored as had and is not right"), "{error}");
