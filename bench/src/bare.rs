@@ -14,7 +14,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::{
     event::epoll::{self, CreateFlags, EventData, EventFlags},
     fd::OwnedFd,
@@ -24,7 +24,7 @@ use rustix::{
 
 use crate::{
     leech::frames::{self, HANDSHAKE_BYTES, PIECE_HEAD_BYTES, id},
-    seed::{self, Source},
+    seed::{self, Request, Source},
     torrent::Torrent,
 };
 
@@ -207,14 +207,7 @@ impl Peer {
             ensure!(hello[28..48] == torrent.info_hash, "another torrent");
             self.out = frames::handshake(&torrent.info_hash, b"-SBBARE-000000000000").to_vec();
             self.out[20..28].fill(0);
-            let pieces = torrent.piece_hashes.len();
-            let mut bits = vec![0xff_u8; pieces.div_ceil(8)];
-            if let Some(last) = bits.last_mut().filter(|_| !pieces.is_multiple_of(8)) {
-                *last <<= 8 - pieces % 8;
-            }
-            self.out.extend_from_slice(&(bits.len() as u32 + 1).to_be_bytes());
-            self.out.push(id::BITFIELD);
-            self.out.extend_from_slice(&bits);
+            seed::put_bitfield(&mut self.out, torrent.piece_hashes.len(), |_| true);
             self.greeted = true;
             at = HANDSHAKE_BYTES;
         }
@@ -289,21 +282,9 @@ impl Peer {
 
 impl Asked {
     fn read(torrent: &Torrent, words: &[u8]) -> Result<Asked> {
-        let (words, rest) = words.as_chunks::<4>();
-        let [piece, begin, length] = words else { bail!("a request of another form") };
-        ensure!(rest.is_empty(), "a request of another form");
-        let mut head = [0; PIECE_HEAD_BYTES];
-        head[..4].copy_from_slice(&(u32::from_be_bytes(*length).saturating_add(9)).to_be_bytes());
-        head[4] = id::PIECE;
-        head[5..9].copy_from_slice(piece);
-        head[9..].copy_from_slice(begin);
-        let [piece, begin, length] =
-            [piece, begin, length].map(|word| u64::from(u32::from_be_bytes(*word)));
-        let from = piece * u64::from(torrent.piece_bytes) + begin;
-        let is_block = (1..=seed::BLOCK_BYTES_MAX.into()).contains(&length);
-        let is_inside = from + length <= torrent.total_bytes;
-        ensure!(is_block && is_inside, "a request outside of the torrent");
-        Ok(Asked { head, bytes: from as usize..(from + length) as usize })
+        let asked = Request::read(torrent, words)?;
+        let from = asked.offset as usize;
+        Ok(Asked { head: asked.head(), bytes: from..from + asked.length as usize })
     }
 
     fn wire_bytes(&self) -> usize {

@@ -30,7 +30,7 @@ use crate::{
 };
 
 const CONNECTIONS_MAX: usize = 1024;
-pub const BLOCK_BYTES_MAX: u32 = 128 << 10;
+const BLOCK_BYTES_MAX: u32 = 128 << 10;
 /// Answers are gathered up to this before they are sent.
 const SEND_BYTES: usize = 256 << 10;
 /// Exit status of a crash, so that it is known from any other end.
@@ -186,7 +186,8 @@ impl Seeder {
         };
         hello[48..].copy_from_slice(own_id.as_bytes());
         let mut out = hello.to_vec();
-        self.put_bitfield(&mut out);
+        let pieces = self.torrent.piece_hashes.len();
+        put_bitfield(&mut out, pieces, |piece| self.share.has(piece));
         if says_more {
             out.extend_from_slice(&(UPLOAD_ONLY.len() as u32 + 2).to_be_bytes());
             out.extend_from_slice(&[id::EXTENDED, 0]);
@@ -225,29 +226,10 @@ impl Seeder {
         }
     }
 
-    fn put_bitfield(&self, out: &mut Vec<u8>) {
-        let pieces = self.torrent.piece_hashes.len();
-        let mut bits = vec![0_u8; pieces.div_ceil(8)];
-        for piece in (0..pieces).filter(|piece| self.share.has(*piece as u32)) {
-            bits[piece / 8] |= 0x80 >> (piece % 8);
-        }
-        out.extend_from_slice(&(bits.len() as u32 + 1).to_be_bytes());
-        out.push(id::BITFIELD);
-        out.extend_from_slice(&bits);
-    }
-
     /// `false`: this was the connection's last block.
     fn answer(&self, words: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        let (words, rest) = words.as_chunks::<4>();
-        let [piece, begin, length] = words else { bail!("a request of another form") };
-        ensure!(rest.is_empty(), "a request of another form");
-        let [piece, begin, length] = [piece, begin, length].map(|word| u32::from_be_bytes(*word));
-        let offset = u64::from(piece) * u64::from(self.torrent.piece_bytes) + u64::from(begin);
-        let end = offset + u64::from(length);
-        ensure!(
-            (1..=BLOCK_BYTES_MAX).contains(&length) && end <= self.torrent.total_bytes,
-            "a request outside of the torrent"
-        );
+        let asked = Request::read(&self.torrent, words)?;
+        let Request { piece, length, offset, .. } = asked;
         ensure!(self.share.has(piece), "a request for piece {piece}, which is not here");
         let number = self.blocks.fetch_add(1, Relaxed) + 1;
         let goes_wrong = |every: u64| number.is_multiple_of(every);
@@ -258,10 +240,7 @@ impl Seeder {
             _ => piece,
         };
         let start = out.len();
-        out.extend_from_slice(&(length + 9).to_be_bytes());
-        out.push(id::PIECE);
-        out.extend_from_slice(&named.to_be_bytes());
-        out.extend_from_slice(&begin.to_be_bytes());
+        out.extend_from_slice(&Request { piece: named, ..asked }.head());
         out.resize(start + PIECE_HEAD_BYTES + length as usize, 0);
         let payload = &mut out[start + PIECE_HEAD_BYTES..];
         self.content.read_exact_at(payload, offset).context("the content")?;
@@ -283,6 +262,54 @@ impl Seeder {
             thread::sleep(Duration::from_nanos(left as u64));
         }
     }
+}
+
+/// The block that a request names.
+#[derive(Clone, Copy)]
+pub struct Request {
+    pub piece: u32,
+    pub begin: u32,
+    pub length: u32,
+    /// In the torrent.
+    pub offset: u64,
+}
+
+impl Request {
+    /// `words`: the message without its ID.
+    pub fn read(torrent: &Torrent, words: &[u8]) -> Result<Request> {
+        let (words, rest) = words.as_chunks::<4>();
+        let [piece, begin, length] = words else { bail!("a request of another form") };
+        ensure!(rest.is_empty(), "a request of another form");
+        let [piece, begin, length] = [piece, begin, length].map(|word| u32::from_be_bytes(*word));
+        let offset = u64::from(piece) * u64::from(torrent.piece_bytes) + u64::from(begin);
+        let end = offset + u64::from(length);
+        ensure!(
+            (1..=BLOCK_BYTES_MAX).contains(&length) && end <= torrent.total_bytes,
+            "a request outside of the torrent"
+        );
+        Ok(Request { piece, begin, length, offset })
+    }
+
+    /// What comes before the block on the wire.
+    pub fn head(&self) -> [u8; PIECE_HEAD_BYTES] {
+        let mut head = [0; PIECE_HEAD_BYTES];
+        head[..4].copy_from_slice(&(self.length + 9).to_be_bytes());
+        head[4] = id::PIECE;
+        head[5..9].copy_from_slice(&self.piece.to_be_bytes());
+        head[9..].copy_from_slice(&self.begin.to_be_bytes());
+        head
+    }
+}
+
+/// The bitfield of those of so many pieces that it has.
+pub fn put_bitfield(out: &mut Vec<u8>, pieces: usize, has: impl Fn(u32) -> bool) {
+    let mut bits = vec![0_u8; pieces.div_ceil(8)];
+    for piece in (0..pieces).filter(|piece| has(*piece as u32)) {
+        bits[piece / 8] |= 0x80 >> (piece % 8);
+    }
+    out.extend_from_slice(&(bits.len() as u32 + 1).to_be_bytes());
+    out.push(id::BITFIELD);
+    out.extend_from_slice(&bits);
 }
 
 /// Listens, and says where; `what` is said after the address.
