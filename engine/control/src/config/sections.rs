@@ -216,7 +216,7 @@ pub enum Shards {
     /// One for each core that the process may run on.
     #[default]
     Auto,
-    /// 1 to 1024.
+    /// 1 to 254.
     Count(u16),
 }
 
@@ -235,7 +235,8 @@ impl CacheSize {
 }
 
 impl Shards {
-    pub const MAX: u16 = 1024;
+    /// A piece that is downloaded names its shard in a byte.
+    pub const MAX: u16 = 254;
 }
 
 impl Serialize for Shards {

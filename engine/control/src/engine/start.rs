@@ -188,7 +188,7 @@ fn raise_descriptors(config: &Config) -> u64 {
 fn setup(config: &Config, descriptors: u64) -> anyhow::Result<Setup> {
     let cores = cpu::cores().map_or(1, |cores| cores.len()).max(1);
     let shards = match config.shards {
-        ShardCount::Auto => cores,
+        ShardCount::Auto => cores.min(usize::from(ShardCount::MAX)),
         ShardCount::Count(n) => usize::from(n),
     };
     let cache = match config.memory.cache {
