@@ -182,7 +182,7 @@ impl Engine {
         if torrent.state != State::Metadata {
             return; // twice, or paused meanwhile: then it is fetched again
         }
-        let metainfo = match Metainfo::from_info(raw_info) {
+        let mut metainfo = match Metainfo::from_info(raw_info) {
             Ok(metainfo) if metainfo.info_hash == hash => metainfo,
             Ok(_) => return tracing::error!("{hash}: metadata of another torrent came; left out"),
             Err(error) => {
@@ -195,6 +195,8 @@ impl Engine {
                 return;
             }
         };
+        let link = torrent.download.as_ref().and_then(|download| download.row.magnet.as_deref());
+        metainfo.web_seeds = link.map(web_seeds).unwrap_or_default();
         let bytes = with_trackers(&metainfo, &torrent.tiers);
         self.keep_metadata(hash, bytes, Duration::ZERO);
     }
@@ -257,6 +259,11 @@ impl Engine {
         let again = (self.shards.now(), DIAL_AFTER);
         self.peers.renumber(old, new.shared.id, new.private, again);
     }
+}
+
+/// `ws`: they stay with the torrent, as those of a .torrent do (BEP 19).
+fn web_seeds(link: &str) -> Vec<String> {
+    link.parse::<Magnet>().map(|magnet| magnet.web_seeds).unwrap_or_default()
 }
 
 /// BEP 9 `x.pe`: numbers alone, since a name would have to be looked up for a stranger.
