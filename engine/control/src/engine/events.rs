@@ -4,7 +4,9 @@
 //! commands.
 
 use std::{
+    net::SocketAddr,
     path::Path,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -58,9 +60,9 @@ impl Engine {
                     torrent.keep(KeptPiece { piece, slot, blocks });
                 }
             }
-            Event::Poisoned { torrent, address, piece } => {
-                tracing::debug!("{address} is banned: its piece {} of {torrent:?} is bad", piece.0);
-                self.ban(address.ip());
+            Event::Poisoned { torrent, ip, piece } => {
+                tracing::debug!("{ip} is banned: its piece {} of {torrent:?} is bad", piece.0);
+                self.ban(ip);
             }
             Event::Metadata { torrent, peer, address, said } => {
                 self.metadata_said(torrent, (shard, peer), address, said);
@@ -185,6 +187,10 @@ impl Engine {
             trackers::Event::Announced { info_hash, tracker, event, asked, result } => {
                 if event == AnnounceEvent::Completed {
                     self.completed_told(&info_hash);
+                }
+                if let Ok(trackers::Heard { external_ip: Some(ip), .. }) = &result {
+                    let port = self.globals.listen_port.load(Ordering::Relaxed);
+                    self.peers.seen_at(SocketAddr::new(ip.to_canonical(), port));
                 }
                 match result {
                     // Who was asked in its place has said so.

@@ -49,8 +49,9 @@ pub struct Peers {
     swarms: HashMap<TorrentId, Swarm>,
     /// They sent what they knew, or should have known, to be wrong.
     bans: Bans,
-    /// Where others reach us.
+    /// Where others reach us: where we listen, and what trackers see (BEP 24), one a family.
     own: Vec<SocketAddr>,
+    told: Vec<SocketAddr>,
     connections_per_ip: Option<u32>,
     turns: Turns,
     /// Books that changed since they were put where shards read them.
@@ -85,6 +86,7 @@ impl Peers {
             swarms: HashMap::new(),
             bans: Bans::default(),
             own,
+            told: Vec::new(),
             connections_per_ip,
             turns: Turns::default(),
             news: Vec::new(),
@@ -96,6 +98,21 @@ impl Peers {
     fn could_dial(&self, id: TorrentId, now: Duration) -> bool {
         let roster = self.swarms.get(&id).and_then(|swarm| swarm.roster.as_ref());
         roster.and_then(|roster| roster.due()).is_some_and(|due| due <= now)
+    }
+
+    /// A tracker says where it sees us. Peers see us there too: what is reckoned from addresses on
+    /// both sides (BEP 40) comes out alike.
+    pub fn seen_at(&mut self, address: SocketAddr) {
+        let ip = address.ip();
+        if self.told.contains(&address) || ip.is_unspecified() || ip.is_multicast() {
+            return;
+        }
+        self.told.retain(|other| other.is_ipv4() != address.is_ipv4());
+        self.told.push(address);
+        // What trackers say first: behind address translation nobody sees where we listen.
+        let own = [&self.told[..], &self.own].concat();
+        let rosters = self.swarms.values_mut().filter_map(|swarm| swarm.roster.as_mut());
+        rosters.for_each(|roster| roster.set_own(&own));
     }
 
     pub fn set_connections_per_ip(&mut self, max: Option<u32>) {
@@ -114,7 +131,7 @@ impl Peers {
                 ..Options::default()
             };
             let mut roster = Roster::new(options, rand::random());
-            roster.set_own(&self.own);
+            roster.set_own(&[&self.told[..], &self.own].concat());
             Box::new(roster)
         });
         roster.set_complete(!facts.wants);

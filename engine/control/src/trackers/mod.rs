@@ -15,7 +15,7 @@ mod run;
 mod tests;
 pub mod udp;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +106,8 @@ pub struct Heard {
     pub peers: usize,
     pub seeders: Option<u32>,
     pub leechers: Option<u32>,
+    /// Where it sees us (BEP 24).
+    pub external_ip: Option<IpAddr>,
     pub warning: Option<String>,
 }
 

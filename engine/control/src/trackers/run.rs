@@ -237,6 +237,7 @@ impl Task {
                     peers: reply.peers.len(),
                     seeders: reply.seeders,
                     leechers: reply.leechers,
+                    external_ip: reply.external_ip,
                     warning: reply.warning,
                 };
                 if event != AnnounceEvent::Stopped && (effect.switched || !reply.peers.is_empty()) {

@@ -39,6 +39,24 @@ fn an_address_is_dialled_once_and_rests_after_a_failure() {
     assert!(due(&mut peers, FACTS, secs(9_999)).is_empty());
 }
 
+/// BEP 40 goes by the addresses that both sides see.
+#[test]
+fn where_a_tracker_sees_us_orders_the_peers_and_is_not_dialled() {
+    let mut peers = Peers::new(vec![address("192.168.1.2:6881")], Some(2));
+    let named = ["40.0.0.2:1", "40.0.3.3:1", "40.0.0.1:6881"].map(address);
+    peers.seen_at(address("0.0.0.0:6881"));
+    assert!(peers.told.is_empty());
+    peers.seen_at(address("50.0.0.1:6881"));
+    peers.seen_at(address("[2001:db8::1]:6881"));
+    peers.seen_at(named[2]);
+    assert_eq!(peers.told, [address("[2001:db8::1]:6881"), named[2]], "one a family, the last");
+    peers.learn(FACTS, &named, Source::Tracker, secs(0));
+    let mut expected = named[..2].to_vec();
+    let rank = |peer: &SocketAddr| seedring_proto::swarm::roster::priority(named[2], *peer);
+    expected.sort_by_key(|peer| std::cmp::Reverse(rank(peer)));
+    assert_eq!(due(&mut peers, FACTS, secs(0)), expected);
+}
+
 /// A turn that finds nothing to dial yet puts nothing off; one that finds no room does.
 #[test]
 fn who_has_no_room_waits_and_who_has_it_keeps_its_time() {
