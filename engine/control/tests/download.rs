@@ -13,7 +13,9 @@ use rustix::process::Signal;
 use seedring_control::{
     control_socket,
     engine::commands::{Action, AddFrom, AddTorrent, FilesReport, Reply, StorageChoice},
+    state::{Download, Record, Store},
 };
+use seedring_proto::{metainfo::Metainfo, units::InfoHash};
 use support::{Engine, Item, PIECE, Site, Tracker, all, hashed, is, served_right, torrent};
 
 fn act(site: &Site, action: Action) -> Result<Reply, String> {
@@ -218,6 +220,64 @@ fn a_recheck_finds_what_changed_unseen_and_has_it_fetched_again() {
     engine.stop();
 }
 
+/// What was acknowledged is done, whatever happens to the process (D1).
+#[test]
+fn a_recheck_that_was_asked_for_outlives_a_crash() {
+    let site = Site::new();
+    let item = site.item("file", 8, &[]);
+    let listed = site.item("listed", 8, &[]);
+    put(&site, &item, "save");
+    let yaml = support::one(&listed, "trust");
+    let mut engine = site.run("", &yaml);
+    engine.ready();
+    add(&site, &item, "save").unwrap();
+    engine.wait("seeding", |report| is(report, "file", "seeding"));
+    spoil_unseen(&site.path("save/file"), 5 * PIECE);
+    spoil_unseen(&listed.content, 3 * PIECE);
+    for name in ["file", "listed"] {
+        act(&site, Action::Recheck { torrent: name.into() }).unwrap();
+    }
+    engine.kill();
+    let mut engine = site.run("", &yaml);
+    let report = engine.wait("found", |report| {
+        is(report, "file", "downloading") && is(report, "listed", "partial")
+    });
+    for name in ["file", "listed"] {
+        assert_eq!(torrent(&report, name).unwrap().pieces_verified, 7);
+    }
+    engine.stop();
+}
+
+/// What a recheck hashed before the process ended is not hashed again.
+#[test]
+fn a_recheck_goes_on_where_it_was() {
+    let site = Site::new();
+    let item = site.item("file", 16, &[]);
+    put(&site, &item, "save");
+    let mut engine = site.run("", "");
+    engine.ready();
+    add(&site, &item, "save").unwrap();
+    engine.wait("seeding", |report| is(report, "file", "seeding"));
+    engine.stop();
+    // As it is when half is done.
+    let hash = InfoHash(item.info_hash);
+    let (store, loaded) = Store::open(&site.path("state")).unwrap();
+    let (record, row) = (loaded.torrents[&hash].clone(), loaded.downloads[&hash].clone());
+    assert!(row.completed_at.is_some() && !record.recheck, "{row:?}");
+    store.save(hash, Record { verified: vec![0xff, 0], recheck: true, ..record });
+    store.save_download(hash, Download { completed_at: None, ..row });
+    drop(store);
+    let mut engine = site.run("", "");
+    engine.wait("seeding", |report| is(report, "file", "seeding"));
+    std::thread::sleep(Duration::from_millis(1_100)); // the next statistics
+    assert_eq!(hashed(&engine.report().unwrap()), (item.bytes.len() - 8 * PIECE) as u64);
+    engine.stop();
+    let (_store, loaded) = Store::open(&site.path("state")).unwrap();
+    let record = &loaded.torrents[&hash];
+    assert_eq!((&record.verified[..], record.recheck), (&[0xff, 0xff][..], false));
+    assert!(loaded.downloads[&hash].completed_at.is_some());
+}
+
 /// Changes a byte and gives the file its old time back.
 fn spoil_unseen(path: &Path, at: usize) {
     let before = fs::metadata(path).unwrap().modified().unwrap();
@@ -281,7 +341,7 @@ fn a_file_and_a_magnet_are_fetched_from_a_seed_and_told_to_trackers_once() {
         let site = Site::new();
         let tracker = Tracker::start(None);
         let link = format!(
-            "magnet:?xt=urn:btih:{}&dn=file&x.pe={seed}&tr={}",
+            "magnet:?xt=urn:btih:{}&dn=file&x.pe={seed}&tr={}&ws=http://127.0.0.1:9/web",
             hash_of(&item),
             tracker.url
         );
@@ -293,6 +353,9 @@ fn a_file_and_a_magnet_are_fetched_from_a_seed_and_told_to_trackers_once() {
         }
         let report = engine.wait("fetched", |report| is(report, "file", "seeding"));
         assert_eq!(fs::read(site.path("save/file")).unwrap(), item.bytes);
+        let kept = site.path("state/torrents").join(format!("{}.torrent", hash_of(&item)));
+        let kept = Metainfo::parse(&fs::read(kept).unwrap()).unwrap();
+        assert!(!by_magnet || !kept.web_seeds.is_empty(), "those of the link stay with it");
         let seen = torrent(&report, "file").unwrap();
         assert!(seen.downloaded_bytes >= item.bytes.len() as u64, "{seen:?}");
         let line = tracker.wait("event=completed");

@@ -19,7 +19,7 @@ use super::{
     Engine, LOOK_EVERY,
     look::has_bit,
     prepare::{self, Prepared},
-    torrents::{State, Torrent},
+    torrents::{Recheck, State, Torrent},
 };
 use crate::{
     config::model::Verify,
@@ -144,7 +144,7 @@ impl Engine {
         if torrent.download.is_some() {
             return self.begin_download(id).await;
         }
-        if torrent.recheck {
+        if torrent.recheck != Recheck::No {
             return self.verify_missing(id);
         }
         let pieces = &torrent.shared.pieces;
@@ -180,7 +180,7 @@ impl Engine {
         {
             download.fetches = true;
         }
-        torrent.recheck = false;
+        torrent.recheck = Recheck::No;
         torrent.shared.set_phase(Phase::Active);
         let announced = std::mem::replace(&mut torrent.announced, true);
         let hash = torrent.info_hash();

@@ -26,7 +26,7 @@ use super::{
     look::{Condition, NO_STAMP, contents_of, look, still_verified},
     peers::FIRST_BACKOFF,
     prepare::{Place, read_torrent},
-    torrents::State,
+    torrents::{Recheck, State},
 };
 use crate::state::{Download, Record};
 
@@ -112,10 +112,14 @@ impl Engine {
                 verified: torrent.verified(),
                 stamps: torrent.stamps.to_vec(),
                 kept: torrent.kept(),
+                recheck: torrent.recheck != Recheck::No,
                 ..Record::default()
             };
             let direct_io = self.known.direct_io;
-            let trust = if torrent.recheck { Trust::Again } else { Trust::Known };
+            let trust = match torrent.recheck {
+                Recheck::Asked => Trust::Again,
+                Recheck::No | Recheck::Begun => Trust::Known,
+            };
             let download = torrent.download.as_ref().map(|it| (it.row.clone(), trust));
             let place = torrent.place.clone();
             batch.push(ToLook { id, place, known, direct_io, download });

@@ -56,6 +56,8 @@ pub struct Prepared {
     pub kept: Vec<KeptPiece>,
     /// By the user's word, before this start.
     pub paused: bool,
+    /// It was being hashed anew when the last process ended.
+    pub recheck: bool,
     pub added_at: Option<i64>,
     /// Made just now: remember it.
     pub made: Option<MadeTorrent>,
@@ -260,6 +262,7 @@ fn finish(wanted: Wanted, known: &Known, metainfo: &Metainfo, place: Place) -> P
         downloaded_bytes: record.as_ref().map_or(0, |r| r.downloaded_bytes),
         kept: Vec::new(),
         paused: record.as_ref().is_some_and(|r| r.paused),
+        recheck: record.as_ref().is_some_and(|r| r.recheck),
         added_at: record.map(|r| r.added_at),
         made: None,
         contents: contents.filter(|_| needs_hashing).map(Arc::new),

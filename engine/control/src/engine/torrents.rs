@@ -27,9 +27,22 @@ use super::{
 use crate::{config::model::Verify, plan::Wanted, state::Record};
 
 /// Equal to no `Torrent::progress`.
-const NEVER_SAVED: Progress = (u64::MAX, 0, 0);
-/// Uploaded bytes, downloaded bytes, pieces that count as had.
-type Progress = (u64, u64, u32);
+const NEVER_SAVED: Progress = (u64::MAX, 0, 0, false);
+/// Uploaded bytes, downloaded bytes, pieces that count as had, whether a recheck is to be done.
+type Progress = (u64, u64, u32, bool);
+
+/// How far hashing all that is there is, whatever was known of it. The store has it too: what is
+/// not hashed yet when the process ends is hashed after the next start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Recheck {
+    /// Nothing to do.
+    No,
+    /// Asked for: nothing counts as verified.
+    Asked,
+    /// What was hashed since it began counts. It reads what is on disk and nothing is received
+    /// meanwhile, so nothing of it can be lost (D2).
+    Begun,
+}
 
 /// What a torrent is doing, as the user sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,8 +96,8 @@ pub struct Torrent {
     pub on_trackers: bool,
     /// The last announce failed.
     pub unheard: bool,
-    /// All that is there is hashed before it is served again, whatever is known of it.
-    pub recheck: bool,
+    /// All that is there is hashed before it is served again.
+    pub recheck: Recheck,
     pub downloaded_before: u64,
     /// It is, or was, downloaded.
     pub download: Option<Box<Downloading>>,
@@ -103,7 +116,7 @@ impl Torrent {
         let saved = match prepared.stored {
             true => {
                 let pieces = shared.pieces.verified_count();
-                (prepared.uploaded_bytes, prepared.downloaded_bytes, pieces)
+                (prepared.uploaded_bytes, prepared.downloaded_bytes, pieces, prepared.recheck)
             }
             false => NEVER_SAVED,
         };
@@ -117,7 +130,7 @@ impl Torrent {
         Torrent {
             uploaded_before: prepared.uploaded_bytes,
             downloaded_before: prepared.downloaded_bytes,
-            recheck: false,
+            recheck: if prepared.recheck { Recheck::Begun } else { Recheck::No },
             download: prepared.download.map(|download| Box::new(Downloading::new(*download))),
             shared,
             name: prepared.name,
@@ -186,11 +199,15 @@ impl Torrent {
 
     /// What the store would keep, in numbers: another one means that it is to be saved.
     fn progress(&self) -> Progress {
-        let pieces = match &*self.shared.download.load() {
-            Some(download) => download.synced_bitfield().iter().map(|byte| byte.count_ones()).sum(),
-            None => self.shared.pieces.verified_count(),
+        let pieces = match (self.recheck, &*self.shared.download.load()) {
+            (Recheck::Asked, _) => 0,
+            (Recheck::No, Some(download)) => {
+                download.synced_bitfield().iter().map(|byte| byte.count_ones()).sum()
+            }
+            _ => self.shared.pieces.verified_count(),
         };
-        (self.uploaded_bytes(), self.downloaded_bytes(), pieces)
+        let recheck = self.recheck != Recheck::No;
+        (self.uploaded_bytes(), self.downloaded_bytes(), pieces, recheck)
     }
 
     pub fn is_active(&self) -> bool {
@@ -218,6 +235,7 @@ impl Torrent {
             downloaded_bytes: self.downloaded_bytes(),
             paused: self.is_paused(),
             kept: self.kept(),
+            recheck: self.recheck != Recheck::No,
         }
     }
 
@@ -244,10 +262,13 @@ impl Torrent {
 
     /// What may be stored as had: hashed, and of a download synced besides (D2).
     pub fn verified(&self) -> Vec<u8> {
-        match (&self.proven, &*self.shared.download.load()) {
-            (Some(bits), _) => bits.to_vec(),
-            (None, Some(download)) => download.synced_bitfield(),
-            (None, None) => self.shared.pieces.verified_bitfield(),
+        let pieces = &self.shared.pieces;
+        match (self.recheck, &self.proven, &*self.shared.download.load()) {
+            (Recheck::Asked, ..) => vec![0; pieces.piece_count().div_ceil(8) as usize],
+            (Recheck::Begun, ..) => pieces.verified_bitfield(),
+            (Recheck::No, Some(bits), _) => bits.to_vec(),
+            (Recheck::No, None, Some(download)) => download.synced_bitfield(),
+            (Recheck::No, None, None) => pieces.verified_bitfield(),
         }
     }
 

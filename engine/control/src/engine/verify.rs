@@ -16,7 +16,7 @@ use seedring_shard::{
 
 use super::{
     Engine, LOOK_EVERY,
-    torrents::{State, Torrent},
+    torrents::{Recheck, State, Torrent},
 };
 use crate::config::model::Verify;
 
@@ -98,6 +98,9 @@ impl Engine {
     pub(super) fn send_verify(&mut self, id: TorrentId) {
         let shards = self.shards.len();
         let Some(torrent) = self.torrents.get_mut(id) else { return };
+        if torrent.download.is_some() || torrent.recheck == Recheck::Asked {
+            torrent.recheck = Recheck::Begun;
+        }
         let ranges = match &torrent.download {
             Some(download) => download.to_verify.clone(),
             None => unverified(&torrent.shared),

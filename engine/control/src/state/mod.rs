@@ -39,6 +39,8 @@ pub struct Record {
     pub paused: bool,
     /// Blocks of pieces in part that are on disk.
     pub kept: Vec<KeptPiece>,
+    /// All that is on disk is to be hashed; `verified` says what was since that began.
+    pub recheck: bool,
 }
 
 /// A torrent that is, or was, downloaded. Its .torrent lies in `torrents/` once it is known, and

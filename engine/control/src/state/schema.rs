@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use super::Error;
 
 /// `PRAGMA user_version` of a database that is up to date.
-pub const VERSION: i64 = 4;
+pub const VERSION: i64 = 5;
 
 const FIRST: &str = "
 CREATE TABLE torrents (
@@ -68,6 +68,9 @@ ALTER TABLE downloads ADD COLUMN goal_root TEXT NOT NULL DEFAULT '';
 ALTER TABLE downloads ADD COLUMN moving INTEGER NOT NULL DEFAULT 0;
 ";
 
+/// A recheck goes on after a restart.
+const FIFTH: &str = "ALTER TABLE torrents ADD COLUMN recheck INTEGER NOT NULL DEFAULT 0;";
+
 /// Brings the schema up to date, or says why it can't be.
 pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
     let fail = |source| Error::Database { path: path.to_owned(), source };
@@ -77,7 +80,7 @@ pub fn migrate(database: &mut Connection, path: &Path) -> Result<(), Error> {
         return Err(Error::Newer { path: path.to_owned(), found, known: VERSION });
     }
     // Each step is a transaction of its own: an interrupted one leaves the version before it.
-    for (version, step) in [(1, FIRST), (2, SECOND), (3, THIRD), (4, FOURTH)] {
+    for (version, step) in [(1, FIRST), (2, SECOND), (3, THIRD), (4, FOURTH), (5, FIFTH)] {
         if found < version {
             let change = database.transaction().map_err(fail)?;
             change.execute_batch(step).map_err(fail)?;

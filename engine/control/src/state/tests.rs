@@ -21,6 +21,7 @@ fn record(uploaded_bytes: u64) -> Record {
             KeptPiece { piece: PieceIndex(7), slot: 3, blocks: Box::new([0xa0, 1]) },
             KeptPiece { piece: PieceIndex(9), slot: 0, blocks: Box::new([]) },
         ],
+        recheck: true,
     }
 }
 
@@ -196,12 +197,19 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     let back = "ALTER TABLE made DROP COLUMN options; ALTER TABLE made DROP COLUMN made_at;
                 ALTER TABLE torrents DROP COLUMN downloaded_bytes;
                 ALTER TABLE torrents DROP COLUMN paused;
-                ALTER TABLE torrents DROP COLUMN kept; DROP TABLE downloads;
+                ALTER TABLE torrents DROP COLUMN kept; ALTER TABLE torrents DROP COLUMN recheck;
+                DROP TABLE downloads;
                 PRAGMA user_version = 1;";
     database.execute_batch(back).unwrap();
     drop(database);
     let (_store, loaded) = Store::open(dir.path()).unwrap();
-    let expected = Record { downloaded_bytes: 0, paused: false, kept: Vec::new(), ..record(11) };
+    let expected = Record {
+        downloaded_bytes: 0,
+        paused: false,
+        kept: Vec::new(),
+        recheck: false,
+        ..record(11)
+    };
     assert_eq!(loaded.torrents[&InfoHash([4; 20])], expected);
     assert_eq!(loaded.made[Path::new("/srv")][0].options, [0; 20], "equal to no folder's options");
 }
@@ -219,11 +227,12 @@ fn a_download_of_the_third_schema_stays_where_it_is() {
         let back = format!("ALTER TABLE downloads DROP COLUMN {column}");
         database.execute_batch(&back).unwrap();
     }
-    let back = "ALTER TABLE torrents DROP COLUMN kept; PRAGMA user_version = 3;";
+    let back = "ALTER TABLE torrents DROP COLUMN kept; ALTER TABLE torrents DROP COLUMN recheck;
+                PRAGMA user_version = 3;";
     database.execute_batch(back).unwrap();
     drop(database);
     let (_store, loaded) = Store::open(dir.path()).unwrap();
-    assert_eq!(loaded.torrents[&hash], Record { kept: Vec::new(), ..record(11) });
+    assert_eq!(loaded.torrents[&hash], Record { kept: Vec::new(), recheck: false, ..record(11) });
     let expected = Download {
         allocation: Allocation::Sparse,
         suffix: String::new(),

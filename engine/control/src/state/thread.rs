@@ -223,7 +223,7 @@ fn open(path: &Path) -> Result<(Connection, Loaded), Error> {
 fn load(database: &Connection) -> rusqlite::Result<Loaded> {
     let mut loaded = Loaded::default();
     let columns = "info_hash, name, uploaded_bytes, verified, stamps, added_at, \
-                   downloaded_bytes, paused, kept";
+                   downloaded_bytes, paused, kept, recheck";
     let mut rows = database.prepare(&format!("SELECT {columns} FROM torrents"))?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
@@ -238,6 +238,7 @@ fn load(database: &Connection) -> rusqlite::Result<Loaded> {
             downloaded_bytes: row.get::<_, i64>(6)? as u64,
             paused: row.get(7)?,
             kept: encode::parse_kept(&row.get::<_, Vec<u8>>(8)?),
+            recheck: row.get(9)?,
         };
         loaded.torrents.insert(InfoHash(row.get(0)?), record);
     }
@@ -390,8 +391,8 @@ fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
         let mut save = change.prepare_cached(
             "INSERT OR REPLACE INTO torrents
              (info_hash, name, uploaded_bytes, verified, stamps, added_at, downloaded_bytes, paused,
-              kept)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+              kept, recheck)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )?;
         let mut forget = change.prepare_cached("DELETE FROM torrents WHERE info_hash = ?1")?;
         for (info_hash, record) in &batch.records {
@@ -409,6 +410,7 @@ fn write(database: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
                 record.downloaded_bytes as i64,
                 record.paused,
                 encode::kept(&record.kept),
+                record.recheck,
             ])?;
         }
         downloads::write(&change, &batch.downloads)?;

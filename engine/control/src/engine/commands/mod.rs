@@ -22,7 +22,11 @@ use tokio::sync::oneshot;
 
 pub(super) use self::add::Unanswered;
 pub use self::files::{FileReport, FilesReport};
-use super::{Engine, look::NO_STAMP, torrents::State};
+use super::{
+    Engine,
+    look::NO_STAMP,
+    torrents::{Recheck, State},
+};
 use crate::{
     config::model::{Preallocate, Storage, TorrentLimits, Trackers, Verify},
     plan::{Origin, Wanted},
@@ -253,12 +257,14 @@ impl Engine {
             }
             _ => {}
         }
-        torrent.recheck = true;
+        torrent.recheck = Recheck::Asked;
         torrent.stamps.fill(Some(NO_STAMP));
         let hash = torrent.info_hash();
         if let Some(download) = &mut torrent.download
-            && download.row.completed_at.take().is_some()
+            && let Some(completed) = download.row.completed_at.take()
         {
+            download.completed_before = Some(completed);
+            download.fetches = false;
             let row = download.row.clone();
             self.save_download(hash, &row);
         }

@@ -234,10 +234,12 @@ impl Look<'_> {
         })
     }
 
-    /// Of a new download: all that is there. Later: what a completed one's changed files hold.
+    /// Of a new download: all that is there. Later: what a recheck left, or a completed one's changed
+    /// files hold.
     fn to_verify(&self, complete: bool, verified: &[u8], priorities: &[u8]) -> Vec<(u32, u32)> {
         let nothing_known = self.record.is_none_or(|r| r.verified.iter().all(|byte| *byte == 0));
-        if self.trust == Trust::Finished || (!complete && !self.again() && !nothing_known) {
+        let known = !self.again() && !nothing_known && !self.is_recheck();
+        if self.trust == Trust::Finished || (!complete && known) {
             return Vec::new();
         }
         let mut runs: Vec<(u32, u32)> = Vec::new();
@@ -252,6 +254,11 @@ impl Look<'_> {
             }
         }
         runs
+    }
+
+    /// One was under way: what is not verified yet was not looked at.
+    fn is_recheck(&self) -> bool {
+        self.record.is_some_and(|record| record.recheck)
     }
 
     fn again(&self) -> bool {
@@ -308,7 +315,8 @@ impl Look<'_> {
                 && !has_bit(verified, kept.piece)
                 && kept.fits(layout.piece_length(kept.piece))
         };
-        let all = self.record.filter(|_| !self.again()).map_or(&[][..], |record| &record.kept);
+        let of_use = !self.again() && !self.is_recheck();
+        let all = self.record.filter(|_| of_use).map_or(&[][..], |record| &record.kept);
         all.iter().filter(use_of).cloned().collect()
     }
 

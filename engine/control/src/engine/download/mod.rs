@@ -38,7 +38,7 @@ use super::{
     Engine, Note,
     look::Condition,
     prepare::read_torrent,
-    torrents::{State, Torrent},
+    torrents::{Recheck, State, Torrent},
 };
 use crate::state::Download;
 
@@ -65,6 +65,8 @@ pub struct Downloading {
     had: u32,
     /// Something was missing when it began: its end is told to trackers.
     pub fetches: bool,
+    /// When it was complete before a recheck.
+    pub completed_before: Option<i64>,
     /// `completed` is on its way to a tracker.
     pub telling: bool,
     finishing: bool,
@@ -114,6 +116,7 @@ impl Downloading {
             said: None,
             had: 0,
             fetches: false,
+            completed_before: None,
             telling: false,
             finishing: false,
             more_peers_at: None,
@@ -192,7 +195,7 @@ impl Engine {
         if let Some(download) = &mut torrent.download {
             download.to_verify.clear();
         }
-        torrent.recheck = false;
+        torrent.recheck = Recheck::No;
         self.seed(id).await;
     }
 
@@ -299,7 +302,9 @@ impl Engine {
         if let Condition::Missing(why) | Condition::Differs(why) = found.condition {
             return self.park(id, why);
         }
-        download.row.completed_at = Some(now_s());
+        // A recheck that had nothing fetched leaves it as complete as it was.
+        let before = download.completed_before.take().filter(|_| !download.fetches);
+        download.row.completed_at = Some(before.unwrap_or_else(now_s));
         download.halted = None;
         let (row, fetches) = (download.row.clone(), download.fetches);
         torrent.stamps = found.stamps;
