@@ -267,7 +267,7 @@ fn who_poisons_is_named_and_nobody_else() {
             let address = run.add(manners, START);
             // What nobody asked for is another block's bytes; asked for since, it is poison.
             if matches!(malice, Malice::Poison(_) | Malice::Unrequested) {
-                poisoners.push(address);
+                poisoners.push(address.ip());
             }
         }
         for _ in 0..4 {

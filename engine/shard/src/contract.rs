@@ -132,7 +132,7 @@ pub enum Event {
     /// A peer sent blocks of a piece that failed its hash, and nobody else did: it is banned.
     Poisoned {
         torrent: TorrentId,
-        address: SocketAddr,
+        ip: IpAddr,
         piece: PieceIndex,
     },
     /// A file can't be read as the torrent says. Nothing is served from it.

@@ -4,7 +4,13 @@
 //! moment. Never: which block is asked of whom. Flow: `add_download` -> events of shards -> bits,
 //! commands -> complete: contents without writing, `Shared::download` taken away.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use seedring_platform::op::Allocation;
 use seedring_proto::units::PieceIndex;
@@ -33,7 +39,7 @@ pub struct Loading {
 #[derive(Default)]
 pub struct Loadings {
     pub all: Vec<Loading>,
-    pub poisoned: Vec<SocketAddr>,
+    pub poisoned: Vec<IpAddr>,
     pub write_failures: u32,
     /// What the store has of pieces in part, of all downloads together.
     pub kept: Rc<RefCell<Vec<KeptPiece>>>,
@@ -161,7 +167,7 @@ impl Swarm {
         outcome: DialOutcome,
     ) {
         let loads = self.loadings.all.iter().any(|l| l.torrent.id == torrent);
-        let banned = self.loadings.poisoned.contains(&address);
+        let banned = self.loadings.poisoned.contains(&address.ip());
         if loads && !banned && outcome != DialOutcome::Connected {
             self.loadings.dial_at.push((self.world.now() + AGAIN, shard, torrent, address));
         }

@@ -326,7 +326,7 @@ impl Swarm {
                     self.tell_all(|| Command::Lost { torrent, piece });
                 }
                 Event::WriteFailed { torrent, .. } => self.write_failed(torrent),
-                Event::Poisoned { address, .. } => self.loadings.poisoned.push(address),
+                Event::Poisoned { ip, .. } => self.loadings.poisoned.push(ip),
                 Event::Complete(id) => self.completed(id),
                 Event::Kept { piece, slot, blocks, .. } => {
                     self.kept(KeptPiece { piece, slot, blocks });

@@ -240,12 +240,11 @@ impl<I: Io> Shard<I> {
         };
         let ours = self.options.globals.peer_id;
         let local = self.torrents.get_mut(&id).expect("invariant: placed by a known torrent");
-        if handshake.peer_id == ours || local.peers.contains_key(&handshake.peer_id) {
-            let oneself = handshake.peer_id == ours;
+        let oneself = handshake.peer_id == ours;
+        if oneself || !local.enters(handshake.peer_id, key) {
             self.dial_ended(key, if oneself { DialOutcome::Oneself } else { DialOutcome::Closed });
             return self.close(key, Shutdown::Orderly);
         }
-        local.entered(handshake.peer_id, key);
         local.idle_since = None;
         self.follow_download(id);
         let wants_more = self.downloads.wants_more(id);

@@ -16,7 +16,7 @@ use seedring_proto::{
 use super::{
     Downloads, Fetch, POOL_PART,
     next::{Asking, Next},
-    partial::Partial,
+    partial::{Partial, Sender},
     throttle::{BLOCKS_HELD_MAX, Limits},
 };
 use crate::{
@@ -441,7 +441,9 @@ impl<I: Io> Shard<I> {
     /// A block came whole and was written into its piece.
     pub(crate) fn block_arrived(&mut self, key: Key, block: Block) {
         let now = self.io.now();
-        let Some(open) = self.connections.get(key).and_then(|c| c.open()) else { return };
+        let Some(connection) = self.connections.get(key) else { return };
+        let sender = Sender { key, ip: Some(connection.address.ip().to_canonical()) };
+        let Some(open) = connection.open() else { return };
         let id = open.torrent;
         self.stats.downloaded_bytes += u64::from(block.length);
         if let Some(local) = self.torrents.get(&id) {
@@ -452,7 +454,7 @@ impl<I: Io> Shard<I> {
         self.ask_later(key);
         let Some(fetch) = self.downloads.torrents.get_mut(&id) else { return };
         let Some(partial) = fetch.partials.get_mut(&block.piece) else { return };
-        let Some(other) = partial.arrived(key, block) else { return };
+        let Some(other) = partial.arrived(sender, block) else { return };
         if partial.is_whole() {
             let partial = fetch.partials.remove(&block.piece).expect("invariant: looked up above");
             self.downloads.gathered(id, partial, now);

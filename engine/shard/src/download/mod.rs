@@ -36,7 +36,7 @@ use self::{
     keep::Keeper,
     partial::{Gathered, Partial},
     throttle::HeldBack,
-    whole::{Suspect, Verifying},
+    whole::Verifying,
     writer::Writer,
 };
 use crate::{
@@ -91,8 +91,6 @@ struct Fetch {
     partials: BTreeMap<PieceIndex, Partial>,
     /// Nothing that is wanted was missing when it was last looked.
     complete: bool,
-    /// Pieces that failed: whose blocks they were.
-    suspects: HashMap<PieceIndex, Suspect, Hashed>,
     /// Left on disk by an earlier run, and just taken up.
     to_restore: Vec<KeptPiece>,
 }
@@ -236,7 +234,6 @@ impl<I: Io> Shard<I> {
                     picker: Picker::new(seed),
                     partials: BTreeMap::new(),
                     complete: false,
-                    suspects: HashMap::default(),
                     to_restore: Vec::new(),
                 };
                 self.downloads.torrents.insert(id, fetch);

@@ -7,6 +7,8 @@
 
 mod kept;
 
+use std::net::IpAddr;
+
 use seedring_platform::copy;
 use seedring_platform::memory::{Class, Lease, Share};
 use seedring_proto::units::{BLOCK_BYTES, Block, PieceIndex};
@@ -49,9 +51,17 @@ pub struct Partial {
     missing: u32,
     unasked: u32,
     /// Everybody who sent a block of it.
-    senders: Vec<Key>,
+    senders: Vec<Sender>,
     /// Looks since a block came whole.
     quiet: u32,
+}
+
+/// Who sent blocks of a piece. The address outlives the connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sender {
+    pub key: Key,
+    /// `None`: its bytes were on disk.
+    pub ip: Option<IpAddr>,
 }
 
 /// A whole piece: its bytes, and who sent which block.
@@ -59,7 +69,7 @@ pub struct Whole {
     pub piece: PieceIndex,
     pub length: u32,
     pub chunks: Vec<Share>,
-    pub senders: Vec<Key>,
+    pub senders: Vec<Sender>,
     /// Of each block, its place in `senders`.
     pub sent_by: Box<[u16]>,
 }
@@ -218,7 +228,8 @@ impl Partial {
     }
 
     /// A block came whole. Who else was asked for it, if it was taken; `None`: it was not.
-    pub fn arrived(&mut self, key: Key, block: Block) -> Option<Option<Key>> {
+    pub fn arrived(&mut self, sender: Sender, block: Block) -> Option<Option<Key>> {
+        let key = sender.key;
         let at = self.place(block)?;
         let slot = &mut self.slots[at];
         if slot.state != State::Coming(key) {
@@ -230,9 +241,9 @@ impl Partial {
         slot.state = State::Here;
         self.quiet = 0;
         let other = slot.asked.into_iter().find(|asked| *asked != key && *asked != NOBODY);
-        let place = self.senders.iter().position(|sender| *sender == key);
+        let place = self.senders.iter().position(|known| known.key == key);
         let place = place.unwrap_or_else(|| {
-            self.senders.push(key);
+            self.senders.push(sender);
             self.senders.len() - 1
         });
         slot.sender = place as u16;
@@ -302,6 +313,11 @@ mod tests {
 
     const A: Key = Key(1);
     const B: Key = Key(2);
+
+    fn by(key: Key) -> Sender {
+        Sender { key, ip: Some([10, 0, 0, key.0 as u8].into()) }
+    }
+
     const PIECE: PieceIndex = PieceIndex(3);
 
     fn pool() -> Pool {
@@ -313,7 +329,7 @@ mod tests {
         let (first, rest) = bytes.split_at(100.min(bytes.len()));
         partial.data(key, block, 0, first);
         partial.data(key, block, 100, rest);
-        partial.arrived(key, block)
+        partial.arrived(by(key), block)
     }
 
     #[test]
@@ -332,7 +348,10 @@ mod tests {
         assert_eq!(pool.leased_bytes(), Partial::buffer_bytes(length));
         assert!((0..at).all(|at| whole.block(at).iter().all(|byte| *byte == at as u8)));
         assert_eq!(whole.block(at - 1).len(), 20_000 - BLOCK_BYTES as usize);
-        assert_eq!((&whole.senders[..], whole.sent_by[2], whole.sent_by[3]), (&[A, B][..], 0, 1));
+        assert_eq!(
+            (&whole.senders[..], whole.sent_by[2], whole.sent_by[3]),
+            (&[by(A), by(B)][..], 0, 1)
+        );
     }
 
     #[test]
@@ -346,7 +365,7 @@ mod tests {
         partial.data(A, block, 0, &[1; 100]);
         assert_eq!(take(&mut partial, B, block, 2), None, "it is coming from another peer");
         partial.data(A, block, 100, &vec![1; BLOCK_BYTES as usize - 100]);
-        assert_eq!(partial.arrived(A, block), Some(None));
+        assert_eq!(partial.arrived(by(A), block), Some(None));
         assert!(partial.into_whole().block(0).iter().all(|byte| *byte == 1));
     }
 
@@ -386,7 +405,7 @@ mod tests {
         partial.data(B, block, 0, &[2; 1_000]);
         partial.data(A, block, 500, &[1; 500]); // too late
         partial.data(B, block, 1_000, &vec![2; BLOCK_BYTES as usize - 1_000]);
-        assert_eq!(partial.arrived(B, block), Some(Some(A)));
+        assert_eq!(partial.arrived(by(B), block), Some(Some(A)));
         assert!(partial.into_whole().block(0).iter().all(|byte| *byte == 2));
     }
 
@@ -400,7 +419,7 @@ mod tests {
         partial.data(A, block, 0, &[1; 500]); // B's are coming
         partial.returned(B, block); // and come no more
         partial.data(A, block, 500, &vec![1; BLOCK_BYTES as usize - 500]);
-        assert_eq!(partial.arrived(A, block), None, "its beginning was not taken");
+        assert_eq!(partial.arrived(by(A), block), None, "its beginning was not taken");
         assert!(partial.has_unasked());
         assert_eq!(partial.ask(A, |class| pool.lease(class)), Ok(Some(block)));
         assert_eq!(take(&mut partial, A, block, 1), Some(None));

@@ -1,8 +1,8 @@
 //! Whole pieces: hashed beside others, then written or thrown away; who is to blame.
 //!
-//! Owns: pieces between their last block and their write; digests of the blocks of pieces that
-//! failed. Never: blocks on their way, files. Flow: `block_arrived` -> here -> `writer` or the
-//! claim is dropped.
+//! Owns: pieces between their last block and their write. Never: blocks on their way, files.
+//! Flow: `block_arrived` -> here -> `writer`, or the claim is dropped and `torrent::Suspects` keeps
+//! whose blocks they were.
 //!
 //! Hashing is several times cheaper a byte where many pieces go side by side (decision 0010), so a
 //! piece waits a moment for others, never longer than [`WAIT`].
@@ -11,20 +11,22 @@
 //! good later, the senders of those blocks that differ are to blame, and nobody else. Where one
 //! peer sent all of it, it is to blame at once.
 
-use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use seedring_platform::{
     hash::{Feed, PieceHasher, sha1_many, update_many},
-    op::{Io, Shutdown},
+    op::Io,
 };
 use seedring_proto::units::PieceIndex;
 
-use super::{Downloads, partial::Whole};
+use super::{
+    Downloads,
+    partial::{Sender, Whole},
+};
 use crate::{
-    connections::Key,
     contract::Event,
     shard::Shard,
-    torrent::{Download, Shared, TorrentId},
+    torrent::{Download, Sent, Shared, TorrentId},
 };
 
 /// How long a piece may wait for others to be hashed with.
@@ -34,8 +36,6 @@ const STEP_BYTES: usize = 64 << 10;
 /// Steps in one tick: more than is received in one, so that hashing does not fall behind receiving
 /// and pieces do not leave the processor's caches while they wait.
 const STEPS_MAX: usize = 2;
-/// Pieces that failed and are remembered by block, a torrent.
-const SUSPECTS_MAX: usize = 16;
 
 struct Lane {
     torrent: TorrentId,
@@ -49,11 +49,6 @@ struct Lane {
 pub(super) struct Verifying {
     /// In the order in which they became whole: the oldest in front.
     lanes: VecDeque<Lane>,
-}
-
-/// Who sent which bytes of a piece that failed.
-pub(super) struct Suspect {
-    blocks: Vec<([u8; 20], Key)>,
 }
 
 impl Verifying {
@@ -148,23 +143,25 @@ impl<I: Io> Shard<I> {
         };
         let piece = whole.piece;
         if fetch.contents.piece_hash(piece) == hash {
-            let suspect = fetch.suspects.remove(&piece);
-            if let Some(suspect) = suspect {
-                self.blame(id, &whole, &suspect);
+            if let Some(blocks) = fetch.download.suspects.take(piece) {
+                self.blame(id, &whole, &blocks);
             }
             return self.write_piece(id, whole);
         }
         self.stats.hash_failures += 1;
+        let only = match whole.senders[..] {
+            [Sender { ip: Some(ip), .. }] => Some(ip),
+            _ => None,
+        };
+        if only.is_none() {
+            let ips = whole.sent_by.iter().map(|place| whole.senders[*place as usize].ip);
+            fetch.download.suspects.keep(piece, digests(&whole).into_iter().zip(ips).collect());
+        }
+        // Kept before it is given back: another shard may have it whole in no time.
         fetch.download.release(piece, self.options.shard);
         fetch.picker.refresh();
-        if let [only] = whole.senders[..] {
+        if let Some(only) = only {
             self.poisoned(id, piece, only);
-        } else if fetch.suspects.len() < SUSPECTS_MAX {
-            let digests = digests(&whole);
-            let senders = whole.sent_by.iter().map(|place| whole.senders[*place as usize]);
-            fetch
-                .suspects
-                .insert(piece, Suspect { blocks: digests.into_iter().zip(senders).collect() });
         }
         self.downloads.settled(whole.length);
         self.forget_kept(id, piece);
@@ -172,24 +169,23 @@ impl<I: Io> Shard<I> {
     }
 
     /// The piece is good now: whose blocks were not, when it failed?
-    fn blame(&mut self, id: TorrentId, whole: &Whole, suspect: &Suspect) {
-        let mut guilty: Vec<Key> = digests(whole)
+    fn blame(&mut self, id: TorrentId, whole: &Whole, blocks: &[Sent]) {
+        let mut guilty: Vec<IpAddr> = digests(whole)
             .into_iter()
-            .zip(&suspect.blocks)
+            .zip(blocks)
             .filter(|(good, (sent, _))| good != sent)
-            .map(|(_, (_, sender))| *sender)
+            .filter_map(|(_, (_, ip))| *ip)
             .collect();
         guilty.sort_unstable();
         guilty.dedup();
-        guilty.into_iter().for_each(|key| self.poisoned(id, whole.piece, key));
+        guilty.into_iter().for_each(|ip| self.poisoned(id, whole.piece, ip));
     }
 
-    fn poisoned(&mut self, id: TorrentId, piece: PieceIndex, key: Key) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let address = connection.address;
+    /// Control bans the address, on all shards; what of it is here goes at once.
+    fn poisoned(&mut self, id: TorrentId, piece: PieceIndex, ip: IpAddr) {
         self.stats.violations += 1;
-        self.tell(Event::Poisoned { torrent: id, address, piece });
-        self.close(key, Shutdown::Reset);
+        self.tell(Event::Poisoned { torrent: id, ip, piece });
+        self.shun(ip);
     }
 
     /// A good piece is on disk: it is had, and peers hear of it.
@@ -226,7 +222,7 @@ mod tests {
     use seedring_platform::memory::{Class, Pool, PoolOptions};
 
     use super::*;
-    use crate::download::WRITE_BACK_MAX;
+    use crate::{connections::Key, download::WRITE_BACK_MAX};
 
     const STREAMS: usize = 4;
     const NOW: Duration = Duration::from_secs(1);
@@ -237,7 +233,8 @@ mod tests {
         for piece in 0..count {
             let length = 16 << 10;
             let chunks = vec![pool.lease(Class::K16).unwrap().freeze(length as usize)];
-            let (senders, sent_by) = (vec![Key(1)], vec![0].into_boxed_slice());
+            let sender = Sender { key: Key(1), ip: None };
+            let (senders, sent_by) = (vec![sender], vec![0].into_boxed_slice());
             let whole = Whole { piece: PieceIndex(piece), length, chunks, senders, sent_by };
             downloads.verifying.push(TorrentId(1), whole, NOW);
         }

@@ -1,8 +1,8 @@
 //! What shards share of a torrent while it is downloaded: who works on a piece, how many peers have
 //! it, whether it is wanted, whether it is safe on disk. Bits and numbers, no lock.
 //!
-//! Owns: claims, availability, priorities, synced bits, and through `kept` what is on disk of
-//! pieces in part.
+//! Owns: claims, availability, priorities, synced bits, through `kept` what is on disk of pieces in
+//! part, through `suspects` whose blocks failed.
 //! Never: buffers, blocks, peers. Flow: control sets priorities; shards claim, count and release;
 //! the state store keeps what is synced.
 
@@ -14,6 +14,7 @@ use seedring_proto::{
 use super::{
     PieceMap,
     kept::{Kept, KeptPiece},
+    suspects::Suspects,
 };
 use crate::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -34,6 +35,8 @@ pub struct Download {
     halted: AtomicU8,
     /// Blocks of pieces that are not whole, on disk.
     pub kept: Kept,
+    /// Whose blocks the pieces that failed were made of.
+    pub suspects: Suspects,
 }
 
 #[derive(Default)]
@@ -62,6 +65,7 @@ impl Download {
             sequential: AtomicU8::new(0),
             halted: AtomicU8::new(0),
             kept: Kept::new(Vec::new()),
+            suspects: Suspects::default(),
         };
         (0..piece_count).for_each(|at| download.set_priority(PieceIndex(at), PRIORITY_NORMAL));
         download

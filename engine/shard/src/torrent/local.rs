@@ -110,12 +110,17 @@ impl Local {
         self.peers.is_empty() && self.waiting.is_empty() && self.jobs == 0
     }
 
-    pub fn entered(&mut self, peer: PeerId, key: Key) {
-        let before = self.peers.insert(peer, key);
-        assert!(before.is_none(), "one connection a peer");
+    /// `false`: the peer is connected already, here or on another shard.
+    pub fn enters(&mut self, peer: PeerId, key: Key) -> bool {
+        let is_new = !self.peers.contains_key(&peer) && self.shared.enters(&peer);
+        if is_new {
+            self.peers.insert(peer, key);
+        }
+        is_new
     }
 
     pub fn left(&mut self, peer: &PeerId) {
+        self.shared.leaves(peer);
         let key = self.peers.remove(peer);
         if let (Some(key), Some(seed)) = (key, &mut self.super_seed) {
             seed.left(key);

@@ -10,6 +10,7 @@ mod kept;
 mod local;
 mod piece_map;
 mod places;
+mod suspects;
 
 use std::{
     path::PathBuf,
@@ -25,7 +26,7 @@ use seedring_proto::{
     layout::{Layout, NewFile},
     metainfo::PieceHashes,
     peer::pex,
-    units::{FileIndex, InfoHash, PieceIndex},
+    units::{FileIndex, InfoHash, PeerId, PieceIndex},
 };
 
 pub use self::{
@@ -34,6 +35,7 @@ pub use self::{
     local::{Local, View},
     piece_map::PieceMap,
     places::{FilePlace, Places},
+    suspects::{Sent, Suspects},
 };
 use crate::limits::Meter;
 
@@ -71,6 +73,9 @@ pub struct Shared {
     pub connections: AtomicU32,
     /// The same by shard: a torrent with many peers is spread evenly at admission.
     by_shard: Box<[AtomicU32]>,
+    /// Who is connected, whichever shard has it: a second connection of one peer is refused. Replaced
+    /// whole, since it is short; where one shard has them all, that one knows.
+    present: ArcSwapOption<Vec<PeerId>>,
     /// Counts the times that content was found changed: bytes read before are not those that a
     /// verified bit of today speaks of.
     pub epoch: AtomicU32,
@@ -112,6 +117,7 @@ impl Shared {
             phase: AtomicU8::new(Phase::Parked as u8),
             connections: AtomicU32::new(0),
             by_shard: Box::new([AtomicU32::new(0)]),
+            present: ArcSwapOption::empty(),
             epoch: AtomicU32::new(0),
             change: AtomicU64::new(0),
             interested: AtomicU32::new(0),
@@ -182,6 +188,35 @@ impl Shared {
     pub fn left(&self, shard: usize) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
         self.by_shard[shard].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A peer's handshake is whole. `false`: it is connected already.
+    pub fn enters(&self, peer: &PeerId) -> bool {
+        if self.by_shard.len() == 1 {
+            return true;
+        }
+        let mut is_new = false;
+        self.present.rcu(|all| {
+            let mut all = all.as_deref().cloned().unwrap_or_default();
+            is_new = !all.contains(peer);
+            if is_new {
+                all.push(*peer);
+            }
+            Some(Arc::new(all))
+        });
+        is_new
+    }
+
+    /// A peer that entered is gone.
+    pub fn leaves(&self, peer: &PeerId) {
+        if self.by_shard.len() == 1 {
+            return;
+        }
+        self.present.rcu(|all| {
+            let mut all = all.as_deref().cloned().unwrap_or_default();
+            all.retain(|other| other != peer);
+            (!all.is_empty()).then(|| Arc::new(all))
+        });
     }
 
     /// Connections that belong to a shard. Relaxed: a count.

@@ -7,7 +7,7 @@
 use seedring_platform::memory::{Class, Lease, Share};
 use seedring_proto::units::{BLOCK_BYTES, PieceIndex};
 
-use super::{CHUNK_BYTES, NOBODY, NoMemory, Partial, State, Whole};
+use super::{CHUNK_BYTES, NOBODY, NoMemory, Partial, Sender, State, Whole};
 use crate::connections::Key;
 
 /// Who brings blocks from disk. No connection has this key, so that nobody is to blame for them.
@@ -114,7 +114,7 @@ impl Partial {
         if self.slots.get(at as usize).is_some_and(|slot| slot.state == State::Coming(DISK)) {
             let block = self.block(at as usize);
             self.data(DISK, block, 0, bytes);
-            let _ = self.arrived(DISK, block);
+            let _ = self.arrived(Sender { key: DISK, ip: None }, block);
         }
     }
 
@@ -175,12 +175,17 @@ mod tests {
     use super::*;
 
     const A: Key = Key(1);
+
+    fn by(key: Key) -> Sender {
+        Sender { key, ip: Some([10, 0, 0, 1].into()) }
+    }
+
     const LENGTH: u32 = (256 << 10) + 20_000;
 
     fn take(partial: &mut Partial, pool: &Pool, byte: u8) {
         let block = partial.ask(A, |class| pool.lease(class)).unwrap().unwrap();
         partial.data(A, block, 0, &vec![byte; block.length as usize]);
-        assert_eq!(partial.arrived(A, block), Some(None));
+        assert_eq!(partial.arrived(by(A), block), Some(None));
     }
 
     #[test]
@@ -198,7 +203,7 @@ mod tests {
         let whole = partial.into_whole();
         let first: Vec<u8> = (0..18).map(|at| whole.block(at)[0]).collect();
         assert_eq!(first, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
-        assert_eq!(whole.senders, [DISK, A]);
+        assert_eq!(whole.senders, [Sender { key: DISK, ip: None }, by(A)]);
     }
 
     #[test]
