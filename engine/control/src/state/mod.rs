@@ -159,6 +159,8 @@ pub enum Error {
     Database { path: PathBuf, source: rusqlite::Error },
     #[error("{path} was written by a newer seedring (schema {found}, this one knows {known})")]
     Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("{0} is a database that another program made")]
+    Foreign(PathBuf),
     #[error("another seedring is running with state_dir {0}; give this one a state_dir of its own")]
     InUse(PathBuf),
 }

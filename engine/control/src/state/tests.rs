@@ -1,4 +1,5 @@
-//! Owns: what the store must keep over restarts, damage and newer versions. Never: the engine.
+//! Owns: what the store must keep over restarts, damage, newer versions and what other programs
+//! left in its place. Never: the engine.
 //! Flow: each test has a folder of its own.
 
 use std::path::Path;
@@ -145,6 +146,61 @@ fn a_database_that_cannot_be_used_is_set_aside_whole_and_the_engine_starts() {
     }
 }
 
+/// A database of another program where ours would be, with a table that we don't have.
+fn of_another_program(more: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let database = rusqlite::Connection::open(dir.path().join("state.sqlite")).unwrap();
+    let notes = "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('theirs');";
+    database.execute_batch(&format!("{notes}{more}")).unwrap();
+    dir
+}
+
+#[test]
+fn a_database_of_another_program_is_set_aside_as_it_was() {
+    let plain = of_another_program("");
+    let versioned = of_another_program("PRAGMA user_version = 3;");
+    let newer = of_another_program("PRAGMA user_version = 99;");
+    let same_names = of_another_program(
+        "CREATE TABLE torrents (a); CREATE TABLE made (a); CREATE TABLE identity (a);",
+    );
+    let with_an_id = of_another_program("PRAGMA application_id = 252006674; DROP TABLE notes;");
+    for dir in [&plain, &versioned, &newer, &same_names, &with_an_id] {
+        let before = std::fs::read(dir.path().join("state.sqlite")).unwrap();
+        let (store, loaded) = Store::open(dir.path()).unwrap();
+        assert!(loaded.torrents.is_empty());
+        store.save(InfoHash([2; 20]), record(6));
+        drop(store);
+        let names = names(dir.path());
+        let aside: Vec<_> = names.iter().filter(|name| name.contains("foreign")).collect();
+        assert_eq!(aside.len(), 1, "{names:?}");
+        assert_eq!(std::fs::read(dir.path().join(aside[0])).unwrap(), before, "not a byte of it");
+        let (_store, loaded) = Store::open(dir.path()).unwrap();
+        assert_eq!(loaded.torrents.len(), 1, "the new one is ours");
+    }
+}
+
+fn application_id(dir: &Path) -> i64 {
+    let database = rusqlite::Connection::open(dir.join("state.sqlite")).unwrap();
+    database.pragma_query_value(None, "application_id", |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn a_store_of_ours_without_the_id_is_taken_and_gets_it() {
+    let made = spoiled(|_, _| {});
+    let mark = application_id(made.path());
+    assert_eq!(mark, 0x7364_7267, "\"sdrg\"");
+    let without = spoiled(|_, database| {
+        database.pragma_update(None, "application_id", 0).unwrap();
+    });
+    assert_eq!(application_id(without.path()), 0);
+    let (store, loaded) = Store::open(without.path()).unwrap();
+    assert_eq!(loaded.torrents[&InfoHash([1; 20])], record(5));
+    drop(store);
+    assert_eq!(application_id(without.path()), mark);
+    let names = names(without.path());
+    assert!(!names.iter().any(|name| name.contains("foreign")), "{names:?}");
+}
+
 #[test]
 fn a_second_process_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -199,7 +255,7 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
                 ALTER TABLE torrents DROP COLUMN paused;
                 ALTER TABLE torrents DROP COLUMN kept; ALTER TABLE torrents DROP COLUMN recheck;
                 DROP TABLE downloads;
-                PRAGMA user_version = 1;";
+                PRAGMA user_version = 1; PRAGMA application_id = 0;";
     database.execute_batch(back).unwrap();
     drop(database);
     let (_store, loaded) = Store::open(dir.path()).unwrap();

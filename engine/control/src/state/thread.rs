@@ -55,9 +55,9 @@ pub struct Store {
 impl Store {
     /// Opens (or makes) `state_dir` and its database, and reads everything.
     ///
-    /// A database that is damaged, or that a newer version wrote, is set aside under another name
-    /// and a new one begun: totals start at zero, content is verified again; both are said in the
-    /// log.
+    /// A database that is damaged, or that a newer version or another program wrote, is set aside
+    /// under another name and a new one begun: totals start at zero, content is verified again;
+    /// both are said in the log.
     pub fn open(state_dir: &Path) -> Result<(Store, Loaded), Error> {
         let folder = |source| Error::Folder { path: state_dir.to_owned(), source };
         std::fs::create_dir_all(state_dir.join("torrents")).map_err(folder)?;
@@ -67,6 +67,7 @@ impl Store {
         let useless = match &opened {
             Err(Error::Database { source, .. }) if is_damage(source) => Some("damaged"),
             Err(Error::Newer { .. }) => Some("newer"),
+            Err(Error::Foreign(_)) => Some("foreign"),
             _ => None,
         };
         let (database, loaded) = match (opened, useless) {
@@ -213,6 +214,7 @@ fn set_aside(path: &Path, why: &str) -> std::io::Result<PathBuf> {
 fn open(path: &Path) -> Result<(Connection, Loaded), Error> {
     let fail = |source| Error::Database { path: path.to_owned(), source };
     let mut database = Connection::open(path).map_err(fail)?;
+    schema::inspect(&database, path)?;
     database.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
     database.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
     schema::migrate(&mut database, path)?;
