@@ -63,6 +63,10 @@ fn what_is_there_already_is_hashed_once_and_seeded_without_a_byte_fetched() {
     let seen = torrent(&report, "file").unwrap();
     assert_eq!((seen.pieces_verified, seen.downloaded_bytes, seen.missing_bytes), (20, 0, 0));
     assert_eq!((&seen.labels[..], seen.added), (&["tv".to_owned()][..], true));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now = now.as_secs().cast_signed();
+    let (added_at, completed_at) = (seen.added_at, seen.completed_at.unwrap());
+    assert!((now - 60..=completed_at).contains(&added_at) && completed_at <= now, "{seen:#?}");
     assert_eq!(served_right(engine.address(), &item), 20);
     let error = add(&site, &item, "elsewhere").unwrap_err();
     assert!(error.contains("there already"), "{error}");
@@ -74,9 +78,15 @@ fn what_is_there_already_is_hashed_once_and_seeded_without_a_byte_fetched() {
     let mut engine = site.run("", "");
     let report = engine.wait("again", |report| is(report, "file", "seeding"));
     assert_eq!(report.torrents.len(), 1);
+    let seen = torrent(&report, "file").unwrap();
+    assert_eq!(seen.added_at, added_at);
+    let completed_at = seen.completed_at;
     engine.stop();
     let mut engine = site.run("", "");
-    engine.wait("a third time", |report| is(report, "file", "seeding"));
+    let report = engine.wait("a third time", |report| is(report, "file", "seeding"));
+    let seen = torrent(&report, "file").unwrap();
+    assert_eq!((seen.added_at, seen.completed_at), (added_at, completed_at));
+    assert_eq!(seen.labels, ["tv"]);
     std::thread::sleep(Duration::from_millis(1_100)); // the next statistics
     assert_eq!(hashed(&engine.report().unwrap()), 0);
     assert!(!tracker.asked().iter().any(|line| line.contains("event=completed")));
@@ -96,7 +106,8 @@ fn of_a_file_that_is_there_in_part_the_good_pieces_count_and_the_rest_is_announc
     engine.ready();
     add(&site, &item, "save").unwrap();
     let report = engine.wait("downloading", |report| is(report, "file", "downloading"));
-    assert_eq!(torrent(&report, "file").unwrap().pieces_verified, 11);
+    let seen = torrent(&report, "file").unwrap();
+    assert_eq!((seen.pieces_verified, seen.completed_at), (11, None));
     let line = tracker.wait("event=started");
     let left = item.bytes.len() * 9 / 20;
     assert!(line.contains(&format!("left={left}&")), "{line}");

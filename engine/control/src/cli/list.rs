@@ -98,6 +98,9 @@ fn table(report: &EngineReport) -> String {
         if let Some(detail) = &torrent.detail {
             let _ = writeln!(out, "           {}", print::safe(detail));
         }
+        if !torrent.labels.is_empty() {
+            let _ = writeln!(out, "           labels: {}", print::safe(&torrent.labels.join(", ")));
+        }
     }
     for failed in &report.failed {
         let _ = writeln!(out, "failed     {}: {}", failed.source, print::safe(&failed.why));
@@ -157,12 +160,38 @@ pub(super) fn transfer(torrent: &TorrentReport) -> Option<String> {
         let ratio = torrent.uploaded_bytes as f64 / torrent.downloaded_bytes as f64;
         let _ = write!(line, ", ratio {ratio:.2}");
     }
-    if !torrent.labels.is_empty() {
-        let _ = write!(line, ", {}", print::safe(&torrent.labels.join(", ")));
-    }
     Some(line)
 }
 
 fn plural(count: u64) -> &'static str {
     if count == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_have_a_line_of_their_own_whatever_the_torrent_does() {
+        let torrent = |name: &str, labels: &[&str]| TorrentReport {
+            info_hash: "0123456789abcdef".into(),
+            name: name.into(),
+            labels: labels.iter().map(ToString::to_string).collect(),
+            ..TorrentReport::default()
+        };
+        let idle = torrent("idle", &["tv", "a\x1bb"]);
+        let hashed = TorrentReport { hashed_bytes_per_s: 1024, ..torrent("hashed", &["tv"]) };
+        let fetched = TorrentReport { missing_bytes: 1024, ..torrent("fetched", &["tv"]) };
+        let torrents = vec![idle, hashed, fetched, torrent("bare", &[])];
+        let text = table(&EngineReport { torrents, ..EngineReport::default() });
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let after = |name: &str| {
+            let row = lines.iter().position(|line| line.ends_with(name)).unwrap();
+            lines[row + 1..].iter().take_while(|line| !line.starts_with("0123")).collect::<Vec<_>>()
+        };
+        assert_eq!(after("idle"), [&"labels: tv, a\u{fffd}b"], "{text}");
+        assert_eq!(after("hashed"), [&"1.0 KiB/s hashed", &"labels: tv"], "{text}");
+        assert_eq!(after("fetched")[1], &"labels: tv", "{text}");
+        assert!(!after("bare").iter().any(|line| line.starts_with("labels")), "{text}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Owns: how the commands print: output that may be piped away, errors, sizes for people.
+//! Owns: how the commands print: output that may be piped away, errors, sizes and times for people.
 //! Never: decides what is printed.
 //! Flow: every command's last step.
 
@@ -49,6 +49,25 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// Seconds since 1970 as `2026-11-27 15:04:05 UTC`.
+pub(super) fn time(seconds: i64) -> String {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // In years that begin in March a leap day is the last one, and months repeat every 153 days.
+    let since_march_0 = days + 719_468;
+    let (era, day_of_era) = (since_march_0.div_euclid(146_097), since_march_0.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (year, month) = match month {
+        0..=9 => (400 * era + year_of_era, month + 3),
+        _ => (400 * era + year_of_era + 1, month - 9),
+    };
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
 /// Text of a torrent on a terminal: no control characters, which could move the cursor.
 pub(super) fn safe(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
@@ -56,6 +75,21 @@ pub(super) fn safe(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn times_are_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (-1, "1969-12-31 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_735_689_599, "2024-12-31 23:59:59"),
+            (1_709_164_800, "2024-02-29 00:00:00"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(super::time(seconds), format!("{text} UTC"));
+        }
+    }
+
     #[test]
     fn sizes_for_people() {
         for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB")]

@@ -42,6 +42,7 @@ pub fn run(args: ShowArgs) -> ExitCode {
 
 fn page(detail: &TorrentDetail) -> String {
     let torrent = &detail.torrent;
+    let labels = torrent.labels.join(", ");
     let mut out = String::new();
     let mut row = |key: &str, value: &str| {
         let _ = writeln!(out, "{key:<12} {}", print::safe(value));
@@ -65,6 +66,9 @@ fn page(detail: &TorrentDetail) -> String {
     if let Some(line) = list::transfer(torrent) {
         row(if torrent.hashed_bytes_per_s > 0 { "verifying" } else { "transfer" }, &line);
     }
+    row("added", &print::time(torrent.added_at));
+    row("completed", &torrent.completed_at.map_or_else(|| "-".into(), print::time));
+    row("labels", if torrent.labels.is_empty() { "-" } else { &labels });
     row("content", &detail.content);
     row(".torrent", &detail.torrent_file);
     row("magnet", &detail.magnet);
@@ -127,10 +131,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trackers_and_peers_say_what_their_numbers_are() {
+    fn times_labels_trackers_and_peers_say_what_they_are() {
         let mut detail = TorrentDetail::default();
         let text = page(&detail);
         assert!(text.contains("tracker      none") && text.contains("none connected"), "{text}");
+        assert!(text.contains("completed    -\n") && text.contains("labels       -\n"), "{text}");
+        detail.torrent.added_at = 1_000_000_000;
+        detail.torrent.completed_at = Some(1_000_000_061);
+        detail.torrent.labels = vec!["tv".into(), "hd".into()];
         detail.torrent.private = true;
         detail.trackers.push(TrackerReport {
             url: "http://t/".into(),
@@ -152,6 +160,13 @@ mod tests {
         let text = page(&detail);
         let expected = "http://t/ working, 2 seeding, 7 leeching, next in 60 s";
         assert!(text.contains(expected) && text.contains("private      yes"), "{text}");
+        for expected in [
+            "added        2001-09-09 01:46:40 UTC\n",
+            "completed    2001-09-09 01:47:41 UTC\n",
+            "labels       tv, hd\n",
+        ] {
+            assert!(text.contains(expected), "{text}");
+        }
         let expected = "[::1]:5 (unknown client) has 12.5 %, 1.0 KiB sent, 0 B/s now, waits for a \
                         slot, dialled by us (from pex)";
         assert!(text.contains(expected), "{text}");

@@ -125,6 +125,12 @@ pub struct TorrentReport {
     pub eta_s: Option<u64>,
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Seconds since 1970, as the next one.
+    #[serde(default)]
+    pub added_at: i64,
+    /// When all that is wanted of a download was there; `None`: it is not, or was never downloaded.
+    #[serde(default)]
+    pub completed_at: Option<i64>,
     /// Added by a command: a command may remove it.
     #[serde(default)]
     pub added: bool,
@@ -137,7 +143,6 @@ pub struct TorrentDetail {
     pub content: String,
     pub torrent_file: String,
     pub magnet: String,
-    pub added_at: i64,
     pub trackers: Vec<TrackerReport>,
     pub peers: Vec<PeerLine>,
 }
@@ -258,7 +263,6 @@ impl Engine {
             content: torrent.place.content.display().to_string(),
             torrent_file: torrent.place.torrent_file.display().to_string(),
             magnet: self.catalogue.magnet(&hash).unwrap_or_default(),
-            added_at: torrent.added_at,
             ..TorrentDetail::default()
         };
         if let Some(embedded) = self.embedded.as_ref()
@@ -337,7 +341,8 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
             None => ("downloading", None),
         },
     };
-    let rates = torrent.download.as_ref().map(|it| it.rates).unwrap_or_default();
+    let download = torrent.download.as_ref();
+    let rates = download.map(|it| it.rates).unwrap_or_default();
     let (missing_bytes, unhashed_bytes) = (missing_bytes(torrent), unhashed_bytes(torrent));
     let hashed = if unhashed_bytes > 0 { torrent.hashing.bytes_per_s() } else { 0.0 };
     let (left, rate) =
@@ -361,7 +366,9 @@ pub(super) fn torrent_report(torrent: &Torrent) -> TorrentReport {
         upload_bytes_per_s: rates.up as u64,
         hashed_bytes_per_s: hashed as u64,
         eta_s: (left > 0 && rate >= 1.0).then(|| (left as f64 / rate).ceil() as u64),
-        labels: torrent.download.as_ref().map(|it| it.row.labels.clone()).unwrap_or_default(),
+        labels: download.map(|it| it.row.labels.clone()).unwrap_or_default(),
+        added_at: torrent.added_at,
+        completed_at: download.and_then(|it| it.row.completed_at),
         added: torrent.wanted.origin.is_added(),
     }
 }
