@@ -1,19 +1,24 @@
 //! Owns: the README's promise: on a fresh clone, one command seeds docs/, and a client fetches it
-//! with the link that was printed.
-//! Never: helps: the configuration is config/quickstart.yaml as it lies in the repository.
+//! with the link that was printed; another runs all tests.
+//! Never: helps: the commands are the README's, the configuration lies in the repository. Nor
+//! builds: that cargo would run the engine is read from its metadata.
 //! Flow: clone into a temporary folder, run the engine there, fetch with aria2 and libtorrent.
 
 use anyhow::{Context, Result, ensure};
 use seedring_tests::interop::{
     Client, Network, Process, Scratch, Seeder, Source, repository_root, seedring_binary,
 };
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 const LIMIT: Duration = Duration::from_secs(60);
+/// The README's commands before its first section.
+const COMMANDS: [&str; 2] = ["cargo run --release -- run config/quickstart.yaml", "tests/run"];
 
 fn files_below(root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
@@ -33,6 +38,38 @@ fn files_below(root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
 }
 
 #[test]
+fn the_readme_has_two_commands_and_the_first_one_runs_the_engine() -> Result<()> {
+    let root = repository_root();
+    let readme = std::fs::read_to_string(root.join("README.md"))?;
+    let opening = readme.lines().take_while(|line| !line.starts_with("## "));
+    let commands: Vec<&str> = opening.filter_map(|line| line.strip_prefix("    ")).collect();
+    ensure!(commands == COMMANDS, "README.md opens with {commands:?}");
+    let mode = std::fs::metadata(root.join(COMMANDS[1]))?.permissions().mode();
+    ensure!(mode & 0o111 == 0o111, "{} has the mode {mode:o}", COMMANDS[1]);
+
+    // `cargo run` takes the one program of the default members; where there are more, it fails.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let told = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(&root)
+        .output()?;
+    ensure!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    let told: Value = serde_json::from_slice(&told.stdout)?;
+    let list = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    let members = list(&told["workspace_default_members"]);
+    let mut programs = Vec::new();
+    for package in list(&told["packages"]) {
+        if members.contains(&package["id"]) {
+            let is_program = |target: &Value| list(&target["kind"]).contains(&"bin".into());
+            let targets = list(&package["targets"]).into_iter().filter(is_program);
+            programs.extend(targets.map(|target| target["name"].clone()));
+        }
+    }
+    ensure!(programs == ["seedring"], "`cargo run` finds the programs {programs:?}");
+    Ok(())
+}
+
+#[test]
 fn the_quick_start_seeds_its_own_docs() -> Result<()> {
     let scratch = Scratch::new(TMP, "quickstart")?;
     let clone = scratch.path().join("clone");
@@ -46,7 +83,8 @@ fn the_quick_start_seeds_its_own_docs() -> Result<()> {
     let network = Network::new(1)?;
     let host = network.host(0);
     let mut command = host.command(seedring_binary()?);
-    command.args(["run", "config/quickstart.yaml"]).current_dir(&clone);
+    let (_, arguments) = COMMANDS[0].split_once(" -- ").context("arguments of the engine")?;
+    command.args(arguments.split(' ')).current_dir(&clone);
     let log = scratch.path().join("seedring.log");
     let process = Process::start("seedring", &mut command, &log)?;
     let mut seeder = Seeder::read_links(&host, &clone, process)?;
