@@ -323,6 +323,11 @@ fn used_up_descriptors_do_not_stop_it() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     let spent = cpu_ticks(engine.process().pid())? - ticks;
     ensure!(spent < 50, "it spins: {spent} of 100 ticks");
+    engine.wait_for_text(&[
+        "at most 96 descriptors are allowed, 2000 connections need",
+        "can't accept connections",
+        "Raise the descriptor limit (LimitNOFILE, ulimit -n) or lower limits.connections",
+    ])?;
     drop(crowd);
     wait_served(&setup.honest, &engine)?;
     setup.finish(engine).map(drop)
