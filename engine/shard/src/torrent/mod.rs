@@ -73,8 +73,8 @@ pub struct Shared {
     pub connections: AtomicU32,
     /// The same by shard: a torrent with many peers is spread evenly at admission.
     by_shard: Box<[AtomicU32]>,
-    /// Who is connected, whichever shard has it: a second connection of one peer is refused. Replaced
-    /// whole, since it is short; where one shard has them all, that one knows.
+    /// Who is connected, whichever shard has it: a second connection of one peer is refused.
+    /// Replaced whole, since it is short; where one shard has them all, that one knows.
     present: ArcSwapOption<Vec<PeerId>>,
     /// Counts the times that content was found changed: bytes read before are not those that a
     /// verified bit of today speaks of.

@@ -234,8 +234,8 @@ impl Look<'_> {
         })
     }
 
-    /// Of a new download: all that is there. Later: what a recheck left, or a completed one's changed
-    /// files hold.
+    /// Of a new download: all that is there. Later: what a recheck left, or what changed files of
+    /// a completed one hold.
     fn to_verify(&self, complete: bool, verified: &[u8], priorities: &[u8]) -> Vec<(u32, u32)> {
         let nothing_known = self.record.is_none_or(|r| r.verified.iter().all(|byte| *byte == 0));
         let known = !self.again() && !nothing_known && !self.is_recheck();
