@@ -4,7 +4,7 @@
 //! Flow: the daemon and images of `tests/run docker` -> a Swarm -> runs, one at a time.
 
 use anyhow::{Context, Result, ensure};
-use seedring_tests::docker::swarm::{Swarm, bench, is_active, left_behind};
+use seedring_tests::docker::swarm::{Stack, Swarm, bench, is_active, left_behind};
 use seedring_tests::docker::{docker, image};
 use seedring_tests::interop::{Process, Scratch, wait_until};
 use serde_json::Value;
@@ -103,6 +103,40 @@ fn a_scenario_runs_with_four_agents_and_leaves_nothing() -> Result<()> {
         ensure!(has(&markdown), "no result of {agent} on {node}: {markdown}");
     }
     check_nothing_is_left()
+}
+
+/// The file of those who want `docker stack deploy`, on a node that is target and load together.
+#[test]
+fn the_stack_file_gives_a_report() -> Result<()> {
+    let _swarm = Swarm::init(TMP)?;
+    let scratch = Scratch::new(TMP, "swarm_stack")?;
+    let short = scenario(&scratch, SHORT)?.display().to_string();
+    let token = scratch.path().join("token");
+    fs::write(&token, "of-this-test-alone")?;
+    let node = docker(&["info", "-f", "{{.Swarm.NodeID}}"])?;
+    docker(&["node", "update", "--label-add", "seedring-bench=target", &node])?;
+    let variables = [
+        ("TARGET", "127.0.0.1"),
+        ("LOAD", "target"),
+        ("AGENTS", "2"),
+        ("SEEDRING_BENCH_PORT", "26974"),
+        ("SEEDRING_PORT", "26887"),
+        ("SCENARIO", &*short),
+    ];
+    let stack =
+        Stack::deploy("stack.bench.yaml", &variables, ("seedring-bench-token", token.as_path()))?;
+    let report = scratch.path().join("report");
+    let mut watch = bench()?;
+    watch.args(["watch", "127.0.0.1:26974", "--token-file"]).arg(&token).arg("--out").arg(&report);
+    let (status, text) = outcome(&mut watch)?;
+    ensure!(status == 0, "{status}: {text}\n{}", stack.logs());
+    let json: Value = serde_json::from_slice(&fs::read(report.join("scenario.json"))?)?;
+    ensure!(json["report"]["runs"].as_array().is_some_and(|runs| !runs.is_empty()), "{json}");
+    let markdown = fs::read_to_string(report.join("scenario.md"))?;
+    for agent in ["agent-1", "agent-2"] {
+        ensure!(markdown.contains(agent), "no result of {agent}: {markdown}");
+    }
+    stack.end()
 }
 
 #[test]

@@ -86,9 +86,10 @@ fn three_nodes_give_one_report_and_keep_nothing() -> Result<()> {
         ensure!(report.contains(node), "no results of {node}: {report}");
     }
 
-    // Over a network that is made for the run.
-    let (status, said, report) = run(&nodes, &scratch, &epoll, &["--network", "overlay"])?;
-    ensure!(status == 0, "{status}: {said}");
+    // Over a network that is made for the run, with one agent on each of the other nodes.
+    let overlay = ["--network", "overlay", "--agents-per-node"];
+    let (status, said, report) = run(&nodes, &scratch, &epoll, &overlay)?;
+    ensure!(status == 0 && said.contains("2 of 2 agents are there"), "{status}: {said}");
     let report = report.context("a report")?.to_string();
     ensure!(report.contains("node2") && report.contains("node3"), "{report}");
     Ok(())

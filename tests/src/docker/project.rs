@@ -7,6 +7,17 @@ use anyhow::{Result, bail, ensure};
 use rustix::process::{Resource, getrlimit};
 use std::process::Command;
 
+/// What the files leave to the machine: images, and limits, which may be lower than wanted.
+pub(super) fn of_this_machine() -> Vec<(String, String)> {
+    let hard = |resource| getrlimit(resource).maximum.map_or(-1, u64::cast_signed).to_string();
+    vec![
+        ("SEEDRING_IMAGE".to_owned(), image("seedring")),
+        ("SEEDRING_BENCH_IMAGE".to_owned(), image("seedring-bench")),
+        ("SEEDRING_NOFILE".to_owned(), hard(Resource::Nofile)),
+        ("SEEDRING_MEMLOCK".to_owned(), hard(Resource::Memlock)),
+    ]
+}
+
 /// Taken down when dropped.
 #[derive(Debug)]
 pub struct Project {
@@ -16,15 +27,9 @@ pub struct Project {
 }
 
 impl Project {
-    /// Of a file in docker/. Limits are those of this machine, which may be lower than wanted.
+    /// Of a file in docker/.
     pub fn new(file: &'static str, variables: &[(&str, &str)]) -> Self {
-        let hard = |resource| getrlimit(resource).maximum.map_or(-1, u64::cast_signed).to_string();
-        let mut all = vec![
-            ("SEEDRING_IMAGE".to_owned(), image("seedring")),
-            ("SEEDRING_BENCH_IMAGE".to_owned(), image("seedring-bench")),
-            ("SEEDRING_NOFILE".to_owned(), hard(Resource::Nofile)),
-            ("SEEDRING_MEMLOCK".to_owned(), hard(Resource::Memlock)),
-        ];
+        let mut all = of_this_machine();
         all.extend(variables.iter().map(|(name, value)| ((*name).into(), (*value).into())));
         Self { name: unused_name(), file, variables: all }
     }

@@ -1,14 +1,17 @@
-//! Owns: the Swarm of the tests' daemon, one test at a time, and what a run leaves in it.
+//! Owns: the Swarm of the tests' daemon, one test at a time, a stack in it, and what a run leaves.
 //! Never: touches a Swarm that was there before the test. Flow: `mod.rs`.
 
-use super::{docker, try_docker};
-use crate::interop::seedring_binary;
+use super::project::of_this_machine;
+use super::{docker, run, try_docker, unused_name};
+use crate::interop::{seedring_binary, wait_until};
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+const LIMIT: Duration = Duration::from_secs(60);
 /// On all that `seedring-bench swarm run` makes.
 const LABEL: &str = "label=io.seedring.bench.run";
 
@@ -47,6 +50,70 @@ impl Drop for Swarm {
             let _ = bench().and_then(|mut it| Ok(it.args(["swarm", "clean"]).output()?));
             let _ = try_docker(&["swarm", "leave", "--force"]);
         }
+    }
+}
+
+/// A stack of a file in docker/, deployed by this Swarm's only node. Removed when dropped.
+#[derive(Debug)]
+pub struct Stack {
+    name: String,
+    secret: &'static str,
+}
+
+impl Stack {
+    /// `secret`: one that the file wants to be there, with its value's file.
+    pub fn deploy(
+        file: &str,
+        variables: &[(&str, &str)],
+        secret: (&'static str, &Path),
+    ) -> Result<Self> {
+        let value = secret.1.display().to_string();
+        docker(&["secret", "create", secret.0, &value])?;
+        let stack = Self { name: unused_name(), secret: secret.0 };
+        let mut command = Command::new("docker");
+        command.args(["stack", "deploy", "-c", file, &stack.name]);
+        command.current_dir(super::file("")).envs(of_this_machine());
+        let (status, text) = run(command.envs(variables.iter().copied()))?;
+        ensure!(status == 0, "docker stack deploy -c {file}: status {status}: {text}");
+        Ok(stack)
+    }
+
+    /// What its services' tasks said last.
+    pub fn logs(&self) -> String {
+        let services = ["controller", "agent", "comparison"];
+        let log = |service| {
+            let name = format!("{}_{service}", self.name);
+            let tasks = try_docker(&["service", "ps", "--no-trunc", &name]);
+            let log = try_docker(&["service", "logs", "--tail", "40", &name]);
+            format!("{:?}\n{:?}\n", tasks, log)
+        };
+        services.map(log).concat()
+    }
+
+    /// Removed, and its volumes with it; nothing more may have its label.
+    pub fn end(self) -> Result<()> {
+        let filter = format!("label=com.docker.stack.namespace={}", self.name);
+        docker(&["stack", "rm", &self.name])?;
+        docker(&["secret", "rm", self.secret])?;
+        wait_until("the end of a stack", LIMIT, || {
+            let containers = docker(&["ps", "-aq", "--filter", &filter])?;
+            Ok(containers.is_empty().then_some(()))
+        })?;
+        for volume in docker(&["volume", "ls", "-q", "--filter", &filter])?.lines() {
+            docker(&["volume", "rm", volume])?;
+        }
+        for list in ["service", "secret", "config", "network"] {
+            let left = docker(&[list, "ls", "-q", "--filter", &filter])?;
+            ensure!(left.is_empty(), "docker {list} ls: {left} is left behind");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let _ = try_docker(&["stack", "rm", &self.name]);
+        let _ = try_docker(&["secret", "rm", self.secret]);
     }
 }
 
