@@ -12,6 +12,7 @@ mod follow;
 mod hosts;
 mod interrupted;
 mod kind;
+mod load;
 mod many;
 mod mixed;
 mod pictures;
@@ -27,7 +28,6 @@ mod swarm;
 mod target;
 
 use std::{
-    ffi::OsString,
     fs,
     net::SocketAddr,
     os::unix::process::CommandExt as _,
@@ -35,7 +35,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 pub use afar::{Afar, check_preset};
 use interrupted::Interrupted;
@@ -46,7 +46,7 @@ use crate::{
     agents::{nodes, runner},
     cut,
     environment::{Circumstances, Environment},
-    leech::{Outcome, Pattern, parse_bytes},
+    leech::{BLOCK_BYTES_MAX, OUTSTANDING_MAX, Pattern, parse_bytes},
     namespace,
 };
 
@@ -54,8 +54,6 @@ use crate::{
 const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(namespace::ADDRESS), 6881);
 /// Where the load connects from: each connection has an address of its own.
 const SOURCES: &str = "10.77.0.0/16";
-/// In shorter windows system calls are not counted: that would take longer than the rest.
-const SYSCALLS_MIN_SECONDS: f64 = 2.0;
 /// Open files of targets and load, which inherit it.
 const DESCRIPTORS: u64 = 200_000;
 
@@ -118,6 +116,12 @@ pub struct Options {
     /// seed-many, restart).
     #[arg(long, value_enum, default_value = "random")]
     pub pattern: Pattern,
+    /// Requests that each connection keeps outstanding (as `--pattern`).
+    #[arg(long, default_value_t = 32)]
+    pub outstanding: usize,
+    /// Bytes that a request asks for (as `--pattern`); most clients refuse more than 16KiB.
+    #[arg(long, default_value = "16KiB", value_parser = parse_bytes)]
+    pub block: u64,
     /// Without the open-loop run at half of each target's speed.
     #[arg(long)]
     pub no_open_loop: bool,
@@ -273,7 +277,16 @@ impl Written {
 
 fn measure_and_write(mut options: Options, name: &str, title: Option<&str>) -> Result<Written> {
     ensure!(options.rounds > 0 && options.seconds > 0.0, "--rounds and --seconds must be above 0");
+    options.preset.check_targets(&options.targets)?;
     ensure!(!options.settings.is_empty(), "--settings needs one: tuned, default");
+    ensure!(
+        (1..=OUTSTANDING_MAX).contains(&options.outstanding),
+        "--outstanding must be 1 to {OUTSTANDING_MAX}"
+    );
+    ensure!(
+        (1..=u64::from(BLOCK_BYTES_MAX)).contains(&options.block),
+        "--block must be 1 to {BLOCK_BYTES_MAX} bytes"
+    );
     fs::create_dir_all(&options.site.work)
         .with_context(|| format!("cannot make the work folder {}", options.site.work.display()))?;
     options.site.work = options.site.work.canonicalize()?;
@@ -316,11 +329,18 @@ fn measure_and_write(mut options: Options, name: &str, title: Option<&str>) -> R
     };
     let around = Circumstances {
         environment: Environment::read(&site.work, &site.seedring, &congestion, &network),
-        settings: serde_json::to_value(&options)?,
+        settings: settings(&options)?,
         content_bytes: options.size_bytes(),
     };
     let files = report.write(&out, name, &around)?;
     Ok(Written { files, cut_short: report.cut_short, failed: report.failed })
+}
+
+/// The options, and what is the same in every comparison now and was not always.
+fn settings(options: &Options) -> Result<serde_json::Value> {
+    let mut settings = serde_json::to_value(options)?;
+    settings["verify_sample"] = load::VERIFY_SAMPLE.into();
+    Ok(settings)
 }
 
 /// As far as it goes: who then has too few says so.
@@ -347,13 +367,36 @@ impl Options {
     }
 
     /// The targets asked for, or the preset's own.
-    pub fn targets_or<'a>(&'a self, usual: &'a [Kind]) -> &'a [Kind] {
-        if self.targets.is_empty() { usual } else { &self.targets }
+    pub fn targets(&self) -> &[Kind] {
+        if !self.targets.is_empty() {
+            return &self.targets;
+        }
+        match self.preset {
+            Preset::Seeding => &seeding::TARGETS,
+            Preset::Download if self.peers.len() > 1 => &download::CURVE_TARGETS,
+            Preset::Download => &download::TARGETS,
+            Preset::Recheck => &recheck::TARGETS,
+            Preset::Connections | Preset::SlowReaders | Preset::Churn => &crowds::TARGETS,
+            Preset::SeedMany => &crowds::MANY_TARGETS,
+            Preset::StartUp => &starts::START_TARGETS,
+            Preset::Restart => &starts::RESTART_TARGETS,
+            Preset::Mixed => &mixed::TARGETS,
+            Preset::Cold | Preset::Spread | Preset::Many | Preset::Beside => &[Kind::Seedring],
+        }
     }
 
-    /// The numbers of connections asked for, or the preset's own.
-    pub fn connections_or<'a>(&'a self, usual: &'a [usize]) -> &'a [usize] {
-        if self.connections.is_empty() { usual } else { &self.connections }
+    /// The numbers of connections asked for, or the preset's own; none where it has no such points.
+    pub fn connections(&self) -> &[usize] {
+        if !self.connections.is_empty() {
+            return &self.connections;
+        }
+        match self.preset {
+            Preset::Seeding => &seeding::CONNECTIONS,
+            Preset::Connections => &crowds::IDLE,
+            Preset::SlowReaders => &crowds::FAST,
+            Preset::Restart => &starts::CONNECTIONS,
+            _ => &[],
+        }
     }
 
     /// An empty folder for one target's state.
@@ -361,57 +404,6 @@ impl Options {
         let folder = self.site.work.join("run").join(name);
         target::empty_folder(&folder)?;
         Ok(folder)
-    }
-
-    /// One run of the load on its own core, as a process of its own; `more`: its arguments.
-    pub fn leech(&self, torrent: &Path, pid: u32, more: &[String]) -> Result<Outcome> {
-        self.leech_on(&Cores::one(self.site.load_core), torrent, pid, more)
-    }
-
-    /// The same on these cores.
-    pub fn leech_on(
-        &self,
-        cores: &Cores,
-        torrent: &Path,
-        pid: u32,
-        more: &[String],
-    ) -> Result<Outcome> {
-        if let Some(afar) = &self.site.afar {
-            return afar.leech(torrent, Some(pid), more);
-        }
-        let this = std::env::current_exe().context("the path of this program")?;
-        self.run_leech(on_cores(&this, cores), torrent, pid, more)
-    }
-
-    fn run_leech(
-        &self,
-        mut command: Command,
-        torrent: &Path,
-        pid: u32,
-        more: &[String],
-    ) -> Result<Outcome> {
-        command.args(leech_of(torrent)).args(["--pid", &pid.to_string()]).args(more);
-        let output = command.output().context("cannot run this program once more")?;
-        if !output.status.success() {
-            let complaint = String::from_utf8_lossy(&output.stderr);
-            let why = format!("leech {}: {}", more.join(" "), complaint.trim());
-            match serde_json::from_slice(&output.stdout) {
-                Ok(outcome) => bail!(Interrupted { why, outcome: Box::new(outcome) }),
-                Err(_) => bail!(why),
-            }
-        }
-        serde_json::from_slice(&output.stdout).context("the load's JSON")
-    }
-
-    /// The load on its own core, with no target's process to look at; it goes on meanwhile.
-    pub fn begin_load(&self, torrent: &Path, more: &[String]) -> Result<afar::Load> {
-        if let Some(afar) = &self.site.afar {
-            return Ok(afar.begin(torrent, more));
-        }
-        let this = std::env::current_exe().context("the path of this program")?;
-        let mut command = on_cores(&this, &Cores::one(self.site.load_core));
-        command.args(leech_of(torrent)).args(more);
-        afar::Load::here(command)
     }
 
     /// Where targets listen.
@@ -441,42 +433,13 @@ impl Options {
             afar.runner.label(format!("{target}, round {round} of {}", self.rounds));
         }
     }
+}
 
-    /// The measured window's arguments, with what is read beside CPU time and memory.
-    pub fn window(&self) -> Vec<String> {
-        let mut arguments = self.plain_window();
-        arguments.extend(self.asked());
-        arguments.extend(["--target-core".into(), self.site.server_core.to_string()]);
-        if self.seconds >= SYSCALLS_MIN_SECONDS {
-            arguments.push("--syscalls".into());
-        }
-        arguments
-    }
-
-    pub fn plain_window(&self) -> Vec<String> {
-        [
-            "--duration".into(),
-            self.seconds.to_string(),
-            "--warm-up".into(),
-            self.warm_up.to_string(),
-        ]
-        .to_vec()
-    }
-
-    /// Which blocks a load asks for.
-    pub fn asked(&self) -> [String; 2] {
-        ["--pattern".into(), self.pattern.name()]
-    }
-
-    /// The same in words.
-    pub fn blocks(&self) -> &'static str {
-        match self.pattern {
-            Pattern::Random => "random blocks",
-            Pattern::Sequential => "blocks in order",
-            Pattern::Together => "blocks in order from the first",
-            Pattern::RarestFirst => "blocks of pieces, rarest first",
-        }
-    }
+/// In the largest unit that divides it, as `16 KiB`.
+pub fn bytes_in_words(count: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let fits = units.into_iter().find(|(_, bits)| count > 0 && count.is_multiple_of(1 << bits));
+    fits.map_or(format!("{count} bytes"), |(unit, bits)| format!("{} {unit}", count >> bits))
 }
 
 /// So many, in words.
@@ -485,12 +448,6 @@ pub fn connections(count: usize) -> String {
         1 => "1 connection".into(),
         _ => format!("{count} connections"),
     }
-}
-
-fn leech_of(torrent: &Path) -> Vec<OsString> {
-    let target = TARGET.to_string();
-    let words = ["leech", &target, "--source", SOURCES, "--json", "--torrent"];
-    words.iter().map(OsString::from).chain([torrent.into()]).collect()
 }
 
 /// Where a process may run.

@@ -37,8 +37,8 @@ pub use watched::{Seen, Watched};
 use crate::{environment, probe::Machine, report};
 
 /// Requests a connection may have outstanding: libtorrent's default `max_out_request_queue`.
-const OUTSTANDING_MAX: usize = 500;
-const BLOCK_BYTES_MAX: u32 = 128 * 1024;
+pub const OUTSTANDING_MAX: usize = 500;
+pub const BLOCK_BYTES_MAX: u32 = 128 * 1024;
 /// A port a connection, and several addresses.
 const MEMBERS_MAX: usize = 2_000_000;
 /// A day.
@@ -292,6 +292,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if let Some(why) = &outcome.partial {
         let last = outcome.last_end.as_deref().unwrap_or("nothing was said");
         eprintln!("seedring-bench: PARTIAL: {why}; last seen on a connection: {last}");
+    }
+    if outcome.pieces_bad > 0 {
+        eprintln!("seedring-bench: {}", outcome.bad_in_words());
     }
     let failed = outcome.pieces_bad > 0 || outcome.partial.is_some();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

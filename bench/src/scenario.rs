@@ -2,6 +2,8 @@
 //! Never: measures. Flow: file -> checked -> the engine is built where it is missing -> comparison;
 //! several: all checked, then each by this program once more.
 
+mod keys;
+
 use std::{
     collections::BTreeSet,
     ffi::OsString,
@@ -23,7 +25,7 @@ use crate::{
     },
     compare::{self, Afar, Kind, Preset, Site, Tuning},
     cut, index,
-    leech::{Pattern, parse_bytes},
+    leech::{BLOCK_BYTES_MAX, OUTSTANDING_MAX, Pattern, parse_bytes},
     namespace,
     seed::Share,
 };
@@ -37,7 +39,7 @@ pub struct Options {
     /// other, each with its own report, and index.html leads to them.
     #[arg(required = true)]
     scenario: Vec<PathBuf>,
-    /// Only check the files, and say what it would do.
+    /// Only check the files, and print each with all defaults filled in, and what is absent here.
     #[arg(long)]
     check: bool,
     /// Repeats, in place of the scenario's.
@@ -83,6 +85,10 @@ struct Scenario {
     /// Of those with a load of leeches: `random` blocks, `sequential`, `together` from the first,
     /// `rarest-first`.
     pattern: Option<Pattern>,
+    /// Of those with a load of leeches: requests that each keeps outstanding, and what one asks
+    /// for, such as 16KiB.
+    outstanding: Option<usize>,
+    block: Option<String>,
     /// Of `seeding`: latency at half of each target's speed as well.
     open_loop: Option<bool>,
     /// Of `spread`: shards of the engine, a point each.
@@ -125,6 +131,11 @@ impl Scenario {
         some("shards", self.shards.as_deref())?;
         some("seeders", self.seeders.as_deref())?;
         some("repeats", self.repeats.as_ref().map(std::slice::from_ref))?;
+        some("outstanding", self.outstanding.as_ref().map(std::slice::from_ref))?;
+        ensure!(
+            self.outstanding.is_none_or(|count| count <= OUTSTANDING_MAX),
+            "`outstanding` is at most {OUTSTANDING_MAX}"
+        );
         some("slow", self.slow.as_ref().map(std::slice::from_ref))?;
         some("members", self.members.as_ref().map(std::slice::from_ref))?;
         some("seed_mib_per_s", self.seed_mib_per_s.as_ref().map(std::slice::from_ref))?;
@@ -137,6 +148,7 @@ impl Scenario {
             self.settings.as_ref().is_none_or(|settings| !settings.is_empty()),
             "`settings` is an empty list: `tuned`, `default` or both"
         );
+        self.compare.check_targets(self.targets.as_deref().unwrap_or(&[])).context("`targets`")?;
         let seconds = |key: &str, value: Option<f64>, least: f64| -> Result<()> {
             let fits = value.is_none_or(|value| (least..=3600.0).contains(&value));
             ensure!(fits, "`{key}` is a number of seconds from {least} to 3600");
@@ -168,41 +180,36 @@ impl Scenario {
             .context("`seeders_have_percent` is too much")?;
         self.keys_fit()?;
         self.slow_rate()?;
+        self.block_bytes()?;
         self.size_bytes().map(drop)
     }
 
     /// A key that its comparison does not know would be silently without effect.
     fn keys_fit(&self) -> Result<()> {
-        use Preset::{
-            Beside, Churn, Connections, Download, Many, Mixed, Restart, SeedMany, Seeding,
-            SlowReaders, Spread, StartUp,
-        };
-        let come_and_go: &[Preset] = &[Churn, SeedMany];
-        let keys: [(&str, bool, &[Preset]); 14] = [
-            (
-                "connections",
-                self.connections.is_some(),
-                &[Seeding, Connections, SlowReaders, Restart],
-            ),
-            (
-                "pattern",
-                self.pattern.is_some(),
-                &[Seeding, Spread, Beside, Connections, SlowReaders, Churn, SeedMany, Restart],
-            ),
-            ("open_loop", self.open_loop.is_some(), &[Seeding]),
-            ("shards", self.shards.is_some(), &[Spread]),
-            ("torrents", self.torrents.is_some(), &[Many, SeedMany, StartUp]),
-            ("seeders", self.seeders.is_some(), &[Download]),
-            ("seeders_have_percent", self.seeders_have_percent.is_some(), &[Download]),
-            ("zipf", self.zipf.is_some(), &[SeedMany]),
-            ("arrivals_per_second", self.arrivals_per_second.is_some(), come_and_go),
-            ("stay_seconds", self.stay_seconds.is_some(), come_and_go),
-            ("members", self.members.is_some(), &[Mixed]),
-            ("seed_mib_per_s", self.seed_mib_per_s.is_some(), &[Mixed]),
-            ("slow", self.slow.is_some(), &[SlowReaders]),
-            ("slow_rate", self.slow_rate.is_some(), &[SlowReaders]),
+        let set = [
+            ("settings", self.settings.is_some()),
+            ("size", self.size.is_some()),
+            ("seconds", self.seconds.is_some()),
+            ("warm_up_seconds", self.warm_up_seconds.is_some()),
+            ("outstanding", self.outstanding.is_some()),
+            ("block", self.block.is_some()),
+            ("connections", self.connections.is_some()),
+            ("pattern", self.pattern.is_some()),
+            ("open_loop", self.open_loop.is_some()),
+            ("shards", self.shards.is_some()),
+            ("torrents", self.torrents.is_some()),
+            ("seeders", self.seeders.is_some()),
+            ("seeders_have_percent", self.seeders_have_percent.is_some()),
+            ("zipf", self.zipf.is_some()),
+            ("arrivals_per_second", self.arrivals_per_second.is_some()),
+            ("stay_seconds", self.stay_seconds.is_some()),
+            ("members", self.members.is_some()),
+            ("seed_mib_per_s", self.seed_mib_per_s.is_some()),
+            ("slow", self.slow.is_some()),
+            ("slow_rate", self.slow_rate.is_some()),
         ];
-        for (key, is_set, of) in keys {
+        for (key, is_set) in set {
+            let of = keys::belongs_to(key);
             ensure!(
                 !is_set || of.contains(&self.compare),
                 "`{key}` belongs to `compare: {}`; this scenario has `compare: {}`",
@@ -220,6 +227,14 @@ impl Scenario {
         Ok(Some(bytes))
     }
 
+    fn block_bytes(&self) -> Result<Option<u64>> {
+        let Some(text) = &self.block else { return Ok(None) };
+        let bytes = parse_bytes(text).map_err(|why| anyhow::anyhow!("`block`: {why}"))?;
+        let fits = (1..=u64::from(BLOCK_BYTES_MAX)).contains(&bytes);
+        ensure!(fits, "`block` is {text}: at least 1, at most {}KiB", BLOCK_BYTES_MAX >> 10);
+        Ok(Some(bytes))
+    }
+
     fn size_bytes(&self) -> Result<Option<u64>> {
         let Some(text) = &self.size else { return Ok(None) };
         let bytes = parse_bytes(text).map_err(|why| anyhow::anyhow!("`size`: {why}"))?;
@@ -229,7 +244,7 @@ impl Scenario {
 
     fn comparison(self, site: Site) -> Result<compare::Options> {
         let size = self.size_bytes()?;
-        let slow_rate = self.slow_rate()?;
+        let (slow_rate, block) = (self.slow_rate()?, self.block_bytes()?);
         let usual = compare::Options::default();
         Ok(compare::Options {
             preset: self.compare,
@@ -240,6 +255,8 @@ impl Scenario {
             warm_up: self.warm_up_seconds.unwrap_or(usual.warm_up),
             connections: self.connections.unwrap_or(usual.connections),
             pattern: self.pattern.unwrap_or(usual.pattern),
+            outstanding: self.outstanding.unwrap_or(usual.outstanding),
+            block: block.unwrap_or(usual.block),
             no_open_loop: !self.open_loop.unwrap_or(true),
             size: size.or(usual.size),
             shards: self.shards.unwrap_or(usual.shards),
@@ -280,7 +297,12 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let read = |path: &PathBuf| Ok((path.clone(), read(path, options.repeats)?));
     let mut scenarios = options.scenario.iter().map(read).collect::<Result<Vec<_>>>()?;
     if options.check {
-        scenarios.iter().for_each(|(_, scenario)| println!("{scenario:#?}"));
+        for (number, (path, scenario)) in scenarios.into_iter().enumerate() {
+            let title = scenario.title.clone();
+            let comparison = scenario.comparison(options.site.clone())?;
+            let gap = if number > 0 { "\n" } else { "" };
+            println!("{gap}{}", keys::written_out(&path, &title, &comparison));
+        }
         return Ok(ExitCode::SUCCESS);
     }
     match scenarios.pop() {
@@ -436,6 +458,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_out_is_the_same_scenario_with_nothing_left_out() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        for entry in fs::read_dir(folder).expect("scenarios") {
+            let path = entry.expect("entry").path();
+            let whole = |text: &str| {
+                let scenario = Scenario::parse(text).unwrap_or_else(|error| panic!("{error:#}"));
+                let title = scenario.title.clone();
+                let options = scenario.comparison(compare::Options::default().site);
+                keys::written_out(&path, &title, &options.expect("good"))
+            };
+            let once = whole(&fs::read_to_string(&path).expect("text"));
+            assert_eq!(whole(&once), once);
+            assert!(once.contains("targets: [") && !once.contains("[]"), "{once}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_with_line_and_remedy() {
         let wrong = |text: &str| format!("{:#}", Scenario::parse(text).expect_err(text));
         let unknown = wrong("title: t\ncompare: seeding\nconections: [1]\n");
@@ -446,6 +485,27 @@ mod tests {
         assert!(target.contains("deluge") && target.contains("libtorrent"), "{target}");
         let other = wrong("title: t\ncompare: many\nseeders: [4]\n");
         assert!(other.contains("belongs to `compare: download`"), "{other}");
+        for (key, of, value) in [
+            ("size", "many", "1GiB"),
+            ("seconds", "download", "3"),
+            ("warm_up_seconds", "recheck", "1"),
+            ("seconds", "cold", "3"),
+            ("settings", "mixed", "[default]"),
+            ("outstanding", "download", "16"),
+            ("block", "cold", "16KiB"),
+        ] {
+            let without = wrong(&format!("title: t\ncompare: {of}\n{key}: {value}\n"));
+            let words =
+                [format!("line 3, column 1: `{key}` belongs to"), format!("compare: {of}`")];
+            assert!(words.iter().all(|words| without.contains(words)), "{without}");
+        }
+        let queue = wrong("title: t\ncompare: seeding\noutstanding: 501\n");
+        assert!(queue.contains("at most 500") && queue.contains("line 3"), "{queue}");
+        let block = wrong("title: t\ncompare: seeding\nblock: 129KiB\n");
+        assert!(block.contains("at most 128KiB") && block.contains("line 3"), "{block}");
+        let idle = wrong("title: t\ncompare: spread\ntargets: [libtorrent]\n");
+        let words = "libtorrent has no part in the comparison spread, which takes seedring";
+        assert!(idle.contains(words) && idle.contains("line 3"), "{idle}");
         let zero = wrong("title: t\ncompare: seeding\nconnections: [0]\n");
         assert!(zero.contains("numbers begin at 1"), "{zero}");
         assert!(zero.contains("line 3, column 1"), "{zero}");

@@ -7,22 +7,12 @@ mod support;
 use std::{
     fs,
     net::TcpListener,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
 use serde_json::Value;
-use support::{BENCH, Scratch, bench, said};
-
-fn is_root(test: &str) -> bool {
-    let output = Command::new("id").arg("-u").output().expect("id");
-    let is_root = output.stdout.starts_with(b"0\n");
-    if !is_root {
-        eprintln!("{test}: needs root, not run");
-    }
-    is_root
-}
+use support::{BENCH, Scratch, bench, is_root, said, stand_in};
 
 #[test]
 fn mistakes_in_a_scenario_have_line_column_and_remedy() {
@@ -34,6 +24,9 @@ fn mistakes_in_a_scenario_have_line_column_and_remedy() {
         ("title: t\ncompare: many\nseeders: [4]\n", ["line 3", "column 1", "compare: download"]),
         ("title: t\ncompare: seeding\nrepeats: 0\n", ["line 3", "column 1", "begin at 1"]),
         ("title: t\ncompare: seeding\nsize: 1KiB\n", ["line 3", "column 1", "at least 1MiB"]),
+        ("title: t\ncompare: many\nsize: 1GiB\n", ["line 3", "column 1", "compare: seeding"]),
+        ("title: t\ncompare: cold\ntargets: [rqbit]\n", ["line 3", "column 1", "takes seedring"]),
+        ("title: t\ncompare: mixed\nblock: 16KiB\n", ["line 3", "column 1", "compare: mixed"]),
     ] {
         fs::write(&path, text).expect("written");
         let output = bench(&["run", path.to_str().expect("UTF-8")]);
@@ -110,23 +103,6 @@ fn no_space_for_a_downloads_copy() {
     for words in ["no space for the content", "needs 4 MiB", "has 1 MiB", "payload.bin"] {
         assert!(complaint.contains(words), "{words}: {complaint}");
     }
-}
-
-/// A program that passes for the engine: what is started for `seedring` does as `uring` says, what
-/// is started for `seedring-epoll` as `epoll` says. Both see the content's folder as $hot.
-fn stand_in(scratch: &Scratch, uring: &str, epoll: &str) -> PathBuf {
-    let path = scratch.0.join("engine");
-    let hot = scratch.0.join("hot");
-    let script = format!(
-        "#!/bin/sh\nhot='{}'\n[ \"$1\" = --version ] && echo 'stand-in 1' && exit\n\
-         faulty() {{ exec '{BENCH}' faulty --torrent $hot/payload.bin.torrent \
-         --content $hot/payload.bin --listen 10.77.0.1:6881 --fault $1; }}\n\
-         if grep -q 'io: epoll' \"$2\"; then {epoll}; else {uring}; fi\n",
-        hot.display()
-    );
-    fs::write(&path, script).expect("written");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
-    path
 }
 
 /// A seeding comparison of the stand-ins, with its JSON, Markdown and HTML.

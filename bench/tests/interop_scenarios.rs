@@ -30,14 +30,21 @@ impl Found {
     }
 }
 
+/// Comparisons that have no size of the content, or no window.
+const NO_SIZE: [&str; 2] = ["seed-many", "start-up"];
+const NO_WINDOW: [&str; 5] = ["cold", "download", "recheck", "start-up", "mixed"];
+
 /// Runs a scenario of a single short repeat with 16 MiB.
 fn run(name: &str, text: &str, more: &[&str]) -> Found {
     let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{name}"));
     fs::remove_dir_all(&work).ok();
     fs::create_dir_all(&work).expect("a folder");
     let scenario = work.join(format!("{name}.yaml"));
-    let size = if text.contains("size:") { "" } else { "size: 16MiB\n" };
-    let head = format!("repeats: 1\n{size}warm_up_seconds: 0.2\n");
+    let is_one_of =
+        |list: &[&str]| list.iter().any(|of| text.contains(&format!("compare: {of}\n")));
+    let size = if is_one_of(&NO_SIZE) { "" } else { "size: 16MiB\n" };
+    let warm_up = if is_one_of(&NO_WINDOW) { "" } else { "warm_up_seconds: 0.2\n" };
+    let head = format!("repeats: 1\n{size}{warm_up}");
     fs::write(&scenario, format!("title: {name}\n{head}{text}")).expect("written");
     let mut command = Command::new(env!("CARGO_BIN_EXE_seedring-bench"));
     command.arg("run").arg(&scenario).arg("--work").arg(&work).arg("--seedring").arg(engine());

@@ -4,7 +4,7 @@
 //! Flow: the daemon and images of `tests/run docker` -> a Swarm -> runs, one at a time.
 
 use anyhow::{Context, Result, ensure};
-use seedring_tests::docker::swarm::{Stack, Swarm, bench, is_active, left_behind};
+use seedring_tests::docker::swarm::{Swarm, bench, is_active, left_behind};
 use seedring_tests::docker::{docker, image};
 use seedring_tests::interop::{Process, Scratch, wait_until};
 use serde_json::Value;

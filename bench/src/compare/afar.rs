@@ -42,9 +42,7 @@ impl Afar {
         let outcome = self.runner.leech(&options)?;
         let why = match &outcome.partial {
             Some(why) => format!("PARTIAL: {why}"),
-            None if outcome.pieces_bad > 0 => {
-                format!("{} pieces did not have their hash", outcome.pieces_bad)
-            }
+            None if outcome.pieces_bad > 0 => outcome.bad_in_words(),
             None => return Ok(outcome),
         };
         let why = format!("leech {}: {why}", more.join(" "));

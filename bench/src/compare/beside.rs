@@ -162,7 +162,9 @@ struct Engine<'a> {
 impl Engine<'_> {
     fn round(&self, torrent: &Path, file: &Path, round: usize) -> Result<Vec<Run>> {
         // All of it into the engine's own cache, then its full speed.
-        self.leech(torrent, &["--once", "--pattern", "sequential", "--connections", "1"])?;
+        self.options
+            .heat(torrent, self.running.pid())
+            .with_context(|| format!("its output: {}", self.running.last_words()))?;
         let full = self.leech_window(torrent, None)?.mib_per_s;
         let half_mib_per_s = (full / 2.0).round().max(1.0);
         let mut runs = Vec::new();
@@ -293,7 +295,7 @@ fn result_table(options: &Options, runs: &[Run]) -> String {
         "load busy",
     ];
     format!(
-        "{CONNECTIONS} connections, 16 KiB {} of {:.0} MiB in the engine's cache, open \
+        "{CONNECTIONS} connections, {}; {:.0} MiB in the engine's cache, open \
          loop at half of what the same engine gave at full speed, one shard on core {}, the load \
          on core {}, both nice -20; {} rounds, the engine fresh each round; {} s after {} s of \
          warm-up. Latency is from when a block was due until it was there. The recheck is of \

@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::{
     Cores, Options, TARGET,
     kind::Kind,
+    load::VERIFY_SAMPLE,
     pictures::{self, Line, Plot},
     seeding,
     summary::{Report, Spread, table},
@@ -81,8 +82,8 @@ pub fn run(options: &Options) -> Result<Report> {
     ];
     report.sections.push(format!(
         "{:.0} MiB of content, cache {CACHE}, one shard. The page cache is emptied of the file \
-         before each step. The plain reader keeps {READERS} reads of 1 MiB in flight. Disk reads \
-         are the process's read_bytes.\n\n{}",
+         before each step, one piece in {VERIFY_SAMPLE} is hashed. The plain reader keeps \
+         {READERS} reads of 1 MiB in flight. Disk reads are the process's read_bytes.\n\n{}",
         size / 1_048_576.0,
         table(&["", "median (min..max)"], &rows)
     ));
@@ -112,9 +113,10 @@ fn one_round(
     let fetch = |connections: usize| -> Result<Outcome> {
         forget(file)?;
         let connections = connections.to_string();
-        let arguments = ["--once", "--pattern", "together", "--outstanding", "64", "-k"];
-        let mut arguments: Vec<String> = arguments.map(String::from).to_vec();
-        arguments.push(connections);
+        let arguments = ["--once", "--pattern", "together", "--outstanding", "64"];
+        let sample = ["--verify-sample", VERIFY_SAMPLE, "-k", &connections];
+        let arguments: Vec<String> =
+            arguments.iter().chain(&sample).map(ToString::to_string).collect();
         options.leech(&content.torrent, running.pid(), &arguments)
     };
     let one = fetch(1)?;

@@ -21,15 +21,15 @@ use super::{
 };
 use crate::leech::Outcome;
 
-const TARGETS: [Kind; 5] =
+pub const TARGETS: [Kind; 5] =
     [Kind::Seedring, Kind::Libtorrent, Kind::Qbittorrent, Kind::Rtorrent, Kind::Rqbit];
 /// Of `connections`: how many are open.
-const IDLE: [usize; 3] = [2_000, 10_000, 50_000];
+pub const IDLE: [usize; 3] = [2_000, 10_000, 50_000];
 /// Those that ask for blocks beside the idle ones, and what they ask for together.
 const ACTIVE: usize = 20;
 const ACTIVE_MIB_PER_S: usize = 64;
 /// Of `slow-readers`.
-const FAST: [usize; 1] = [10];
+pub const FAST: [usize; 1] = [10];
 /// Connections that a target may hold beyond those of the load.
 const SPARE: usize = 1000;
 
@@ -83,6 +83,15 @@ fn load(
         .with_context(|| format!("its output: {}", running.last_words()))
 }
 
+fn heat(options: &Options, content: &Content, running: &Running, target: Target) -> Result<()> {
+    if !target.kind.is_heated() {
+        return Ok(());
+    }
+    options
+        .heat(&content.torrent, running.pid())
+        .with_context(|| format!("its output: {}", running.last_words()))
+}
+
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
@@ -103,12 +112,12 @@ fn say(run: &Run) {
 /// 2,000 to 50,000 connections, nearly all idle.
 pub fn connections(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Many connections".into(), ..Report::default() };
-    let targets = kind::targets(options, options.targets_or(&TARGETS), &mut report)?;
+    let targets = kind::targets(options, options.targets(), &mut report)?;
     let content = seeding::hot_content(options)?;
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let fits = |idle: &usize| descriptors.is_none_or(|most| (idle + SPARE) as u64 <= most);
     let (counts, too_many): (Vec<usize>, Vec<usize>) =
-        options.connections_or(&IDLE).iter().partition(|idle| fits(idle));
+        options.connections().iter().partition(|idle| fits(idle));
     for idle in too_many {
         let line = format!(
             "{idle} idle connections: a process may open {} files here, and this one may not raise \
@@ -171,18 +180,15 @@ pub fn connections(options: &Options) -> Result<Report> {
 /// A few fast ones, alone and beside many that hardly read.
 pub fn slow_readers(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Slow readers".into(), ..Report::default() };
-    let targets = kind::targets(options, options.targets_or(&TARGETS), &mut report)?;
+    let targets = kind::targets(options, options.targets(), &mut report)?;
     let content = seeding::hot_content(options)?;
-    let fast = options.connections_or(&FAST);
+    let fast = options.connections();
     let runs = interleave(options, &targets, &mut report, |round, target, runs, report| {
         for count in fast {
             for slow in [0, options.slow] {
                 let way = Way { connections: 2 * (count + slow + SPARE), ..Way::of(&content) };
                 let running = started(options, (round, target), &way, report)?;
-                let heat = ["--once", "--pattern", "sequential", "--connections", "1"];
-                if target.kind.is_heated() {
-                    load(options, &content, &running, &words(&heat))?;
-                }
+                heat(options, &content, &running, target)?;
                 let mut arguments = options.window();
                 arguments.extend(words(&["--connections", &count.to_string()]));
                 arguments.extend(words(&["--slow", &slow.to_string()]));
@@ -231,16 +237,13 @@ fn memory(run: &Run, of: fn(&[u64]) -> Option<u64>) -> Option<f64> {
 /// As many connections on average, which stay, and which come and go.
 pub fn churn(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Connections that come and go".into(), ..Report::default() };
-    let targets = kind::targets(options, options.targets_or(&TARGETS), &mut report)?;
+    let targets = kind::targets(options, options.targets(), &mut report)?;
     let content = seeding::hot_content(options)?;
     let average = (options.arrivals * options.stay).round().max(1.0) as usize;
     let runs = interleave(options, &targets, &mut report, |round, target, runs, report| {
         let way = Way { connections: 2 * (2 * average + SPARE), ..Way::of(&content) };
         let running = started(options, (round, target), &way, report)?;
-        let heat = ["--once", "--pattern", "sequential", "--connections", "1"];
-        if target.kind.is_heated() {
-            load(options, &content, &running, &words(&heat))?;
-        }
+        heat(options, &content, &running, target)?;
         for comes_and_goes in [false, true] {
             let mut arguments = options.window();
             let (who, point) = if comes_and_goes {
@@ -301,12 +304,12 @@ fn crowd_columns() -> [Column; 10] {
 }
 
 /// Those that can take thousands of torrents at a start within the scenario's patience.
-const MANY_TARGETS: [Kind; 2] = [Kind::Seedring, Kind::Libtorrent];
+pub const MANY_TARGETS: [Kind; 2] = [Kind::Seedring, Kind::Libtorrent];
 
 /// Many torrents, a few of them popular, connections that come and go.
 pub fn seed_many(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Many torrents".into(), ..Report::default() };
-    let targets = kind::targets(options, options.targets_or(&MANY_TARGETS), &mut report)?;
+    let targets = kind::targets(options, options.targets(), &mut report)?;
     let content = many::content(options)?;
     let sample = many::sample(&content);
     let runs = interleave(options, &targets, &mut report, |round, target, runs, report| {
@@ -402,7 +405,7 @@ fn crowd_plots(runs: &[Run]) -> Vec<Plot> {
 /// What all of these have in common.
 fn said(options: &Options, how: &str) -> String {
     format!(
-        "16 KiB {}, {:.0} MiB hot, server on core {}, {}, both nice -20; \
+        "{}, {:.0} MiB hot, server on core {}, {}, both nice -20; \
          {} rounds, interleaved, {how}; {} s measured after {} s of warm-up; medians (min..max).",
         options.blocks(),
         options.size_bytes() as f64 / MIB,

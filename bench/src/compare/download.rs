@@ -30,10 +30,10 @@ use crate::{cut, payload, seed::Share, torrent::Torrent};
 
 const GIB: f64 = 1_073_741_824.0;
 const MIB: f64 = 1_048_576.0;
-const TARGETS: [Kind; 6] =
+pub const TARGETS: [Kind; 6] =
     [Kind::Seedring, Kind::Libtorrent, Kind::Transmission, Kind::Rqbit, Kind::Vortex, Kind::Aria2];
 /// Of a curve over numbers of seeders.
-const CURVE_TARGETS: [Kind; 2] = [Kind::Seedring, Kind::Libtorrent];
+pub const CURVE_TARGETS: [Kind; 2] = [Kind::Seedring, Kind::Libtorrent];
 const LIMIT: Duration = Duration::from_secs(300);
 
 #[derive(Serialize)]
@@ -53,8 +53,7 @@ struct Run {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Downloading".into(), ..Report::default() };
-    let usual: &[Kind] = if options.peers.len() > 1 { &CURVE_TARGETS } else { &TARGETS };
-    let mut targets = kind::present(options, options.targets_or(usual), &mut report)?;
+    let mut targets = kind::present(options, options.targets(), &mut report)?;
     targets.retain(|kind| match can_download(*kind, options) {
         Ok(()) => true,
         Err(error) => {

@@ -4,7 +4,8 @@
 
 use std::{fmt, path::Path, process::Command};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 
 use super::{
     Options, Preset,
@@ -154,6 +155,57 @@ impl Target {
             (Kind::Iperf3 | Kind::Nginx | Kind::TokioUring | Kind::Sha1sum, _) => "",
         }
     }
+}
+
+impl Preset {
+    /// Whether a target can run in this comparison at all, wherever it is installed.
+    pub fn takes(self, kind: Kind) -> bool {
+        use Kind::{
+            Aria2, Bare, Iperf3, Libtorrent, Nginx, Qbittorrent, Rqbit, Rtorrent, Seedring,
+            Sha1sum, TokioUring, Transmission, Vortex,
+        };
+        match self {
+            // Parts of the engine are compared.
+            Preset::Cold | Preset::Spread | Preset::Many | Preset::Beside => kind == Seedring,
+            Preset::Seeding => kind != Sha1sum,
+            Preset::Connections | Preset::SlowReaders | Preset::Churn | Preset::Restart => {
+                kind != Sha1sum && !kind.is_ceiling()
+            }
+            // Several serve one torrent a process.
+            Preset::SeedMany | Preset::StartUp => {
+                !matches!(kind, Sha1sum | Iperf3 | Nginx | Bare | TokioUring | Vortex | Aria2)
+            }
+            Preset::Download => {
+                matches!(kind, Seedring | Libtorrent | Transmission | Rqbit | Vortex | Aria2)
+            }
+            Preset::Mixed => matches!(
+                kind,
+                Seedring | Libtorrent | Qbittorrent | Transmission | Rtorrent | Rqbit | Aria2
+            ),
+            Preset::Recheck => matches!(kind, Seedring | Libtorrent | Sha1sum),
+        }
+    }
+
+    /// That all of them can, else which it takes.
+    pub fn check_targets(self, kinds: &[Kind]) -> Result<()> {
+        let Some(other) = kinds.iter().find(|kind| !self.takes(**kind)) else { return Ok(()) };
+        let fit: Vec<String> = Kind::value_variants()
+            .iter()
+            .filter(|kind| self.takes(**kind))
+            .map(|kind| written(*kind))
+            .collect();
+        bail!(
+            "{} has no part in the comparison {}, which takes {}",
+            written(*other),
+            written(self),
+            fit.join(", ")
+        )
+    }
+}
+
+/// As it is written in scenarios and on the command line.
+fn written(name: impl ValueEnum) -> String {
+    name.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
 }
 
 impl Kind {
@@ -311,6 +363,23 @@ mod tests {
         for (kind, line) in missing.iter().zip(&report.absent) {
             assert!(line.starts_with(&kind.to_string()) && line.contains("; try: "), "{line}");
         }
+    }
+
+    #[test]
+    fn what_a_comparison_runs_by_itself_it_takes_and_others_are_refused_by_name() {
+        for preset in Preset::value_variants() {
+            let options = Options { preset: *preset, ..Options::default() };
+            preset.check_targets(options.targets()).expect("its own targets");
+            assert_eq!(preset.takes(Kind::Sha1sum), *preset == Preset::Recheck);
+        }
+        let refused = |preset: Preset, kind| preset.check_targets(&[Kind::Seedring, kind]);
+        let error = refused(Preset::Cold, Kind::Libtorrent).expect_err("the engine's own");
+        let words = "libtorrent has no part in the comparison cold, which takes seedring";
+        assert_eq!(error.to_string(), words);
+        assert!(refused(Preset::Download, Kind::Qbittorrent).is_err());
+        assert!(refused(Preset::Download, Kind::Aria2).is_ok());
+        assert!(refused(Preset::StartUp, Kind::Aria2).is_err(), "one torrent a process");
+        assert!(refused(Preset::Churn, Kind::Iperf3).is_err(), "it knows no blocks");
     }
 
     #[test]

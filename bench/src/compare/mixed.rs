@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{cut, payload, probe::Reading, torrent::Torrent};
 
-const TARGETS: [Kind; 7] = [
+pub const TARGETS: [Kind; 7] = [
     Kind::Seedring,
     Kind::Libtorrent,
     Kind::Qbittorrent,
@@ -50,7 +50,7 @@ struct Members<'a> {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Mixed swarms".into(), ..Report::default() };
-    let kinds = kind::present(options, options.targets_or(&TARGETS), &mut report)?;
+    let kinds = kind::present(options, options.targets(), &mut report)?;
     let content = seeding::hot_content(options)?;
     let torrent = options.site.work.join("mixed.torrent");
     let bytes = payload::with_announce(&fs::read(&content.torrent)?, &Hosts::announce())?;

@@ -28,7 +28,7 @@ use super::{
 use crate::cut;
 
 const GIB: f64 = 1_073_741_824.0;
-const TARGETS: [Kind; 3] = [Kind::Seedring, Kind::Libtorrent, Kind::Sha1sum];
+pub const TARGETS: [Kind; 3] = [Kind::Seedring, Kind::Libtorrent, Kind::Sha1sum];
 const CORES: [usize; 2] = [1, 2];
 const LIMIT: Duration = Duration::from_secs(120);
 const CACHE: &str = "256MiB";
@@ -82,7 +82,7 @@ struct Printed {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Rechecking".into(), ..Report::default() };
-    let targets = kind::present(options, options.targets_or(&TARGETS), &mut report)?;
+    let targets = kind::present(options, options.targets(), &mut report)?;
     let content = seeding::hot_content(options)?;
     let mut runs = Vec::new();
     for round in cut::rounds(options.rounds) {

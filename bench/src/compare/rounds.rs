@@ -197,8 +197,9 @@ pub fn measures<'a>(runs: impl Iterator<Item = (Vec<String>, &'a Outcome)>) -> S
     };
     format!(
         "Switches are of all of the target's threads; system calls are counted by perf in a second \
-         of its own after the window. First block: from a connection's first packet, the warm-up's \
-         counted. Softirq is what /proc/stat says of the core, whoever caused it. Medians.\n\n{}{}",
+         of its own after windows of 2 s and more. First block: from a connection's first packet, \
+         the warm-up's counted. Softirq is what /proc/stat says of the core, whoever caused it. \
+         Medians.\n\n{}{}",
         table(&head, &rows),
         missing
     )

@@ -29,9 +29,9 @@ use crate::{
 };
 
 /// Where nothing is said: alone, as usual, and many.
-const CONNECTIONS: [usize; 3] = [1, 50, 500];
+pub const CONNECTIONS: [usize; 3] = [1, 50, 500];
 const GIB: f64 = 1_073_741_824.0;
-const TARGETS: [Kind; 12] = [
+pub const TARGETS: [Kind; 12] = [
     Kind::Iperf3,
     Kind::Nginx,
     Kind::Bare,
@@ -81,11 +81,11 @@ pub fn hot_content(options: &Options) -> Result<Content> {
 
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Seeding, hot content".into(), ..Report::default() };
-    let kinds = with_a_client(options, options.targets_or(&TARGETS), &mut report);
+    let kinds = with_a_client(options, options.targets(), &mut report);
     let targets = kind::targets(options, &kinds, &mut report)?;
     let content = hot_content(options)?;
     let window = options.seconds + options.warm_up + 1.0;
-    let points = options.connections_or(&CONNECTIONS).len() as f64;
+    let points = options.connections().len() as f64;
     let minutes = options.rounds as f64
         * targets.len() as f64
         * (points * window * if options.no_open_loop { 1.0 } else { 1.6 } + 5.0)
@@ -110,7 +110,7 @@ pub fn run(options: &Options) -> Result<Report> {
         let load = super::connections(run.connections);
         Some((vec![run.target.to_string(), load], run.outcome.as_ref()?))
     })));
-    report.plots = pictures::of_seeding(options.connections_or(&CONNECTIONS), &runs);
+    report.plots = pictures::of_seeding(options.connections(), &runs);
     report.runs = runs.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
     Ok(report)
 }
@@ -154,14 +154,12 @@ fn one_round(
         }
         return running.end();
     }
-    // One whole download first: hot means in each target's own cache, whatever that is.
     if target.kind.is_heated() {
-        let heat = ["--once", "--pattern", "sequential", "--connections", "1"].map(String::from);
         options
-            .leech(&content.torrent, running.pid(), &heat)
+            .heat(&content.torrent, running.pid())
             .with_context(|| format!("its output: {}", running.last_words()))?;
     }
-    for connections in options.connections_or(&CONNECTIONS) {
+    for connections in options.connections() {
         if !misses.is_tried(target, *connections, false) {
             continue;
         }
@@ -264,7 +262,7 @@ fn iperf3_here(options: &Options, running: &Running) -> Result<(f64, f64)> {
 /// Whole files over so many connections, dropped unread: the ceiling of sending files.
 fn nginx(options: &Options, running: &Running, round: usize) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
-    for connections in options.connections_or(&CONNECTIONS) {
+    for connections in options.connections() {
         let pulled = pull_once(options, running, *connections)
             .with_context(|| format!("its output: {}", running.last_words()))?;
         let cost = pulled.target_cpu_seconds_per_gib.context("the target's CPU")?;
@@ -323,7 +321,7 @@ fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
     let mut rows = Vec::new();
     for target in targets {
         let mut row = vec![target.to_string()];
-        for connections in options.connections_or(&CONNECTIONS) {
+        for connections in options.connections() {
             let cost = spread(runs, *target, *connections, |run| Some(run.cpu_seconds_per_gib));
             let speed = spread(runs, *target, *connections, |run| Some(run.mib_per_s));
             let Some((cost, speed)) = cost.zip(speed) else {
@@ -336,17 +334,15 @@ fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
         }
         rows.push(row);
     }
-    let columns: Vec<String> = options
-        .connections_or(&CONNECTIONS)
-        .iter()
-        .map(|count| super::connections(*count))
-        .collect();
+    let columns: Vec<String> =
+        options.connections().iter().map(|count| super::connections(*count)).collect();
     let mut head = vec!["CPU-s per GiB: median (min..max), times iperf3"];
     head.extend(columns.iter().map(String::as_str));
     format!(
-        "16 KiB {}, 32 outstanding, {:.0} MiB hot, server on core {}, {}, \
+        "{}, {:.0} MiB hot, server on core {}, {}, \
          both nice -20; {} rounds, interleaved, each target fresh each round, and \
-         heated by one whole download (but transmission, which goes by a clock); {} s measured \
+         heated by one whole download, all of it hashed (but transmission, which goes by a clock); \
+         {} s measured \
          after {} s warm-up. CPU is user + system time of the target and its children.\n\n{}",
         options.blocks(),
         options.size_bytes() as f64 / 1_048_576.0,
@@ -362,7 +358,7 @@ fn main_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
 fn detail_table(options: &Options, targets: &[Target], runs: &[Run]) -> String {
     let mut rows = Vec::new();
     for target in targets.iter().filter(|target| !target.kind.is_ceiling()) {
-        for connections in options.connections_or(&CONNECTIONS) {
+        for connections in options.connections() {
             let of = |field: fn(&Outcome) -> f64| {
                 spread(runs, *target, *connections, |run| run.outcome.as_ref().map(field))
                     .map_or("-".into(), |spread| format!("{:.2}", spread.median))

@@ -124,6 +124,7 @@ fn one_run(
     let threads = places.load_threads.to_string();
     // Each shard has a cache of its own: enough downloads that each of them sees all of it.
     let downloads = (20 * shards).min(100).to_string();
+    options.heat(&content.torrent, running.pid())?;
     let heat = ["--once", "--pattern", "sequential", "--threads", &threads, "-k", &downloads];
     options.leech_on(&load, &content.torrent, running.pid(), &heat.map(String::from))?;
     let before = shard_bytes(options, &settings);
@@ -186,8 +187,8 @@ fn result_table(options: &Options, places: &Places, runs: &[Run]) -> String {
             .into(),
     };
     format!(
-        "{} connections, {}, content heated by whole downloads. {placed} Times: over \
-         the first row.\n\n{}",
+        "{} connections, {}; content heated by whole downloads, the first of them hashed. \
+         {placed} Times: over the first row.\n\n{}",
         places.connections,
         options.blocks(),
         table(

@@ -23,7 +23,7 @@ use super::{
 use crate::{cut, leech, probe::Reading, torrent::Torrent};
 
 /// Those that are known to take thousands; transmission and qBittorrent need minutes for 1,000.
-const START_TARGETS: [Kind; 6] = [
+pub const START_TARGETS: [Kind; 6] = [
     Kind::Seedring,
     Kind::Libtorrent,
     Kind::Rtorrent,
@@ -31,9 +31,9 @@ const START_TARGETS: [Kind; 6] = [
     Kind::Transmission,
     Kind::Qbittorrent,
 ];
-const RESTART_TARGETS: [Kind; 3] = [Kind::Seedring, Kind::Libtorrent, Kind::Rqbit];
+pub const RESTART_TARGETS: [Kind; 3] = [Kind::Seedring, Kind::Libtorrent, Kind::Rqbit];
 /// Connections of the load that lives through a restart.
-const CONNECTIONS: [usize; 1] = [50];
+pub const CONNECTIONS: [usize; 1] = [50];
 /// Until a target that was started again serves.
 const SERVES_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(2);
@@ -41,7 +41,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// Torrents on the first start of all, and on the next one.
 pub fn start_up(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Starting with many torrents".into(), ..Report::default() };
-    let targets = kind::targets(options, options.targets_or(&START_TARGETS), &mut report)?;
+    let targets = kind::targets(options, options.targets(), &mut report)?;
     let content = many::content(options)?;
     let sample = many::sample(&content);
     let first = Torrent::read(&content.torrent)?;
@@ -118,9 +118,9 @@ fn start_plots(runs: &[Run]) -> Vec<Plot> {
 /// Ended and started again while fifty connections ask for all they can get.
 pub fn restart(options: &Options) -> Result<Report> {
     let mut report = Report { title: "Restart under load".into(), ..Report::default() };
-    let targets = kind::targets(options, options.targets_or(&RESTART_TARGETS), &mut report)?;
+    let targets = kind::targets(options, options.targets(), &mut report)?;
     let content = seeding::hot_content(options)?;
-    let counts = options.connections_or(&CONNECTIONS);
+    let counts = options.connections();
     let runs = interleave(options, &targets, &mut report, |round, target, runs, report| {
         for connections in counts {
             let way = Way::of(&content);
@@ -163,11 +163,12 @@ pub fn restart(options: &Options) -> Result<Report> {
         SPEED,
     ];
     report.sections.push(format!(
-        "{:.0} MiB hot, server on core {}, {}; {} rounds, interleaved. A third into \
+        "{}, {:.0} MiB hot, server on core {}, {}; {} rounds, interleaved. A third into \
          the load's {} s the target gets SIGTERM, and is started again the moment it has ended; \
          each connection is opened again 20 to 50 ms after it was lost. Without bytes: the \
          longest gap on all connections, where it is longer than 0.1 s. Bytes hashed again are the \
          engine's word; others do not say.\n\n{}",
+        options.blocks(),
         options.size_bytes() as f64 / MIB,
         options.site.server_core,
         options.load_place(),

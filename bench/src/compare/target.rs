@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use super::{
     Cores, Options, TARGET, afar,
     kind::{Kind, Target, Tuning},
-    on_cores, rival,
+    many, on_cores, rival,
 };
 use crate::{cut, leech, torrent::Torrent};
 
@@ -183,7 +183,10 @@ pub fn spawn_target(target: Target, options: &Options, way: &Way<'_>) -> Result<
 
 /// The engine's settings as a target among others.
 pub fn engine_settings(target: Target, options: &Options, way: &Way<'_>) -> Settings {
-    let cache_mib = (options.size_bytes() >> 20) + 512;
+    let torrents = 1 + way.content.more.len() as u64;
+    let content_bytes =
+        if torrents > 1 { torrents * many::FILE_BYTES } else { options.size_bytes() };
+    let cache_mib = (content_bytes >> 20) + 512;
     Settings {
         verify: way.verify,
         listen: options.target(),

@@ -45,13 +45,18 @@ pub struct Offer {
 pub struct Crowd {
     options: Options,
     pub offers: Vec<Offer>,
+    /// What is hashed of each of them; empty where nothing is.
+    samples: Vec<Sample>,
     popularity: Popularity,
 }
 
 impl Crowd {
     pub fn new(options: &Options, offers: Vec<Offer>) -> Self {
         let popularity = Popularity::new(offers.len(), options.zipf);
-        Crowd { options: options.clone(), offers, popularity }
+        let sample = if options.verify { Some(Sample::ALL) } else { options.verify_sample };
+        let pieces: Vec<u64> = offers.iter().map(|offer| offer.grid.pieces()).collect();
+        let samples = sample.map_or(Vec::new(), |sample| sample.of_each(&pieces));
+        Crowd { options: options.clone(), offers, samples, popularity }
     }
 
     /// Connections that are there from the start, those that are measured first.
@@ -79,9 +84,9 @@ impl Crowd {
     /// Connection `index` of `connections`; `None`: one that comes later.
     pub fn lane(&self, index: usize, connections: Option<usize>, role: Role) -> Lane {
         let options = &self.options;
-        let sample = if options.verify { Some(Sample::ALL) } else { options.verify_sample };
         let mut random = Random(options.seed ^ (index as u64).wrapping_mul(0xa076_1d64_78bd_642f));
         let offer = self.popularity.choose(&mut random);
+        let sample = self.samples.get(offer).copied();
         let walk = Walk::new(
             self.offers[offer].grid,
             options.pattern,

@@ -146,6 +146,14 @@ pub struct IdleBytes {
     pub pss: f64,
 }
 
+impl Outcome {
+    /// What a target that sent wrong bytes is told.
+    pub fn bad_in_words(&self) -> String {
+        let all = self.pieces_bad + self.pieces_verified;
+        format!("{} of {all} pieces that were hashed did not have their hash", self.pieces_bad)
+    }
+}
+
 impl Latency {
     pub fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1000.0;

@@ -1,10 +1,12 @@
-//! Owns: what tests of the binary share: a folder, content, the faulty target, runs of the load.
+//! Owns: what tests of the binary share: a folder, content, the faulty target, runs of the load, a
+//! program that passes for the engine.
 //! Never: outlives its test. Flow: test -> `Scratch` -> `Faulty` -> `leech` -> exit status, JSON.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -54,6 +56,32 @@ pub fn bench(arguments: &[&str]) -> Output {
 /// What it complained of.
 pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn is_root(test: &str) -> bool {
+    let output = Command::new("id").arg("-u").output().expect("id");
+    let is_root = output.stdout.starts_with(b"0\n");
+    if !is_root {
+        eprintln!("{test}: needs root, not run");
+    }
+    is_root
+}
+
+/// A program that passes for the engine: what is started for `seedring` does as `uring` says, what
+/// is started for `seedring-epoll` as `epoll` says. Both see the content's folder as $hot.
+pub fn stand_in(scratch: &Scratch, uring: &str, epoll: &str) -> PathBuf {
+    let path = scratch.0.join("engine");
+    let hot = scratch.0.join("hot");
+    let script = format!(
+        "#!/bin/sh\nhot='{}'\n[ \"$1\" = --version ] && echo 'stand-in 1' && exit\n\
+         faulty() {{ exec '{BENCH}' faulty --torrent $hot/payload.bin.torrent \
+         --content $hot/payload.bin --listen 10.77.0.1:6881 --fault $1; }}\n\
+         if grep -q 'io: epoll' \"$2\"; then {epoll}; else {uring}; fi\n",
+        hot.display()
+    );
+    fs::write(&path, script).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    path
 }
 
 /// The target that does one thing wrong; killed when dropped.
