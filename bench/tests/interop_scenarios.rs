@@ -17,6 +17,12 @@ fn engine() -> PathBuf {
     std::env::var_os("SEEDRING_BIN").map_or(built, PathBuf::from)
 }
 
+/// One with libtorrent, where `tests/run interop` has made it.
+fn python() -> String {
+    let usual = concat!(env!("CARGO_TARGET_TMPDIR"), "/../interop-venv/bin/python");
+    std::env::var("SEEDRING_PYTHON").unwrap_or_else(|_| usual.into())
+}
+
 /// What a scenario left: the report, its Markdown, the names of its plots.
 struct Found {
     report: Value,
@@ -289,6 +295,45 @@ fn rivals_seed_and_an_absent_one_is_listed() {
     assert!(!markdown.contains("nginx sendfile (ceiling) |"), "the absent one has no row");
 }
 
+/// As it is handed out. The engines are there; others are, or are listed with the reason.
+#[test]
+fn the_quick_scenario_measures_or_lists_every_target_and_has_plots() {
+    let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench-quick");
+    fs::remove_dir_all(&work).ok();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seedring-bench"));
+    command.arg("run").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/quick.yaml"));
+    command.args(["--repeats", "1", "--python", &python(), "--seedring"]).arg(engine());
+    let output = command.arg("--work").arg(&work).output().expect("seedring-bench");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "root and the engine are needed: {said}");
+    let json = fs::read(work.join("quick.json")).expect("a report");
+    let json: Value = serde_json::from_slice(&json).expect("JSON");
+    let report = &json["report"];
+    let markdown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        plots(&work, "quick", &markdown),
+        ["cpu", "speed", "latency-1", "latency-50", "time"]
+    );
+    fs::remove_dir_all(&work).ok();
+    let absent = report["absent"].as_array().expect("a list");
+    for target in ["iperf3 (ceiling)", "seedring", "seedring on epoll", "libtorrent"] {
+        let points = runs(report).iter().filter(|run| run["target"] == target).count();
+        let of_it = |line: &&Value| {
+            line.as_str().is_some_and(|line| line.starts_with(&format!("{target}: ")))
+        };
+        let reason = absent.iter().find(of_it).and_then(Value::as_str);
+        match reason {
+            None => {
+                assert_eq!(points, if target.starts_with("iperf3") { 1 } else { 2 }, "{target}")
+            }
+            Some(reason) => {
+                assert!(points == 0 && reason.contains("try: "), "{target}: {reason}");
+                assert!(!target.starts_with("seedring"), "{reason}");
+            }
+        }
+    }
+}
+
 /// The comparisons of the engine with itself, and those whose table is their own.
 #[test]
 fn every_other_scenario_has_its_plots() {
@@ -312,9 +357,7 @@ fn every_other_scenario_has_its_plots() {
 fn downloads_from_partial_seeds() {
     let text = "compare: download\ntargets: [seedring, libtorrent, aria2]\nseeders: [4]\n\
                 seeders_have_percent: 50\n";
-    let usual = concat!(env!("CARGO_TARGET_TMPDIR"), "/../interop-venv/bin/python");
-    let python = std::env::var("SEEDRING_PYTHON").unwrap_or_else(|_| usual.into());
-    let found = run("partial-seeds", text, &["--python", &python]);
+    let found = run("partial-seeds", text, &["--python", &python()]);
     nothing_failed(&found.report);
     found.has_plots(&["peers", "cpu", "memory"]);
     assert_eq!(runs(&found.report).len(), 3);

@@ -11,7 +11,7 @@ pub mod swarm;
 pub use container::{Container, Volume};
 pub use project::Project;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -73,8 +73,27 @@ pub fn profile_without_io_uring(folder: &Path) -> Result<String> {
     let is_io_uring = |name: &Value| name.as_str().is_some_and(|it| it.starts_with("io_uring_"));
     let before = groups.len();
     groups.retain(|group| !group["names"].as_array().is_some_and(|it| it.iter().all(is_io_uring)));
-    anyhow::ensure!(groups.len() + 1 == before, "the calls of io_uring are one group");
+    ensure!(groups.len() + 1 == before, "the calls of io_uring are one group");
     let path = folder.join("without-io-uring.json");
     std::fs::write(&path, serde_json::to_vec_pretty(&profile)?)?;
     Ok(format!("seccomp={}", path.display()))
+}
+
+/// The report of `bench/scenarios/quick.yaml` in the image of the bench alone: two rounds of both
+/// engines at both numbers of connections; the two that are not in it are listed.
+pub fn check_quick(report: &Value) -> Result<()> {
+    let report = &report["report"];
+    let runs = report["runs"].as_array().context("runs")?;
+    for target in ["seedring", "seedring on epoll"] {
+        let count = runs.iter().filter(|run| run["target"] == target).count();
+        ensure!(count == 4, "{count} runs of {target}, not 2 rounds at 2 points: {report}");
+    }
+    let absent: Vec<&str> =
+        report["absent"].as_array().context("absent")?.iter().filter_map(Value::as_str).collect();
+    ensure!(absent.len() == 2, "iperf3 and libtorrent are not in this image: {absent:?}");
+    for name in ["iperf3", "libtorrent"] {
+        ensure!(absent.iter().any(|line| line.starts_with(name)), "no {name}: {absent:?}");
+    }
+    ensure!(report["failed"].as_array().is_some_and(Vec::is_empty), "{}", report["failed"]);
+    Ok(())
 }
