@@ -47,7 +47,7 @@ use crate::{
     cut,
     environment::{Circumstances, Environment},
     leech::{BLOCK_BYTES_MAX, OUTSTANDING_MAX, Pattern, parse_bytes},
-    namespace,
+    namespace, nic,
 };
 
 /// Where targets listen inside the benchmark's own network namespace.
@@ -319,16 +319,21 @@ fn measure_and_write(mut options: Options, name: &str, title: Option<&str>) -> R
     }
     let out = options.site.out.clone().unwrap_or_else(|| options.site.work.clone());
     let site = &options.site;
-    let network = match &site.afar {
-        None => "own network namespace, loopback".to_owned(),
-        Some(afar) => {
-            report.notes = runner::notes(&afar.runner, afar.target, &congestion);
-            report.sections.extend(nodes::section(&report.runs, &afar.runner.agents)?);
-            format!("{} agents, targets listen on {}", afar.runner.agents.len(), afar.target)
-        }
+    let (network, nic) = match &site.afar {
+        None => ("own network namespace, loopback".to_owned(), "loopback".to_owned()),
+        Some(Afar { runner, target }) => (
+            format!("{} agents, targets listen on {target}", runner.agents.len()),
+            nic::towards(target.ip(), true),
+        ),
     };
+    let of = (network.as_str(), nic.as_str());
+    let environment = Environment::read(&site.work, &site.seedring, &congestion, of);
+    if let Some(Afar { runner, target }) = &site.afar {
+        report.notes = runner::notes(runner, *target, &congestion);
+        report.sections.extend(nodes::section(&report.runs, &runner.agents, &environment)?);
+    }
     let around = Circumstances {
-        environment: Environment::read(&site.work, &site.seedring, &congestion, &network),
+        environment,
         settings: settings(&options)?,
         content_bytes: options.size_bytes(),
     };

@@ -17,6 +17,8 @@ pub struct Environment {
     pub machine: Machine,
     pub congestion: String,
     pub network: String,
+    /// The interface of the target's address: name, driver, speed, MTU, queues.
+    pub nic: String,
     /// Of the folder that holds the content: type, device, options.
     pub file_system: String,
     /// Of the working tree that the comparison was run from; `-dirty` where files were changed.
@@ -34,12 +36,18 @@ pub struct Circumstances {
 }
 
 impl Environment {
-    pub fn read(work: &Path, engine: &Path, congestion: &str, network: &str) -> Self {
+    pub fn read(
+        work: &Path,
+        engine: &Path,
+        congestion: &str,
+        (network, nic): (&str, &str),
+    ) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Environment {
             machine: Machine::read(),
             congestion: congestion.to_owned(),
             network: network.to_owned(),
+            nic: nic.to_owned(),
             file_system: mount_of(&mounts, work).unwrap_or_else(|| "unknown".into()),
             git_revision: git_revision(),
             engine_sha1: sha1_of(engine),

@@ -177,7 +177,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("index-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         let nowhere = Path::new("/nowhere");
-        let around = Environment::read(nowhere, nowhere, "cubic", "none");
+        let around = Environment::read(nowhere, nowhere, "cubic", ("none", "loopback"));
         let (kernel, cores) = (around.machine.kernel.clone(), around.machine.cores);
         let report = serde_json::json!({
             "schema": SCHEMA, "date": "2026-01-02", "environment": around,

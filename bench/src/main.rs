@@ -18,6 +18,7 @@ mod merge;
 mod meters;
 mod micro;
 mod namespace;
+mod nic;
 mod page;
 mod payload;
 mod place;

@@ -154,7 +154,7 @@ fn a_target_that_crashes_leaves_the_others_figures_and_its_own_so_far() {
     assert_eq!(json["schema"], 2);
     assert_eq!(json["content_bytes"], 8 << 20);
     assert_eq!(json["settings"]["preset"], "seeding");
-    let around = ["kernel", "cpu", "mitigations", "governor", "network", "file_system"];
+    let around = ["kernel", "cpu", "mitigations", "governor", "network", "nic", "file_system"];
     for key in around.iter().chain(&["congestion", "git_revision", "engine_sha1"]) {
         assert!(json["environment"][*key].is_string(), "{key}: {}", json["environment"]);
     }

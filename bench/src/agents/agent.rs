@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, TcpStream, ToSocketAddrs as _},
     process::{Command, ExitCode},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
@@ -20,7 +20,7 @@ use super::{
     watch,
     wire::{self, AgentInfo, FromAgent, Lines, Place, Role, ToAgent},
 };
-use crate::{cut, environment, leech::Source, probe::Machine};
+use crate::{cut, environment, leech::Source, nic, probe::Machine};
 
 /// In place of --name and --node, where a container's environment is a template.
 const NAME_VARIABLE: &str = "SEEDRING_BENCH_NAME";
@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         std::process::exit(1);
     })?;
     loop {
-        let role = Role::Agent(info.clone());
+        let role = Role::Agent(Box::new(info.clone()));
         let (stream, lines) = watch::join(&options.controller, &token, role, patience)?;
         eprintln!("{} on {}: at the controller {}", info.name, info.node, options.controller);
         *mouth.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream.try_clone()?);
@@ -137,13 +137,20 @@ fn introduce(options: &Options) -> Result<AgentInfo> {
         }
         Err(error) => Err(format!("cannot run iperf3: {error}; try: apt install iperf3")),
     };
-    let kernel: String = Machine::read().kernel.chars().take(60).collect();
+    let machine = Machine::read();
+    let short = |text: &str, most: usize| text.chars().take(most).collect::<String>();
+    let controller = options.controller.to_socket_addrs().ok().and_then(|mut all| all.next());
+    let nic = controller.map_or(String::new(), |address| nic::towards(address.ip(), false));
     Ok(AgentInfo {
         name,
         node,
         place: Place::here(),
         cores: thread::available_parallelism().map_or(1, usize::from),
-        kernel,
+        kernel: short(&machine.kernel, 60),
+        cpu: short(&machine.cpu, 80),
+        governor: short(&machine.governor, 20),
+        mitigations: short(&machine.mitigations, 400),
+        nic: short(&nic, 120),
         revision: environment::git_revision(),
         iperf3,
         has_sources: options.source.is_some(),

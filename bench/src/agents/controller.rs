@@ -284,7 +284,7 @@ impl Hub {
                 }
                 eprintln!("agent {} on {} is there ({from})", info.name, info.node);
                 self.lost.remove(&info.name);
-                self.agents.insert(id, AgentThere { client, info, sets: BTreeSet::new() });
+                self.agents.insert(id, AgentThere { client, info: *info, sets: BTreeSet::new() });
                 self.say_agents();
             }
             Role::Runner(_) if self.runner.is_some() => {

@@ -9,6 +9,7 @@ use super::wire::AgentInfo;
 use crate::{
     caution,
     compare::{Spread, table},
+    environment::Environment,
     leech::{ByAgent, Latency, read_histogram},
 };
 
@@ -24,8 +25,12 @@ struct Part {
     busy: f64,
 }
 
-/// A section for the report; `None`: no load came from agents.
-pub fn section(runs: &[Value], agents: &[AgentInfo]) -> Result<Option<String>> {
+/// A section for the report, of agents beside the target's machine; `None`: no load came from any.
+pub fn section(
+    runs: &[Value],
+    agents: &[AgentInfo],
+    target: &Environment,
+) -> Result<Option<String>> {
     let mut parts = Vec::new();
     for run in runs.iter().filter_map(Value::as_object) {
         let target = run.get("target").and_then(Value::as_str).unwrap_or("seedring").to_owned();
@@ -41,15 +46,7 @@ pub fn section(runs: &[Value], agents: &[AgentInfo]) -> Result<Option<String>> {
     if parts.is_empty() {
         return Ok(None);
     }
-    let who: Vec<String> = agents
-        .iter()
-        .map(|agent| {
-            format!(
-                "{} on {} ({} cores, Linux {}, revision {})",
-                agent.name, agent.node, agent.cores, agent.kernel, agent.revision
-            )
-        })
-        .collect();
+    let who: Vec<String> = agents.iter().map(|agent| in_words(agent, target)).collect();
     Ok(Some(format!(
         "The load came from {} agents: {}. Of each node, its agents together; latency from their \
          histograms added; medians over the rounds.\n\n{}",
@@ -70,6 +67,24 @@ pub fn section(runs: &[Value], agents: &[AgentInfo]) -> Result<Option<String>> {
             &rows(&parts)
         )
     )))
+}
+
+/// An agent, with what of its machine is not as the target's.
+fn in_words(agent: &AgentInfo, target: &Environment) -> String {
+    let AgentInfo { name, node, cores, kernel, revision, .. } = agent;
+    let machine = &target.machine;
+    let others = [
+        ("", &agent.cpu, &machine.cpu),
+        ("governor ", &agent.governor, &machine.governor),
+        ("mitigations ", &agent.mitigations, &machine.mitigations),
+        ("interface ", &agent.nic, &target.nic),
+    ];
+    let differs: String = others
+        .iter()
+        .filter(|(_, its, targets)| its != targets && !its.is_empty())
+        .map(|(what, its, _)| format!(", {what}{its}"))
+        .collect();
+    format!("{name} on {node} ({cores} cores, Linux {kernel}, revision {revision}{differs})")
 }
 
 fn of_nodes(of: &[String; 2], by_agent: Vec<ByAgent>) -> Result<Vec<Part>> {
@@ -126,4 +141,43 @@ fn rows(parts: &[Part]) -> Vec<Vec<String>> {
         ]
     };
     seen.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{super::wire::Place, *};
+
+    #[test]
+    fn of_an_agent_it_says_what_differs_from_the_target() {
+        let nowhere = Path::new("/nowhere");
+        let mut target = Environment::read(nowhere, nowhere, "cubic", ("x", "eth0 (ice)"));
+        target.machine.cpu = "CPU 1".into();
+        target.machine.governor = "performance".into();
+        target.machine.mitigations = "spectre_v2".into();
+        let mut agent = AgentInfo {
+            name: "a".into(),
+            node: "n".into(),
+            place: Place::default(),
+            cores: 4,
+            kernel: "6.1".into(),
+            cpu: "CPU 1".into(),
+            governor: "performance".into(),
+            mitigations: "spectre_v2".into(),
+            nic: "eth0 (ice)".into(),
+            revision: "abc".into(),
+            iperf3: Err("no".into()),
+            has_sources: false,
+        };
+        assert_eq!(in_words(&agent, &target), "a on n (4 cores, Linux 6.1, revision abc)");
+        agent.cpu = "CPU 2".into();
+        agent.governor = "powersave".into();
+        agent.nic = "eth1 (virtio_net)".into();
+        // Not every machine has it.
+        agent.mitigations = String::new();
+        let words = "a on n (4 cores, Linux 6.1, revision abc, CPU 2, governor powersave, \
+                     interface eth1 (virtio_net))";
+        assert_eq!(in_words(&agent, &target), words);
+    }
 }

@@ -48,7 +48,7 @@ pub struct Hello {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    Agent(AgentInfo),
+    Agent(Box<AgentInfo>),
     Runner(Place),
     Watcher,
 }
@@ -62,6 +62,15 @@ pub struct AgentInfo {
     pub place: Place,
     pub cores: usize,
     pub kernel: String,
+    #[serde(default)]
+    pub cpu: String,
+    #[serde(default)]
+    pub governor: String,
+    #[serde(default)]
+    pub mitigations: String,
+    /// The interface towards the controller.
+    #[serde(default)]
+    pub nic: String,
     /// Of the program.
     pub revision: String,
     /// What `iperf3 --version` says, or why it can't be run.
@@ -453,14 +462,19 @@ mod tests {
             place: Place::default(),
             cores: 1,
             kernel: String::new(),
+            cpu: String::new(),
+            governor: String::new(),
+            mitigations: String::new(),
+            nic: String::new(),
             revision: String::new(),
             iperf3: Err("no".into()),
             has_sources: false,
         };
-        let line = line_of(&Hello::new("abcdefgh", Role::Agent(agent.clone()))).expect("a line");
+        let line =
+            line_of(&Hello::new("abcdefgh", Role::Agent(Box::new(agent.clone())))).expect("a line");
         assert!(refused(&line).contains("an agent's name"));
         agent.name = "a.b-1".into();
-        let line = line_of(&Hello::new("abcdefgh", Role::Agent(agent))).expect("a line");
+        let line = line_of(&Hello::new("abcdefgh", Role::Agent(Box::new(agent)))).expect("a line");
         assert!(Hello::read(&line, "abcdefgh").is_ok());
     }
 

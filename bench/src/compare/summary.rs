@@ -143,7 +143,8 @@ impl Report {
         let arguments: Vec<String> =
             std::env::args().skip(1).filter(|argument| argument != "--inside").collect();
         text.push_str(&format!(
-            "{}, Linux {}, {} ({} cores, {:.0} GiB), {}, {}, content on {}, revision {}.\n\
+            "{}, Linux {}, {} ({} cores, {:.0} GiB), {}, {}, interface {}, content on {}, \
+             revision {}.\n\
              Command: `seedring-bench {}`\n\n",
             today(),
             machine.kernel,
@@ -152,6 +153,7 @@ impl Report {
             machine.memory_gib,
             environment.congestion,
             environment.network,
+            environment.nic,
             environment.file_system,
             environment.git_revision,
             arguments.join(" "),
@@ -230,7 +232,7 @@ mod tests {
         report.fail("b, round 2", &anyhow::anyhow!("it ended"));
         let nowhere = Path::new("/nowhere");
         let around = Circumstances {
-            environment: Environment::read(nowhere, nowhere, "cubic", "none"),
+            environment: Environment::read(nowhere, nowhere, "cubic", ("none", "loopback")),
             settings: serde_json::json!({"preset": "seeding"}),
             content_bytes: 7,
         };
