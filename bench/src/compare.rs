@@ -54,6 +54,9 @@ use crate::{
 const TARGET: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(namespace::ADDRESS), 6881);
 /// Where the load connects from: each connection has an address of its own.
 const SOURCES: &str = "10.77.0.0/16";
+/// Where these programs lie once they are built; elsewhere they are looked for by name.
+const BASELINE: &str = "bench/baselines/target/release/tokio-uring-seed";
+const VORTEX: &str = "bench/rivals/target/release/vortex-peer";
 /// Open files of targets and load, which inherit it.
 const DESCRIPTORS: u64 = 200_000;
 
@@ -181,8 +184,8 @@ pub struct Site {
     pub load_core: usize,
     #[arg(long, default_value = "target/release/seedring")]
     pub seedring: PathBuf,
-    #[arg(long, default_value = "bench/baselines/target/release/tokio-uring-seed")]
-    pub baseline: PathBuf,
+    #[arg(long, default_value = BASELINE)]
+    baseline: PathBuf,
     /// A Python that can import libtorrent.
     #[arg(long, default_value = "python3")]
     pub python: PathBuf,
@@ -201,8 +204,8 @@ pub struct Site {
     pub qbittorrent: PathBuf,
     #[arg(long, default_value = "nginx")]
     pub nginx: PathBuf,
-    #[arg(long, default_value = "bench/rivals/target/release/vortex-peer")]
-    pub vortex: PathBuf,
+    #[arg(long, default_value = VORTEX)]
+    vortex: PathBuf,
     /// Where the load comes from agents: their controller, and where targets listen for them.
     #[arg(skip)]
     #[serde(skip)]
@@ -225,9 +228,23 @@ impl Default for Options {
     }
 }
 
+/// The path; where it is the usual one, and nothing lies there, its name alone.
+fn or_by_name<'a>(path: &'a Path, usual: &str) -> &'a Path {
+    let is_elsewhere = path == Path::new(usual) && !path.exists();
+    path.file_name().filter(|_| is_elsewhere).map_or(path, Path::new)
+}
+
 impl Site {
     pub fn is_inside(&self) -> bool {
         self.inside
+    }
+
+    pub fn baseline(&self) -> &Path {
+        or_by_name(&self.baseline, BASELINE)
+    }
+
+    pub fn vortex(&self) -> &Path {
+        or_by_name(&self.vortex, VORTEX)
     }
 }
 
@@ -486,4 +503,25 @@ pub fn on_cores(program: &Path, cores: &Cores) -> Command {
     }
     command.arg("--").arg(program);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_where_it_is_built_or_where_its_user_says_else_in_path() {
+        // Of a folder in which neither has been built.
+        let usual = "nowhere/release/peer";
+        assert_eq!(or_by_name(Path::new(usual), usual), Path::new("peer"));
+        assert_eq!(or_by_name(Path::new("/a/peer"), usual), Path::new("/a/peer"));
+        let built = env!("CARGO_MANIFEST_DIR");
+        assert_eq!(or_by_name(Path::new(built), built), Path::new(built));
+    }
+
+    #[test]
+    fn bytes_are_written_in_the_largest_unit_that_divides_them() {
+        let words = [16 << 10, 3 << 20, 1500, 0, 2 << 30].map(bytes_in_words);
+        assert_eq!(words, ["16 KiB", "3 MiB", "1500 bytes", "0 bytes", "2 GiB"]);
+    }
 }

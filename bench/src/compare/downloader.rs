@@ -101,7 +101,7 @@ fn command(
         }
         // Its library knows no tracker: it is told.
         Kind::Vortex => {
-            command = on_cores(&absolute(&options.site.vortex), &core);
+            command = on_cores(&absolute(options.site.vortex()), &core);
             let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
             command.args(["--listen", &TARGET.to_string(), "--peers", &peers.join(",")]);
             command.arg(torrent).arg(&place.content);

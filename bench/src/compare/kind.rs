@@ -267,7 +267,7 @@ impl Kind {
                 (&site.seedring, "--version", "cargo build --release")
             }
             Kind::TokioUring => (
-                &site.baseline,
+                site.baseline(),
                 "--version",
                 "cargo build --release --manifest-path bench/baselines/Cargo.toml",
             ),
@@ -289,7 +289,7 @@ impl Kind {
             }
             Kind::Rqbit => (&site.rqbit, "--version", "cargo install rqbit"),
             Kind::Vortex => (
-                &site.vortex,
+                site.vortex(),
                 "--version",
                 "cargo build --release --manifest-path bench/rivals/Cargo.toml",
             ),

@@ -115,7 +115,7 @@ impl Seat<'_> {
     }
 
     fn tokio_uring(&self) -> Result<Command> {
-        self.one_file(self.on_core(&self.options.site.baseline))
+        self.one_file(self.on_core(self.options.site.baseline()))
     }
 
     /// For those that are told one torrent and its only file.
@@ -208,7 +208,7 @@ impl Seat<'_> {
     }
 
     fn vortex(&self) -> Result<Command> {
-        let mut command = self.on_core(&self.options.site.vortex);
+        let mut command = self.on_core(self.options.site.vortex());
         if self.is_tuned() {
             command.args(["--connections", &self.way.connections.to_string()]);
         }
