@@ -26,6 +26,8 @@ mod probe;
 mod pull;
 mod report;
 mod scenario;
+#[cfg(test)]
+mod schema;
 mod seed;
 mod swarm;
 mod torrent;

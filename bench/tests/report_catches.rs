@@ -8,7 +8,7 @@ mod support;
 use std::{fs, process::Command};
 
 use serde_json::Value;
-use support::{BENCH, Scratch, is_root, said, stand_in};
+use support::{BENCH, Scratch, is_root, said, schema, stand_in};
 
 /// 512 blocks of content: what the download before the window asks for.
 const SCENARIO: &str = "title: Caught\ncompare: seeding\ntargets: [seedring]\nsize: 8MiB\n\
@@ -43,6 +43,7 @@ fn run(scratch: &Scratch, fault: &str) -> Caught {
         text.unwrap_or_else(|error| panic!("{ending}: {error}; {}", said(&output)))
     };
     let json: Value = serde_json::from_str(&read("json")).expect("JSON");
+    assert_eq!(schema::check(&json), [""; 0]);
     Caught {
         status: output.status.code(),
         report: json["report"].clone(),

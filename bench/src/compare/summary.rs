@@ -214,7 +214,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::Environment;
+    use crate::{compare::pictures, environment::Environment, probe::Reading, schema};
 
     #[test]
     fn medians() {
@@ -245,6 +245,44 @@ mod tests {
             assert!(ending == "json" || text.contains("PARTIAL: 1 runs failed"), "{text}");
         }
         fs::remove_dir_all(folder).ok();
+    }
+
+    #[test]
+    fn a_report_is_as_its_schema_says_and_what_is_not_described_is_found() {
+        let folder = std::env::temp_dir().join(format!("schema-{}", std::process::id()));
+        let mut outcome = serde_json::to_value(pictures::made_up(1000)).expect("JSON");
+        outcome["target_after"] = serde_json::to_value(Reading::default()).expect("JSON");
+        let run = serde_json::json!({"round": 1, "target": "a", "connections": 5,
+            "cpu_seconds_per_gib": 0.2, "mib_per_s": 9.0, "outcome": outcome, "open_loop": null});
+        let figures = serde_json::json!({"round": 1, "target": "a", "point": "x",
+            "outcome": null, "figures": {"first_block_seconds": 0.5}});
+        let mut report = Report { runs: vec![run, figures], ..Report::default() };
+        let found = Interrupted { why: "w".into(), outcome: Box::new(pictures::made_up(7)) };
+        report.fail("b, round 2", &anyhow::anyhow!(found));
+        let nowhere = Path::new("/nowhere");
+        let around = Circumstances {
+            environment: Environment::read(nowhere, nowhere, "cubic", ("none", "loopback")),
+            settings: serde_json::json!({"preset": "seeding"}),
+            content_bytes: 7,
+        };
+        report.write(&folder, "x", &around).expect("written");
+        let json = fs::read_to_string(folder.join("x.json")).expect("there");
+        fs::remove_dir_all(folder).ok();
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(schema::check(&json), [""; 0]);
+        for (at, value, words) in [
+            ("/schema", serde_json::json!(SCHEMA + 1), "report.schema is 3, not 2"),
+            ("/report/runs/0/round", "x".into(), "report.report.runs[0].round is \"x\""),
+            ("/report/runs/0/outcome/new", 1.into(), "runs[0].outcome.new is not described"),
+            ("/report/runs/1/figures/x", "y".into(), "figures.x is \"y\", no \"number\""),
+            ("/environment/nic", serde_json::Value::Null, "environment.nic is null"),
+        ] {
+            let mut json = json.clone();
+            let (parent, name) = at.rsplit_once('/').expect("a pointer");
+            json.pointer_mut(parent).expect("there")[name] = value;
+            let wrong = schema::check(&json);
+            assert!(wrong.iter().any(|line| line.contains(words)), "{words}: {wrong:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,10 @@ use std::{
 
 use serde_json::Value;
 
+/// What reports look like.
+#[path = "../../src/schema.rs"]
+pub mod schema;
+
 pub const BENCH: &str = env!("CARGO_BIN_EXE_seedring-bench");
 
 /// A folder of one test, removed at its end.
