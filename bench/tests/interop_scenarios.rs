@@ -11,6 +11,9 @@ use std::{
 
 use serde_json::Value;
 
+#[path = "../src/schema.rs"]
+mod schema;
+
 /// The engine: `SEEDRING_BIN`, else the one built with this test.
 fn engine() -> PathBuf {
     let built = Path::new(env!("CARGO_BIN_EXE_seedring-bench")).with_file_name("seedring");
@@ -59,6 +62,7 @@ fn run(name: &str, text: &str, more: &[&str]) -> Found {
     assert!(output.status.success(), "{name} (root and the engine are needed): {said}");
     let json = fs::read(work.join(format!("{name}.json"))).expect("a report");
     let json: Value = serde_json::from_slice(&json).expect("JSON");
+    assert_eq!(schema::check(&json), [""; 0], "{name}");
     let markdown = String::from_utf8_lossy(&output.stdout).into_owned();
     let plots = plots(&work, name, &markdown);
     fs::remove_dir_all(&work).ok();
