@@ -361,7 +361,7 @@ fn measure_and_write(mut options: Options, name: &str, title: Option<&str>) -> R
 /// The options, and what is the same in every comparison now and was not always.
 fn settings(options: &Options) -> Result<serde_json::Value> {
     let mut settings = serde_json::to_value(options)?;
-    settings["verify_sample"] = load::VERIFY_SAMPLE.into();
+    settings["verify_sample"] = options.sample().into();
     Ok(settings)
 }
 

@@ -13,7 +13,7 @@ use support::{BENCH, Scratch, is_root, said, schema, stand_in};
 /// 512 blocks of content: what the download before the window asks for.
 const SCENARIO: &str = "title: Caught\ncompare: seeding\ntargets: [seedring]\nsize: 8MiB\n\
                         connections: [2]\nrepeats: 1\nseconds: 3\nwarm_up_seconds: 0\n\
-                        open_loop: false\n";
+                        pattern: rarest-first\nopen_loop: false\n";
 
 /// What a scenario says of a target with this fault.
 struct Caught {

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use super::{Cores, Interrupted, Options, SOURCES, TARGET, afar, bytes_in_words, on_cores};
 use crate::leech::{Outcome, Pattern};
 
-/// One piece in so many is hashed in what is measured, which costs the load 0.004 CPU-s a GiB.
+/// One piece in so many is hashed in what is measured, which costs the load 0.004 CPU-s a GiB. Of
+/// single blocks at random none can be: pieces never come whole.
 pub const VERIFY_SAMPLE: &str = "50";
 /// One whole download, each piece hashed.
 const HEAT: [&str; 6] = ["--once", "--verify", "--pattern", "sequential", "--connections", "1"];
@@ -100,30 +101,32 @@ impl Options {
     /// Which blocks a load asks for, how, and what of them is hashed.
     pub fn asked(&self) -> Vec<String> {
         let (outstanding, block) = (self.outstanding.to_string(), self.block.to_string());
-        [
-            ["--pattern", &self.pattern.name()],
-            ["--outstanding", &outstanding],
-            ["--block", &block],
-            ["--verify-sample", VERIFY_SAMPLE],
-        ]
-        .concat()
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+        let pattern = self.pattern.name();
+        let mut words =
+            vec!["--pattern", &pattern, "--outstanding", &outstanding, "--block", &block];
+        words.extend(self.sample().iter().flat_map(|sample| ["--verify-sample", sample]));
+        words.into_iter().map(String::from).collect()
+    }
+
+    /// Of how many pieces one is hashed in what is measured.
+    pub fn sample(&self) -> Option<&'static str> {
+        (self.pattern != Pattern::Random).then_some(VERIFY_SAMPLE)
     }
 
     /// The same in words.
     pub fn blocks(&self) -> String {
         let which = match self.pattern {
-            Pattern::Random => "of random pieces",
+            Pattern::Random => "at random",
             Pattern::Sequential => "in order",
             Pattern::Together => "in order from the first",
             Pattern::RarestFirst => "of pieces, rarest first",
         };
+        let hashed = self.sample().map(|sample| format!(", one piece in {sample} hashed"));
         format!(
-            "{} blocks {which}, {} outstanding, one piece in {VERIFY_SAMPLE} hashed",
+            "{} blocks {which}, {} outstanding{}",
             bytes_in_words(self.block),
-            self.outstanding
+            self.outstanding,
+            hashed.unwrap_or_default()
         )
     }
 }
