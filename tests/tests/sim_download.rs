@@ -314,6 +314,55 @@ fn what_is_synced_survives_the_loss_of_power_at_any_moment() {
     });
 }
 
+/// A download of 2 MiB in which the power goes, each time that something was written or became safe,
+/// with each prefix of the writes that no sync covers: what was lost of what was safe, and how many
+/// prefixes there were.
+fn every_prefix(seed: u64, plant: Plant) -> (Vec<String>, u32) {
+    let mut rng = Rng::new(seed ^ 0xd3);
+    let torrent = SimTorrent::plain(0, 2 << 20, 64 << 10, &mut rng);
+    let plan = Plan { shards: 2, plant, ..Plan::default() };
+    let mut run = Run::planted(World::new(seed, Faults::weather()), plan, torrent, |_| {});
+    for _ in 0..3 {
+        run.add(Manners::plain(run.pieces(), rng.between(100_000, 400_000)), START);
+    }
+    let download = run.swarm.loadings.all[0].download.clone();
+    let (mut findings, mut seen, mut prefixes) = (Vec::new(), None, 0);
+    let mut safe = 0;
+    while safe < run.pieces() && run.swarm.world.now() < HOUR {
+        let next = run.swarm.world.now() + Duration::from_millis(2);
+        run.swarm.run(next, |_| false);
+        safe = download.synced_bitfield().iter().map(|byte| byte.count_ones()).sum();
+        let (first, last) =
+            run.swarm.world.with_disk(|disk| (disk.first_unsynced(), disk.last_change()));
+        if seen.replace((last, safe)) == Some((last, safe)) {
+            continue;
+        }
+        // Before the first of them: none of them.
+        for prefix in first.unwrap_or(last).saturating_sub(1)..=last {
+            let after = run.swarm.world.reboot(seed, Faults::none(), Survives::Prefix(prefix));
+            let lost = run.swarm.safe_and_not_there(&after);
+            prefixes += 1;
+            if !lost.is_empty() {
+                findings.push(format!("{prefix} of {last}: lost {lost:?}"));
+            }
+        }
+    }
+    assert_eq!(safe, run.pieces(), "seed {seed}: it does not come to its end");
+    findings.extend(run.end());
+    (findings, prefixes)
+}
+
+#[test]
+fn what_is_synced_survives_every_prefix_of_the_writes() {
+    for seed in seeds(3) {
+        let (findings, prefixes) = every_prefix(seed, Plant::None);
+        assert_eq!(findings, Vec::<String>::new(), "seed {seed}");
+        assert!(prefixes > 100, "seed {seed}: {prefixes} prefixes");
+    }
+    let found = |plant| (0..5).any(|seed| !every_prefix(seed, plant).0.is_empty());
+    assert!(found(Plant::SyncSkipped), "a sync that is not waited for");
+}
+
 #[test]
 fn a_stop_in_the_middle_syncs_what_was_written() {
     for seed in seeds(10) {

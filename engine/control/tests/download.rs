@@ -125,6 +125,36 @@ fn of_a_file_that_is_there_in_part_the_good_pieces_count_and_the_rest_is_announc
 }
 
 #[test]
+fn what_is_deleted_while_it_is_downloaded_is_missed_soon_and_fetched_again() {
+    let source = Site::new();
+    let item = source.item("file", 40, &[]);
+    let site = Site::new();
+    fs::create_dir(site.path("save")).unwrap();
+    fs::write(site.path("save/file"), &item.bytes[..12 * PIECE]).unwrap();
+    let mut engine = site.run("", "");
+    engine.ready();
+    add(&site, &item, "save").unwrap();
+    engine.wait("downloading", |report| is(report, "file", "downloading"));
+    assert_eq!(torrent(&engine.report().unwrap(), "file").unwrap().pieces_verified, 12);
+    fs::remove_file(site.path("save/file")).unwrap();
+    engine.wait("missed", |report| {
+        let seen = torrent(report, "file");
+        is(report, "file", "downloading") && seen.is_some_and(|t| t.pieces_verified == 0)
+    });
+    // It is a download like any other: all of it comes from a seed.
+    let mut seeder = source.run("", &all("full"));
+    seeder.wait("seeding", |report| is(report, "file", "seeding"));
+    let seed = seeder.address();
+    let link = format!("magnet:?xt=urn:btih:{}&x.pe={seed}", hash_of(&item));
+    remove(&site, "file", false).unwrap();
+    add_from(&site, AddFrom::Magnet(link), "save", false).unwrap();
+    engine.wait("fetched", |report| is(report, "file", "seeding"));
+    assert_eq!(fs::read(site.path("save/file")).unwrap(), item.bytes);
+    engine.stop();
+    seeder.stop();
+}
+
+#[test]
 fn a_save_folder_that_is_away_is_waited_for_and_nothing_is_made_in_its_place() {
     let site = Site::new();
     let item = site.item("file", 4, &[]);

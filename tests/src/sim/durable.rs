@@ -85,6 +85,12 @@ impl Disk {
         self.changes
     }
 
+    /// The oldest change that no sync covers.
+    pub fn first_unsynced(&self) -> Option<u64> {
+        let unsynced = self.nodes.values().filter_map(|node| node.unsynced.as_ref());
+        unsynced.flat_map(|unsynced| &unsynced.changes).map(|change| change.number).min()
+    }
+
     /// At most so much may be written beneath the directory.
     pub fn limit_space(&mut self, directory: DirectoryId, limit_bytes: u64) {
         let used_bytes = self.space.get(&directory).map_or(0, |space| space.used_bytes);

@@ -48,6 +48,8 @@ const RESUME_EVERY: Duration = Duration::from_secs(5);
 const ROOM_BYTES_MIN: u64 = 32 << 20;
 /// With fewer connections than this, trackers are asked for more peers.
 const PEERS_MIN: u32 = 8;
+/// A download's files are looked for as often.
+const FILES_EVERY: Duration = Duration::from_secs(10);
 const MORE_PEERS_EVERY: Duration = Duration::from_secs(60);
 /// Weight of the newest second in the rates.
 const SMOOTHING: f64 = 0.25;
@@ -71,6 +73,8 @@ pub struct Downloading {
     pub telling: bool,
     finishing: bool,
     more_peers_at: Option<Instant>,
+    /// When its files were looked at last, while it goes on.
+    looked_at: Instant,
     pub rates: Rates,
     /// Of a magnet, until its metadata is known.
     pub metadata: Option<Box<magnet::Fetch>>,
@@ -120,6 +124,7 @@ impl Downloading {
             telling: false,
             finishing: false,
             more_peers_at: None,
+            looked_at: Instant::now(),
             rates: Rates::default(),
             metadata: None,
             mover: Mover::default(),
@@ -203,6 +208,7 @@ impl Engine {
     pub(super) async fn downloads_second(&mut self) {
         let now = Instant::now();
         let (mut done, mut halted, mut lonely) = (Vec::new(), Vec::new(), Vec::new());
+        let mut gone = Vec::new();
         for torrent in self.torrents.iter_mut() {
             let (down, up) = (torrent.downloaded_bytes(), torrent.uploaded_bytes());
             let (id, hash, shared) = (torrent.shared.id, torrent.info_hash(), &torrent.shared);
@@ -212,6 +218,13 @@ impl Engine {
             let Some(transfer) = transfer.filter(|_| torrent.state == State::Downloading) else {
                 continue;
             };
+            // Who writes to a file that was deleted hears nothing of that.
+            if now.duration_since(download.looked_at) > FILES_EVERY
+                && transfer.synced_bitfield().iter().any(|byte| *byte != 0)
+            {
+                download.looked_at = now;
+                gone.push(id);
+            }
             let had = shared.pieces.verified_count();
             if download.halted.is_none() && had > download.had && download.said.take().is_some() {
                 tracing::info!("{}: it is written again, the download goes on", torrent.name);
@@ -233,6 +246,9 @@ impl Engine {
                     lonely.push(hash);
                 }
             }
+        }
+        for id in gone {
+            self.looking.entry(id).or_insert(now);
         }
         for id in done {
             self.finish(id);
