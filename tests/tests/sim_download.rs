@@ -314,9 +314,9 @@ fn what_is_synced_survives_the_loss_of_power_at_any_moment() {
     });
 }
 
-/// A download of 2 MiB in which the power goes, each time that something was written or became safe,
-/// with each prefix of the writes that no sync covers: what was lost of what was safe, and how many
-/// prefixes there were.
+/// A download of 2 MiB in which the power goes, each time that something was written or became
+/// safe, with each prefix of the writes that no sync covers: what was lost of what was safe, and
+/// how many prefixes there were.
 fn every_prefix(seed: u64, plant: Plant) -> (Vec<String>, u32) {
     let mut rng = Rng::new(seed ^ 0xd3);
     let torrent = SimTorrent::plain(0, 2 << 20, 64 << 10, &mut rng);
