@@ -73,6 +73,7 @@ struct ToLook {
     known: Record,
     direct_io: bool,
     download: Option<(Download, Trust)>,
+    set_aside: u32,
 }
 
 impl Engine {
@@ -122,7 +123,8 @@ impl Engine {
             };
             let download = torrent.download.as_ref().map(|it| (it.row.clone(), trust));
             let place = torrent.place.clone();
-            batch.push(ToLook { id, place, known, direct_io, download });
+            let set_aside = torrent.set_aside;
+            batch.push(ToLook { id, place, known, direct_io, download, set_aside });
             if batch.len() == LOOK_BATCH {
                 self.look_at(std::mem::take(&mut batch));
             }
@@ -136,14 +138,18 @@ impl Engine {
         }
         let notes = self.notes.0.clone();
         tokio::task::spawn_blocking(move || {
-            let _ = notes.send(Note::Looked(batch.iter().map(ToLook::look).collect()));
+            let looked = |it: &ToLook| (it.set_aside, it.look());
+            let _ = notes.send(Note::Looked(batch.iter().map(looked).collect()));
         });
     }
 
     /// Content was looked at: still away, as it was, or back.
-    pub(super) async fn looked(&mut self, looked: Looked) {
+    pub(super) async fn looked(&mut self, set_aside: u32, looked: Looked) {
         let Looked { id, condition, verified, contents, transfer, to_verify, lost } = looked;
         let Some(torrent) = self.torrents.get_mut(id) else { return };
+        if torrent.set_aside != set_aside {
+            return; // by what is asked of it since, it is looked at again
+        }
         if matches!(torrent.state, State::Verifying { .. } | State::Paused | State::Metadata) {
             self.looking.remove(&id);
             return;

@@ -75,7 +75,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 pub(crate) enum Note {
     Prepared(Vec<Result<Prepared, (Wanted, prepare::Error)>>),
     Contents(TorrentId, Result<Arc<Contents>, String>),
-    Looked(Vec<Looked>),
+    /// With how often each had been set aside when the look began.
+    Looked(Vec<(u32, Looked)>),
     Progress(Progress),
     Loaded(Box<Result<(Config, Vec<Wanted>), String>>),
     /// A download of which all is there, looked at for its stamps.
@@ -200,8 +201,8 @@ impl Engine {
             }
             Note::Contents(id, result) => self.contents_loaded(id, result),
             Note::Looked(batch) => {
-                for looked in batch {
-                    self.looked(looked).await;
+                for (set_aside, looked) in batch {
+                    self.looked(set_aside, looked).await;
                 }
             }
             Note::Progress(progress) => {

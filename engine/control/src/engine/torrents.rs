@@ -98,6 +98,8 @@ pub struct Torrent {
     pub unheard: bool,
     /// All that is there is hashed before it is served again.
     pub recheck: Recheck,
+    /// How often it was set aside to be looked at anew: what a look from before found is of no use.
+    pub set_aside: u32,
     pub downloaded_before: u64,
     /// It is, or was, downloaded.
     pub download: Option<Box<Downloading>>,
@@ -130,6 +132,7 @@ impl Torrent {
         Torrent {
             uploaded_before: prepared.uploaded_bytes,
             downloaded_before: prepared.downloaded_bytes,
+            set_aside: 0,
             recheck: if prepared.recheck { Recheck::Begun } else { Recheck::No },
             download: prepared.download.map(|download| Box::new(Downloading::new(*download))),
             shared,

@@ -282,6 +282,7 @@ impl Engine {
     fn set_aside(&mut self, id: TorrentId, state: State, phase: Phase) {
         let Some(torrent) = self.torrents.get_mut(id) else { return };
         torrent.state = state;
+        torrent.set_aside += 1;
         torrent.verifying = Default::default();
         torrent.awaits_contents = false;
         (torrent.hopeless, torrent.troubles) = (false, 0);
