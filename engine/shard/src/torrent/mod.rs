@@ -378,6 +378,21 @@ impl Contents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connections::Key;
+
+    #[test]
+    fn a_peer_is_connected_once_whichever_shard_it_comes_to() {
+        let shared = Arc::new(Shared::new(TorrentId(1), InfoHash([0; 20]), 4).over(2));
+        let peer = PeerId([7; 20]);
+        let (mut one, mut two) = (Local::new(shared.clone()), Local::new(shared.clone()));
+        assert!(one.enters(peer, Key(1)) && !one.enters(peer, Key(2)) && !two.enters(peer, Key(1)));
+        assert!(two.enters(PeerId([8; 20]), Key(2)), "another one");
+        one.left(&peer);
+        assert!(two.enters(peer, Key(3)) && !one.enters(peer, Key(3)));
+        two.left(&peer);
+        two.left(&PeerId([8; 20]));
+        assert!(shared.present.load().is_none(), "nothing is kept of a torrent without peers");
+    }
 
     #[test]
     fn the_first_peers_gather_at_home_and_a_burst_spreads_evenly() {
