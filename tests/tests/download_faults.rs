@@ -21,7 +21,8 @@ const PIECE_BYTES: usize = 64 << 10;
 const LENGTH: usize = 24 << 20;
 /// More than the engine's cache, so that it has to read.
 const SEEDED_LENGTH: usize = 48 << 20;
-const RATE: u64 = 4 << 20;
+/// Twelve seconds for all of it: what is had is stored every five.
+const RATE: u64 = 2 << 20;
 const SOON: Duration = Duration::from_secs(20);
 /// How long the disk is away, once the engine has said so.
 const AWAY: Duration = Duration::from_secs(7);
