@@ -24,6 +24,8 @@ const SEEDED_LENGTH: usize = 48 << 20;
 /// Twelve seconds for all of it: what is had is stored every five.
 const RATE: u64 = 2 << 20;
 const SOON: Duration = Duration::from_secs(20);
+/// A write or a sync that was begun on an unmounted disk, which still works, is over.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How long the disk is away, once the engine has said so.
 const AWAY: Duration = Duration::from_secs(7);
 /// Until all is as before: looked for every 5 s, and what is missing fetched.
@@ -155,6 +157,8 @@ fn goes_and_comes(test: &str, is_pulled: bool) -> Result<()> {
     if is_pulled {
         setup.engine.wait_for_state(&setup.seeded.info_hash.clone(), "waiting", SOON)?;
     }
+    // What was under way when it was noticed comes to its end.
+    std::thread::sleep(SETTLED);
     let stored = [setup.stored(&setup.seeded)?, setup.stored(&setup.download)?];
     let before = setup.listing()?;
     setup.disk.take_steps();
