@@ -73,6 +73,8 @@ enum State {
     Free,
 }
 
+/// A line of memory, so that a look-up waits for one and not for two.
+#[repr(align(64))]
 struct Entry {
     file: FileId,
     /// File offset of the first byte.
@@ -88,8 +90,8 @@ struct Entry {
     finished: bool,
     /// It was due before it was finished, and stayed.
     spared: bool,
-    /// Somebody was woken to come for it: until then it is as good as in use.
-    owed_until: Duration,
+    /// Somebody was woken to come for it: until then it is as good as in use. Nanoseconds.
+    owed_until: u64,
     /// Read for verification, and nobody else came for it: how much was hashed of it.
     scanned: Option<u32>,
     /// Of a growing file: when its read began (`Growth`).
@@ -101,6 +103,8 @@ impl Entry {
         self.start + self.class.bytes() as u64
     }
 }
+
+const _: () = assert!(size_of::<Entry>() == 64);
 
 const NONE: u32 = u32::MAX;
 const REGION_BYTES: u64 = 262_144;
@@ -124,10 +128,19 @@ impl Region {
         }
     }
 
-    /// Entries that may cover an offset, the largest first.
-    fn covering(&self, offset: u64) -> [u32; 3] {
-        let (k64, k16) = ((offset >> 16 & 3) as usize, (offset >> 14 & 15) as usize);
-        [self.k256, self.k64[k64], self.k16[k16]]
+    fn at(&self, offset: u64, class: Class) -> u32 {
+        match class {
+            Class::K256 => self.k256,
+            Class::K64 => self.k64[(offset >> 16 & 3) as usize],
+            Class::K16 => self.k16[(offset >> 14 & 15) as usize],
+        }
+    }
+
+    /// Entries that may cover an offset, the largest first; the places of the smaller ones, which
+    /// are other lines of memory, are read only if the larger ones were not enough.
+    fn covering(&self, offset: u64) -> impl Iterator<Item = u32> {
+        let classes = [Class::K256, Class::K64, Class::K16].into_iter();
+        classes.map(move |class| self.at(offset, class)).filter(|id| *id != NONE)
     }
 
     fn is_empty(&self) -> bool {
@@ -162,6 +175,11 @@ fn region_of(file: FileId, offset: u64) -> u64 {
 /// A chunk's name after it is gone: its page and class.
 fn ghost_of(file: FileId, start: u64, class: Class) -> (u64, Class) {
     ((u64::from(file.0) << 36) ^ (start / PAGE_BYTES), class)
+}
+
+/// Half of a `Duration`'s size, and enough for 584 years.
+fn nanos(time: Duration) -> u64 {
+    time.as_nanos() as u64
 }
 
 impl Default for Cache {
@@ -240,9 +258,8 @@ impl Cache {
     }
 
     fn covering(&self, file: FileId, offset: u64) -> impl Iterator<Item = (EntryId, &Entry)> {
-        let region = self.regions.get(&region_of(file, offset));
-        let ids = region.map_or([NONE; 3], |region| region.covering(offset));
-        let named = ids.into_iter().filter(|id| *id != NONE);
+        let region = self.regions.get(&region_of(file, offset)).into_iter();
+        let named = region.flat_map(move |region| region.covering(offset));
         named.map(|id| (EntryId(id), &self.entries[id as usize]))
     }
 
@@ -264,7 +281,7 @@ impl Cache {
         let entry = &mut self.entries[id.0 as usize];
         let State::Ready(share) = &entry.state else { panic!("a chunk taken that is not ready") };
         entry.finished |= to >= share.len();
-        entry.owed_until = Duration::ZERO;
+        entry.owed_until = 0;
         if std::mem::take(&mut entry.ahead) {
             self.ahead_bytes -= entry.class.bytes();
         }
@@ -297,7 +314,7 @@ impl Cache {
 
     /// Somebody waits for other chunks to use this one with: it is owed to him until then.
     pub fn keep(&mut self, id: EntryId) {
-        self.entries[id.0 as usize].owed_until = self.now + OWED;
+        self.entries[id.0 as usize].owed_until = nanos(self.now + OWED);
     }
 
     /// Notes that a chunk is being read. The caller has looked: it is not here.
@@ -315,7 +332,7 @@ impl Cache {
             ahead: true,
             finished: false,
             spared: false,
-            owed_until: Duration::ZERO,
+            owed_until: 0,
             scanned: None,
             number,
         };
@@ -362,7 +379,7 @@ impl Cache {
         match std::mem::replace(&mut entry.state, State::Ready(share)) {
             State::Loading(waiters) => {
                 if !waiters.is_empty() {
-                    entry.owed_until = self.now + OWED;
+                    entry.owed_until = nanos(self.now + OWED);
                 }
                 waiters
             }
@@ -427,7 +444,7 @@ impl Cache {
             let id = queue.pop_front().expect("invariant: an open queue has entries");
             let entry = &mut self.entries[id.0 as usize];
             let pinned = match &entry.state {
-                State::Ready(share) => share.holders() > 1 || entry.owed_until > self.now,
+                State::Ready(share) => share.holders() > 1 || entry.owed_until > nanos(self.now),
                 State::Loading(_) => true,
                 State::Free => unreachable!("invariant: a free entry is in no queue"),
             };
