@@ -11,6 +11,9 @@ use super::{
 };
 use crate::leech::Outcome;
 
+/// Where the greatest value is more than so many times the least, a curve goes up by factors.
+const EQUAL_MAX: f64 = 20.0;
+
 /// What follows NAME- in the picture's file name, and its SVG.
 pub type Plot = (String, String);
 
@@ -124,16 +127,28 @@ pub fn curve(
         points.sort_by(|one, other| one.0.total_cmp(&other.0));
         Line::of(target).series(points)
     });
+    let series: Vec<Series> = series.collect();
     let chart = Chart {
         title: figure.title.to_owned(),
         across: across.to_owned(),
         up: format!("{}: median, min to max", figure.unit),
-        series: series.collect(),
+        up_steps: up_steps(&series),
+        series,
         across_steps: steps,
-        up_steps: Steps::Equal,
         marks: Vec::new(),
     };
     Some((figure.name.to_owned(), chart.svg()))
+}
+
+/// From 0, so that heights compare, unless one of them would press the others to the floor.
+fn up_steps(series: &[Series]) -> Steps {
+    let spreads = || series.iter().flat_map(|series| series.points.iter().map(|(_, at)| at));
+    let least = spreads().map(|at| at.min).fold(f64::INFINITY, f64::min);
+    let greatest = spreads().map(|at| at.max).fold(0.0, f64::max);
+    match least > 0.0 && greatest / least > EQUAL_MAX {
+        true => Steps::Factors,
+        false => Steps::Equal,
+    }
 }
 
 /// A line each over the percentiles, by factors both ways.
@@ -375,6 +390,16 @@ mod tests {
         assert!(svg.contains("class=\"bar\"") && svg.contains("(4 seeders)"), "{svg}");
         let (_, svg) = curve(SPEED, "seeders", Steps::Factors, values(&[4.0, 1.0])).expect("two");
         assert!(svg.contains("<polyline") && svg.contains("median, min to max"), "{svg}");
+    }
+
+    #[test]
+    fn a_curve_goes_up_from_0_unless_one_value_would_press_the_others_to_the_floor() {
+        let begins_at_0 = |greatest: f64| {
+            let values = [("a".into(), 1.0, 1.0), ("b".into(), 4.0, greatest)];
+            let (_, svg) = curve(SPEED, "seeders", Steps::Factors, values).expect("a curve");
+            svg.contains(">0</text>")
+        };
+        assert!(begins_at_0(15.0) && !begins_at_0(1500.0));
     }
 
     #[test]
