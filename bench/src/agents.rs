@@ -7,6 +7,7 @@
 mod clock;
 mod door;
 mod play;
+mod seeds;
 mod task;
 mod wire;
 
@@ -15,6 +16,8 @@ pub mod controller;
 pub mod nodes;
 pub mod runner;
 pub mod watch;
+
+pub use seeds::{Ask, Seeded};
 
 use std::{fs, path::PathBuf};
 

@@ -7,7 +7,6 @@
 
 use std::{
     collections::VecDeque,
-    fs,
     io::{self, IoSlice, Read as _},
     net::{TcpListener, TcpStream},
     ops::Range,
@@ -43,9 +42,9 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let (torrent, path) = (Torrent::read(&options.source.torrent)?, &options.source.content);
-    let content =
-        fs::read(path).with_context(|| format!("cannot read the content {}", path.display()))?;
+    let torrent = Torrent::read(&options.source.torrent)?;
+    let mut content = vec![0; usize::try_from(torrent.total_bytes)?];
+    options.source.open(&torrent)?.read(&mut content, 0)?;
     let mut bare = Bare::new(torrent, content)?;
     let listener = seed::bind(options.source.listen, "")?;
     bare.serve(&listener)?;
@@ -294,7 +293,7 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write as _, thread};
+    use std::{fs, io::Write as _, thread};
 
     use super::*;
     use crate::payload;

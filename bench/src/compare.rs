@@ -165,6 +165,10 @@ pub struct Options {
     #[arg(long, value_name = "PERCENT", default_value_t = 100)]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=100))]
     pub seeders_have_percent: u8,
+    /// Seeders that have a part are mixed peers: they fetch the rest from the downloader
+    /// (`download`).
+    #[arg(long)]
+    pub mixed_peers: bool,
     #[command(flatten)]
     pub site: Site,
 }

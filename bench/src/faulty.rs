@@ -3,7 +3,7 @@
 //! Never: stands in a figure that is published. Flow: `--fault` -> the seeder (`seed.rs`), which
 //! asks at each block.
 
-use std::{fmt, process::ExitCode, str::FromStr, time::Duration};
+use std::{fmt, process::ExitCode, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::Result;
 
@@ -84,7 +84,7 @@ fn duration(text: &str) -> Option<Duration> {
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let seeder = Seeder::of(&options.source, Share::ALL, options.fault)?;
+    let seeder = Arc::new(Seeder::of(&options.source, Share::ALL, options.fault)?);
     eprintln!("a target that is wrong on purpose: its figures are worth nothing");
     seeder.listen(options.source.listen, &format!(" with fault {}", options.fault))
 }

@@ -42,6 +42,32 @@ pub fn run(options: Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Content of a seed number: the same bytes as `make` writes, from wherever they are wanted.
+#[derive(Clone, Copy)]
+pub struct Made(pub u64);
+
+/// Bytes of one random number.
+const WORD_BYTES: u64 = 8;
+
+impl Made {
+    /// Fills in the bytes from `offset` on.
+    pub fn fill(self, bytes: &mut [u8], offset: u64) {
+        let mut random = Random::after(self.0, offset / WORD_BYTES);
+        // Bytes of the first number that lie before the offset.
+        let skip = (offset % WORD_BYTES) as usize;
+        let (head, words) = match skip {
+            0 => bytes.split_at_mut(0),
+            _ => bytes.split_at_mut((WORD_BYTES as usize - skip).min(bytes.len())),
+        };
+        if !head.is_empty() {
+            head.copy_from_slice(&random.next().to_le_bytes()[skip..][..head.len()]);
+        }
+        for word in words.chunks_mut(WORD_BYTES as usize) {
+            word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]);
+        }
+    }
+}
+
 /// Makes `path` and `path`.torrent unless both are there with the right size. Gives the torrent.
 pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result<PathBuf> {
     let torrent = PathBuf::from(format!("{}.torrent", path.display()));
@@ -56,16 +82,14 @@ pub fn make(path: &Path, size_bytes: u64, piece_bytes: u64, seed: u64) -> Result
     let name = path.file_name().and_then(|name| name.to_str()).context("a UTF-8 file name")?;
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    let mut random = Random(seed);
+    let made = Made(seed);
     let mut hashes = Vec::new();
     let mut piece = vec![0_u8; piece_bytes as usize];
     let mut left = size_bytes;
     while left > 0 {
         cut::check()?;
         let length = left.min(piece_bytes) as usize;
-        for chunk in piece[..length].chunks_mut(8) {
-            chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
-        }
+        made.fill(&mut piece[..length], size_bytes - left);
         hashes.extend_from_slice(&Sha1::digest(&piece[..length]));
         out.write_all(&piece[..length])
             .with_context(|| format!("cannot write {}: is the disk full?", path.display()))?;
@@ -168,6 +192,19 @@ mod tests {
         assert_eq!((torrent.total_bytes, torrent.piece_bytes), (100, 64));
         assert_eq!(torrent.piece_hashes.len(), 2);
         assert!(Torrent::parse(&single_file("x", 200, 64, &hashes)).is_err());
+    }
+
+    #[test]
+    fn content_is_the_same_from_wherever_it_is_made() {
+        let mut whole = vec![0; 1000];
+        Made(7).fill(&mut whole, 0);
+        let mut random = Random(7);
+        assert!(whole.chunks(8).all(|word| word == random.next().to_le_bytes()));
+        for (from, length) in [(0, 1), (1, 3), (3, 5), (5, 4), (7, 993), (8, 16), (250, 100)] {
+            let mut part = vec![0; length];
+            Made(7).fill(&mut part, from as u64);
+            assert_eq!(part, whole[from..from + length], "{length} bytes from {from}");
+        }
     }
 
     #[test]

@@ -109,6 +109,8 @@ struct Scenario {
     /// Of `download`: seeders, a point each, and how many percent of the pieces each of them has.
     seeders: Option<Vec<usize>>,
     seeders_have_percent: Option<u8>,
+    /// They are mixed peers: each fetches the rest from the downloader.
+    mixed_peers: Option<bool>,
 }
 
 impl Scenario {
@@ -178,6 +180,11 @@ impl Scenario {
         let seeders = self.seeders.as_ref().unwrap_or(&usual);
         Share::check(percent, seeders.first().map_or(0, |count| *count as u32))
             .context("`seeders_have_percent` is too much")?;
+        ensure!(
+            !self.mixed_peers.unwrap_or(false) || is_partial,
+            "`mixed_peers` needs `seeders_have_percent` below 100: who has everything fetches \
+             nothing"
+        );
         self.keys_fit()?;
         self.slow_rate()?;
         self.block_bytes()?;
@@ -200,6 +207,7 @@ impl Scenario {
             ("torrents", self.torrents.is_some()),
             ("seeders", self.seeders.is_some()),
             ("seeders_have_percent", self.seeders_have_percent.is_some()),
+            ("mixed_peers", self.mixed_peers.is_some()),
             ("zipf", self.zipf.is_some()),
             ("arrivals_per_second", self.arrivals_per_second.is_some()),
             ("stay_seconds", self.stay_seconds.is_some()),
@@ -270,6 +278,7 @@ impl Scenario {
             slow_rate: slow_rate.unwrap_or(usual.slow_rate),
             peers: self.seeders.unwrap_or(usual.peers),
             seeders_have_percent: self.seeders_have_percent.unwrap_or(100),
+            mixed_peers: self.mixed_peers.unwrap_or(false),
             site,
         })
     }
@@ -514,6 +523,9 @@ mod tests {
         assert!(few.contains("one number") && few.contains("line 3"), "{few}");
         let all = wrong("title: t\ncompare: download\nseeders_have_percent: 90\n");
         assert!(all.contains("of 4 seeders") && all.contains("line 3"), "{all}");
+        let nothing = wrong("title: t\ncompare: download\nmixed_peers: true\n");
+        let words = ["line 3, column 1", "`mixed_peers` needs `seeders_have_percent` below 100"];
+        assert!(words.iter().all(|words| nothing.contains(words)), "{nothing}");
         let none = wrong(&format!("title: t\n{part}0\n"));
         assert!(none.contains("from 1 to 100") && none.contains("line 4"), "{none}");
         let size = wrong("title: t\ncompare: seeding\nsize: 3 parsecs\n");

@@ -1,29 +1,39 @@
-//! Owns: a seeder of the bench's own: of a share of the pieces (a partial seed, BEP 21), or with a
-//! fault.
-//! Never: is measured as a target; is clever. Flow: listener -> a thread a connection -> requests
-//! in, blocks out, the fault in between.
+//! Owns: seeders of the bench's own: what each has (everything, or a share of the pieces: BEP 21),
+//! whether it fetches the rest from who downloads from it (a mixed peer), where its bytes come from.
+//! Never: is measured as a target; is clever. Flow: listener -> a thread a connection (`serve`) ->
+//! requests in, blocks out; a mixed peer's own requests are `fetch`.
+
+mod content;
+mod fetch;
+mod serve;
 
 use std::{
-    fs::File,
-    io::{BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::FileExt as _,
+    collections::BTreeMap,
+    io::Write as _,
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+pub use content::Content;
+use fetch::Gained;
 
 use crate::{
     faulty::Fault,
     leech::{
-        frames::{self, HANDSHAKE_BYTES, MESSAGE_BYTES_MAX, PIECE_HEAD_BYTES, id},
+        frames::{PIECE_HEAD_BYTES, id},
         walk::Random,
     },
     torrent::Torrent,
@@ -31,12 +41,10 @@ use crate::{
 
 const CONNECTIONS_MAX: usize = 1024;
 const BLOCK_BYTES_MAX: u32 = 128 << 10;
-/// Answers are gathered up to this before they are sent.
-const SEND_BYTES: usize = 256 << 10;
-/// Exit status of a crash, so that it is known from any other end.
-const CRASHED: i32 = 70;
-/// The extension handshake (BEP 10) of one that wants nothing (BEP 21).
-const UPLOAD_ONLY: &[u8] = b"d1:mde11:upload_onlyi1ee";
+/// Until threads whose socket was shut are gone.
+const CLOSING_MAX: Duration = Duration::from_secs(1);
+/// How often totals are written down.
+const TOTALS_EVERY: Duration = Duration::from_millis(100);
 
 /// What is seeded, and where.
 #[derive(clap::Args)]
@@ -44,11 +52,25 @@ pub struct Source {
     #[arg(long)]
     pub torrent: PathBuf,
     /// Its file, whole.
-    #[arg(long)]
-    pub content: PathBuf,
+    #[arg(long, required_unless_present = "content_seed", conflicts_with = "content_seed")]
+    pub content: Option<PathBuf>,
+    /// In place of a file: the bytes that `payload --seed` of this number makes, made as they are
+    /// asked for.
+    #[arg(long, value_name = "NUMBER")]
+    pub content_seed: Option<u64>,
     /// Where to listen; port 0: any, and it is printed which.
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+}
+
+impl Source {
+    pub fn open(&self, torrent: &Torrent) -> Result<Content> {
+        match (&self.content, self.content_seed) {
+            (Some(path), _) => Content::file(path, torrent),
+            (None, Some(seed)) => Content::made(seed, torrent),
+            (None, None) => bail!("--content or --content-seed is needed"),
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -64,14 +86,21 @@ pub struct Options {
     /// Which of them, from 0.
     #[arg(long, default_value_t = 0)]
     number: u32,
+    /// Fetches the other pieces from who downloads from it, checks each byte, and has them then: a
+    /// mixed peer, leech and seed in one.
+    #[arg(long)]
+    fetch: bool,
+    /// A file in which it keeps what it sent and fetched so far, as JSON.
+    #[arg(long, value_name = "FILE")]
+    totals: Option<PathBuf>,
 }
 
 /// Which pieces one of several seeders has.
 #[derive(Clone, Copy, Debug)]
 pub struct Share {
-    percent: u8,
-    of: u32,
-    number: u32,
+    pub percent: u8,
+    pub of: u32,
+    pub number: u32,
 }
 
 impl Share {
@@ -104,162 +133,206 @@ impl Share {
     }
 }
 
+/// What one seeder, or several, sent and got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    pub sent_bytes: u64,
+    pub fetched_bytes: u64,
+    /// Fetched blocks that were not the content's.
+    pub wrong_blocks: u64,
+}
+
+impl Totals {
+    pub fn and(self, other: Totals) -> Totals {
+        Totals {
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            fetched_bytes: self.fetched_bytes + other.fetched_bytes,
+            wrong_blocks: self.wrong_blocks + other.wrong_blocks,
+        }
+    }
+
+    /// What came since.
+    pub fn since(self, before: Totals) -> Totals {
+        Totals {
+            sent_bytes: self.sent_bytes.saturating_sub(before.sent_bytes),
+            fetched_bytes: self.fetched_bytes.saturating_sub(before.fetched_bytes),
+            wrong_blocks: self.wrong_blocks.saturating_sub(before.wrong_blocks),
+        }
+    }
+
+    /// As `--totals` writes them; nothing was written yet: nothing was sent.
+    pub fn read(path: &Path) -> Result<Totals> {
+        match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .with_context(|| format!("{} is no totals of a seeder", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Totals::default()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn write(self, path: &Path) -> Result<()> {
+        let partial = path.with_extension("partial");
+        std::fs::write(&partial, serde_json::to_vec(&self)?)?;
+        Ok(std::fs::rename(&partial, path)?)
+    }
+}
+
 pub struct Seeder {
-    torrent: Torrent,
-    content: File,
+    torrent: Arc<Torrent>,
+    content: Arc<Content>,
     share: Share,
     fault: Fault,
+    fetches: bool,
     start: Instant,
-    /// Sent so far, on all connections. Relaxed: a count, nothing is published through it.
+    /// Sent so far, on all connections. Relaxed: counts, nothing is published through them.
     blocks: AtomicU64,
+    sent_bytes: AtomicU64,
+    fetched_bytes: AtomicU64,
+    wrong_blocks: AtomicU64,
+    /// What it has beyond its share.
+    gained: Mutex<Gained>,
     connections: AtomicUsize,
+    /// To be shut when it ends.
+    open: Mutex<BTreeMap<usize, TcpStream>>,
+    is_closing: AtomicBool,
 }
 
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let Options { have_percent: percent, of, number, .. } = *options;
+    let Options { have_percent: percent, of, number, fetch, .. } = *options;
     ensure!(number < of, "--number {number} of {of}: it is counted from 0");
     Share::check(percent, of).context("--have-percent")?;
+    ensure!(
+        !fetch || percent < 100,
+        "--fetch: who has 100 % has nothing to fetch (--have-percent)"
+    );
     let share = Share { percent, of, number };
-    Seeder::of(&options.source, share, Fault::None)?.listen(options.source.listen, "")
+    let seeder = Arc::new(Seeder::of(&options.source, share, Fault::None)?.fetching(fetch));
+    if let Some(path) = options.totals.clone() {
+        let counted = Arc::clone(&seeder);
+        thread::Builder::new().name("totals".into()).spawn(move || {
+            let mut written = None;
+            loop {
+                let totals = Some(counted.totals()).filter(|totals| written != Some(*totals));
+                if let Some(totals) = totals {
+                    match totals.write(&path) {
+                        Ok(()) => written = Some(totals),
+                        Err(error) => eprintln!("{}: {error:#}", path.display()),
+                    }
+                }
+                thread::sleep(TOTALS_EVERY);
+            }
+        })?;
+    }
+    seeder.listen(options.source.listen, "")
 }
 
 impl Seeder {
     pub fn of(source: &Source, share: Share, fault: Fault) -> Result<Self> {
-        Seeder::new(&source.torrent, &source.content, share, fault)
+        let torrent = Arc::new(Torrent::read(&source.torrent)?);
+        let content = source.open(&torrent)?;
+        Ok(Seeder::new(torrent, Arc::new(content), share, fault))
     }
 
-    fn new(torrent: &Path, content: &Path, share: Share, fault: Fault) -> Result<Self> {
-        let torrent = Torrent::read(torrent)?;
-        let name = content.display();
-        let content =
-            File::open(content).with_context(|| format!("cannot read the content {name}"))?;
-        let length = content.metadata()?.len();
-        let expected = torrent.total_bytes;
-        ensure!(length == expected, "{name} has {length} bytes, the torrent has {expected}");
-        Ok(Seeder {
+    pub fn new(torrent: Arc<Torrent>, content: Arc<Content>, share: Share, fault: Fault) -> Self {
+        let pieces = torrent.piece_hashes.len();
+        Seeder {
             torrent,
             content,
             share,
             fault,
+            fetches: false,
             start: Instant::now(),
             blocks: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+            fetched_bytes: AtomicU64::new(0),
+            wrong_blocks: AtomicU64::new(0),
+            gained: Mutex::new(Gained::new(pieces)),
             connections: AtomicUsize::new(0),
-        })
+            open: Mutex::default(),
+            is_closing: AtomicBool::new(false),
+        }
+    }
+
+    pub fn fetching(self, fetches: bool) -> Self {
+        Seeder { fetches, ..self }
+    }
+
+    pub fn totals(&self) -> Totals {
+        Totals {
+            sent_bytes: self.sent_bytes.load(Relaxed),
+            fetched_bytes: self.fetched_bytes.load(Relaxed),
+            wrong_blocks: self.wrong_blocks.load(Relaxed),
+        }
+    }
+
+    fn gained(&self) -> MutexGuard<'_, Gained> {
+        self.gained.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, piece: u32) -> bool {
+        self.share.has(piece) || (self.fetches && self.gained().has(piece))
     }
 
     /// Serves until the process ends; `what` is said after the address.
-    pub fn listen(self, address: SocketAddr, what: &str) -> Result<ExitCode> {
-        let listener = bind(address, what)?;
-        let seeder = Arc::new(self);
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else { continue };
-            if seeder.connections.fetch_add(1, Relaxed) >= CONNECTIONS_MAX {
-                seeder.connections.fetch_sub(1, Relaxed);
-                continue;
-            }
-            let seeder = seeder.clone();
-            thread::Builder::new().name("peer".into()).spawn(move || {
-                if let Err(error) = seeder.serve(stream) {
-                    eprintln!("a connection ended: {error:#}");
-                }
-                seeder.connections.fetch_sub(1, Relaxed);
-            })?;
-        }
+    pub fn listen(self: &Arc<Self>, address: SocketAddr, what: &str) -> Result<ExitCode> {
+        self.accept(&bind(address, what)?)?;
         Ok(ExitCode::SUCCESS)
     }
 
-    fn serve(&self, mut stream: TcpStream) -> Result<()> {
-        stream.set_nodelay(true)?;
-        let mut input = BufReader::with_capacity(64 << 10, stream.try_clone()?);
-        let mut hello = [0; HANDSHAKE_BYTES];
-        input.read_exact(&mut hello).context("handshake")?;
-        ensure!(hello[28..48] == self.torrent.info_hash, "another torrent");
-        let says_more = !self.share.is_all() && frames::has_extensions(&hello);
-        hello[20..28].fill(0);
-        if says_more {
-            frames::set_extensions(&mut hello);
-        }
-        // Clients keep one connection a peer ID.
-        let own_id = match self.fault {
-            Fault::None => format!("-SBSEED-{:012}", self.share.number),
-            _ => format!("-SBFAULT{:012}", 0),
-        };
-        hello[48..].copy_from_slice(own_id.as_bytes());
-        let mut out = hello.to_vec();
-        let pieces = self.torrent.piece_hashes.len();
-        put_bitfield(&mut out, pieces, |piece| self.share.has(piece));
-        if says_more {
-            out.extend_from_slice(&(UPLOAD_ONLY.len() as u32 + 2).to_be_bytes());
-            out.extend_from_slice(&[id::EXTENDED, 0]);
-            out.extend_from_slice(UPLOAD_ONLY);
-        }
-        stream.write_all(&out)?;
-        out.clear();
-        let mut message = Vec::new();
-        loop {
-            let mut prefix = [0; 4];
-            if input.read_exact(&mut prefix).is_err() {
-                return Ok(());
+    /// Serves whoever connects, until it is closed.
+    pub fn accept(self: &Arc<Self>, listener: &TcpListener) -> Result<()> {
+        for (number, stream) in listener.incoming().enumerate() {
+            if self.is_closing.load(SeqCst) {
+                break;
             }
-            let length = u32::from_be_bytes(prefix);
-            ensure!(length <= MESSAGE_BYTES_MAX, "a message of {length} bytes");
-            message.resize(length as usize, 0);
-            input.read_exact(&mut message)?;
-            let mut goes_on = true;
-            match message.split_first() {
-                Some((&id::INTERESTED, _)) => out.extend_from_slice(&[0, 0, 0, 1, id::UNCHOKE]),
-                Some((&id::REQUEST, words)) => goes_on = self.answer(words, &mut out)?,
-                _ => {}
+            let Ok(stream) = stream else { continue };
+            if self.connections.fetch_add(1, Relaxed) >= CONNECTIONS_MAX {
+                self.connections.fetch_sub(1, Relaxed);
+                continue;
             }
-            let is_last = input.buffer().is_empty();
-            if (is_last || !goes_on || out.len() >= SEND_BYTES) && !out.is_empty() {
-                self.stall();
-                stream.write_all(&out)?;
-                out.clear();
+            if self.opened(number, &stream).is_err() {
+                self.connections.fetch_sub(1, Relaxed);
+                continue;
             }
-            if !goes_on {
-                if matches!(self.fault, Fault::Crash(_)) {
-                    std::process::exit(CRASHED);
+            let seeder = Arc::clone(self);
+            thread::Builder::new().name("peer".into()).spawn(move || {
+                let served = seeder.serve(stream);
+                if let Err(error) = served
+                    && !seeder.is_closing.load(SeqCst)
+                {
+                    eprintln!("a connection ended: {error:#}");
                 }
-                return Ok(());
-            }
+                seeder.all_open().remove(&number);
+                seeder.connections.fetch_sub(1, Relaxed);
+            })?;
         }
+        Ok(())
     }
 
-    /// `false`: this was the connection's last block.
-    fn answer(&self, words: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        let asked = Request::read(&self.torrent, words)?;
-        let Request { piece, length, offset, .. } = asked;
-        ensure!(self.share.has(piece), "a request for piece {piece}, which is not here");
-        let number = self.blocks.fetch_add(1, Relaxed) + 1;
-        let goes_wrong = |every: u64| number.is_multiple_of(every);
-        let named = match self.fault {
-            Fault::WrongPiece(every) if goes_wrong(every) => {
-                (piece + 1) % self.torrent.piece_hashes.len().max(2) as u32
-            }
-            _ => piece,
-        };
-        let start = out.len();
-        out.extend_from_slice(&Request { piece: named, ..asked }.head());
-        out.resize(start + PIECE_HEAD_BYTES + length as usize, 0);
-        let payload = &mut out[start + PIECE_HEAD_BYTES..];
-        self.content.read_exact_at(payload, offset).context("the content")?;
-        match self.fault {
-            Fault::Corrupt(every) if goes_wrong(every) => payload[length as usize / 2] ^= 1,
-            Fault::Unasked(every) if goes_wrong(every) => out.extend_from_within(start..),
-            Fault::Close(every) | Fault::Crash(every) => return Ok(!goes_wrong(every)),
-            _ => {}
-        }
-        Ok(true)
+    fn all_open(&self) -> MutexGuard<'_, BTreeMap<usize, TcpStream>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits where nothing may be sent now.
-    fn stall(&self) {
-        let Fault::Stall { length, period } = self.fault else { return };
-        let phase = self.start.elapsed().as_nanos() % period.as_nanos();
-        let left = period.as_nanos() - phase;
-        if left <= length.as_nanos() {
-            thread::sleep(Duration::from_nanos(left as u64));
+    fn opened(&self, number: usize, stream: &TcpStream) -> Result<()> {
+        let mut open = self.all_open();
+        open.insert(number, stream.try_clone()?);
+        if self.is_closing.load(SeqCst) {
+            stream.shutdown(Shutdown::Both).ok();
+        }
+        Ok(())
+    }
+
+    /// Ends all connections, and whoever accepts at this address.
+    pub fn close(&self, listening: SocketAddr) {
+        self.is_closing.store(true, SeqCst);
+        for stream in self.all_open().values() {
+            stream.shutdown(Shutdown::Both).ok();
+        }
+        // `accept` waits in the kernel.
+        TcpStream::connect_timeout(&listening, CLOSING_MAX).ok();
+        let begin = Instant::now();
+        while self.connections.load(Relaxed) > 0 && begin.elapsed() < CLOSING_MAX {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -328,7 +401,6 @@ pub fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload;
 
     #[test]
     fn partial_seeds_have_their_share_and_everything_together() {
@@ -350,51 +422,15 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_seed_says_what_it_has_and_closes_for_what_it_has_not() {
-        let folder = std::env::temp_dir().join(format!("seed-{}", std::process::id()));
-        let file = folder.join("content.bin");
-        let torrent = payload::make(&file, 9 * 16_384, 16_384, 3).expect("content");
-        let share = Share { percent: 50, of: 2, number: 1 };
-        let seeder = Seeder::new(&torrent, &file, share, Fault::None).expect("a seeder");
-        let info_hash = seeder.torrent.info_hash;
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).expect("open");
-        let (stream, _) = listener.accept().expect("a client");
-        let served = thread::spawn(move || seeder.serve(stream));
-        let mut hello = frames::handshake(&info_hash, b"-XX0000-000000000000");
-        frames::set_extensions(&mut hello);
-        client.write_all(&hello).expect("sent");
-        let mut answer = [0; HANDSHAKE_BYTES];
-        client.read_exact(&mut answer).expect("a handshake");
-        assert!(frames::has_extensions(&answer) && answer[27] == 0, "no fast extension");
-        assert_eq!(&answer[48..], b"-SBSEED-000000000001");
-        let mut bitfield = [0; 7];
-        client.read_exact(&mut bitfield).expect("a bitfield");
-        assert_eq!(&bitfield[..5], [0, 0, 0, 3, id::BITFIELD]);
-        let has = |piece: u32| bitfield[5 + piece as usize / 8] & (0x80 >> (piece % 8)) != 0;
-        assert!(
-            (0..9).all(|piece| has(piece) == share.has(piece)) && (9..16).all(|piece| !has(piece))
-        );
-        let mut said = [0; 30];
-        client.read_exact(&mut said).expect("an extension handshake");
-        assert_eq!(&said, b"\0\0\0\x1a\x14\0d1:mde11:upload_onlyi1ee");
-        let mut ask = |piece: u32| {
-            let mut request = vec![0, 0, 0, 13, id::REQUEST];
-            for word in [piece, 0, 16_384] {
-                request.extend_from_slice(&word.to_be_bytes());
-            }
-            client.write_all(&request).expect("sent");
-            let mut block = vec![0; PIECE_HEAD_BYTES + 16_384];
-            client.read_exact(&mut block).map(|()| block)
-        };
-        let (there, missing): (Vec<u32>, Vec<u32>) = (0..9).partition(|piece| has(*piece));
-        let block = ask(there[0]).expect("a block");
-        let content = std::fs::read(&file).expect("content");
-        let start = there[0] as usize * 16_384;
-        assert!(block[PIECE_HEAD_BYTES..] == content[start..start + 16_384]);
-        assert!(ask(missing[0]).is_err(), "it closes the connection");
-        let error = served.join().expect("no panic").expect_err("refused").to_string();
-        assert!(error.contains("not here"), "{error}");
-        std::fs::remove_dir_all(folder).ok();
+    fn totals_are_what_was_written_last() {
+        let path = std::env::temp_dir().join(format!("totals-{}.json", std::process::id()));
+        assert_eq!(Totals::read(&path).expect("none yet"), Totals::default());
+        let first = Totals { sent_bytes: 5, fetched_bytes: 3, wrong_blocks: 1 };
+        first.write(&path).expect("written");
+        let both = first.and(first);
+        assert_eq!(both.since(first), Totals::read(&path).expect("read"));
+        std::fs::write(&path, "{").expect("written");
+        assert!(Totals::read(&path).is_err());
+        std::fs::remove_file(path).ok();
     }
 }

@@ -254,6 +254,36 @@ fn an_agent_that_is_killed_leaves_what_came_until_then() {
 }
 
 #[test]
+fn an_agent_that_seeds_and_is_killed_ends_that_download() {
+    let scratch = Scratch::new("agents-seeder-killed");
+    let (_controller, at) = controller(&["--agents", "2"]);
+    let (_stays, goes) = (agent(&at, "a", "left"), agent(&at, "b", "right"));
+    let (_watcher, mut lines) = watch(&at, &scratch);
+    let scenario = scratch.0.join("small.yaml");
+    let text = "title: Small\ncompare: download\ntargets: [seedring]\nseeders: [2]\n\
+                seeders_have_percent: 50\nsize: 8MiB\nrepeats: 1\n";
+    fs::write(&scenario, text).expect("written");
+    let mut command = run(&scratch, &at, &scenario, "none");
+    // A downloader that waits for what never comes.
+    let script = "#!/bin/sh\n[ \"$2\" = --help ] && exit\n[ \"$1\" = download ] && sleep 60\n\
+                  echo stand-in 1\n";
+    fs::write(scratch.0.join("engine"), script).expect("written");
+    let begin = Instant::now();
+    let comparison = command.spawn().expect("the comparison");
+    wait_for(&mut lines, "2 seeders with 50 % of the pieces, 2 agents");
+    wait_for(&mut lines, "measuring until all have everything");
+    drop(goes);
+    let output = comparison.wait_with_output().expect("the comparison");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(begin.elapsed() < Duration::from_secs(40), "not when the download gave up");
+    let json = report(&scratch, &output);
+    let failed = json["report"]["failed"][0].as_str().expect("what failed");
+    assert!(failed.contains("seedring, 2 seeders, round 1"), "{failed}");
+    assert!(failed.contains("lost: agent b on right"), "{failed}");
+    wait_for(&mut lines, "FAILED");
+}
+
+#[test]
 fn a_target_that_crashes_ends_the_window_everywhere() {
     let scratch = Scratch::new("agents-crash");
     let (_controller, at) = controller(&["--agents", "2"]);
@@ -300,7 +330,7 @@ fn whoever_is_not_of_us_is_refused_with_the_reason() {
     assert!(answer(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").contains("its hello"));
     answer(&vec![b'['; 1 << 20]);
     let hello =
-        format!(r#"{{"hello":"seedring-bench","version":1,"token":"{TOKEN}","role":"watcher"}}"#);
+        format!(r#"{{"hello":"seedring-bench","version":2,"token":"{TOKEN}","role":"watcher"}}"#);
     assert!(answer(format!("{hello}\nnonsense\n").as_bytes()).contains("welcome"));
     // And all of that did it no harm.
     let _agent = agent(&at, "a", "left");

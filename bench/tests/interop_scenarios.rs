@@ -5,8 +5,10 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
 use serde_json::Value;
@@ -368,6 +370,80 @@ fn downloads_from_partial_seeds() {
     assert!(found.markdown.contains("each piece at 2 of the 4"), "{}", found.markdown);
     let commands = found.report["commands"].to_string();
     assert!(commands.contains("--have-percent 50 --of 4 --number 0"), "{commands}");
+}
+
+/// The same four fetch what they lack from whoever downloads from them.
+#[test]
+fn downloads_from_mixed_peers() {
+    let text = "compare: download\ntargets: [seedring, libtorrent, aria2]\nseeders: [4]\n\
+                seeders_have_percent: 50\nmixed_peers: true\n";
+    let found = run("mixed-peers", text, &["--python", &python()]);
+    nothing_failed(&found.report);
+    assert_eq!(runs(&found.report).len(), 3);
+    for run in runs(&found.report) {
+        // Each piece came from one of them, which has half of them at first.
+        assert!(run["seeders_sent_bytes"].as_u64() >= Some(16 << 20), "{run}");
+        assert!(run["seeders_fetched_bytes"].is_u64(), "{run}");
+    }
+    assert!(found.markdown.contains("uploaded MiB"), "{}", found.markdown);
+}
+
+/// Killed when dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Seeds and mixed peers are on other machines: here, in two agents of this one.
+#[test]
+fn agents_play_seeds_and_mixed_peers() {
+    const TOKEN: &str = "0123456789abcdef";
+    for (name, more) in
+        [("agents-seed", ""), ("agents-mixed", "seeders_have_percent: 50\nmixed_peers: true\n")]
+    {
+        let bench = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_seedring-bench"));
+            command.args(arguments).env("SEEDRING_BENCH_TOKEN", TOKEN);
+            command
+        };
+        let mut command = bench(&["controller", "--listen", "127.0.0.1:0", "--agents", "2"]);
+        let child = command.stdout(Stdio::piped()).spawn().expect("the controller");
+        let mut controller = Process(child);
+        let mut line = String::new();
+        let stdout = controller.0.stdout.take().expect("piped");
+        BufReader::new(stdout).read_line(&mut line).expect("its address");
+        let at = line.trim().rsplit(' ').next().expect("listening on ADDRESS").to_owned();
+        let agent = |name: &str| {
+            let mut command = bench(&["agent", &at, "--name", name, "--node", name]);
+            Process(command.spawn().expect("an agent"))
+        };
+        let agents = [agent("a"), agent("b")];
+        let text = format!("compare: download\ntargets: [seedring]\nseeders: [4]\n{more}");
+        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+        let place = ["--controller", &at, "--in-place", "--address", &port.to_string()];
+        let place = [&place[..], &["--token", TOKEN]].concat();
+        let found = run(name, &text, &place);
+        nothing_failed(&found.report);
+        let run = &runs(&found.report)[0];
+        let by_agent = run["seeders_by_agent"].as_array().expect("by agent");
+        let seeders: Vec<(&str, u64)> = by_agent
+            .iter()
+            .map(|one| (one["agent"].as_str().unwrap_or(""), one["seeders"].as_u64().unwrap_or(0)))
+            .collect();
+        assert_eq!(seeders, [("a", 2), ("b", 2)], "{run}");
+        let sent: u64 = by_agent.iter().filter_map(|one| one["sent_bytes"].as_u64()).sum();
+        assert!(sent >= 16 << 20 && Some(sent) == run["seeders_sent_bytes"].as_u64(), "{run}");
+        assert_eq!(run["seeders_fetched_bytes"].is_u64(), !more.is_empty(), "{run}");
+        assert!(found.markdown.contains("by 2 agents"), "{}", found.markdown);
+        // They go with their controller, and it with its comparison.
+        for mut process in agents.into_iter().chain([controller]) {
+            assert!(process.0.wait().expect("it ends").success());
+        }
+    }
 }
 
 /// Not a scenario: the device of its own namespace that takes frames.

@@ -483,9 +483,9 @@ impl Hub {
             let agent = there.agent();
             eprintln!("agent {} is lost: {why}", in_words(&agent));
             self.lost.insert(agent.name.clone(), format!("{why} (on {})", agent.node));
-            self.tell_runner(&ToRunner::AgentLost {
-                text: format!("agent {}: {why}", in_words(&agent)),
-            });
+            let task = self.task.as_ref().filter(|task| task.has(id)).map(|task| task.id);
+            let text = format!("agent {}: {why}", in_words(&agent));
+            self.tell_runner(&ToRunner::AgentLost { text, task });
             self.publish(Event::AgentLost { agent, why: why.to_owned() });
             self.say_agents();
             self.with_task(|hub, task| task.lose(hub, id, why));

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     agent::say,
+    seeds,
     wire::{FromAgent, Fruit, Work},
 };
 use crate::{
@@ -66,9 +67,15 @@ impl Led {
     }
 }
 
-impl Lead for Led {
-    fn ready(&self, served: usize, of: usize, _: Duration) -> Result<Instant> {
-        self.say(&FromAgent::Ready { task: self.task, served, of });
+impl Led {
+    /// Seeders listen at these addresses.
+    pub fn open(&self, addresses: Vec<SocketAddr>) -> Result<Instant> {
+        let count = addresses.len();
+        self.wait(FromAgent::Ready { task: self.task, served: count, of: count, addresses })
+    }
+
+    fn wait(&self, ready: FromAgent) -> Result<Instant> {
+        self.say(&ready);
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = |said: &mut Said| said.begin.is_none() && said.stop.is_none();
         let (said, waited) = self
@@ -80,6 +87,24 @@ impl Lead for Led {
         }
         ensure!(!waited.timed_out(), "the controller did not say when to begin");
         said.begin.context("the controller did not say when to begin")
+    }
+
+    /// Until it is told to stop.
+    pub fn wait_for_stop(&self, most: Duration) -> Result<()> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let (said, waited) = self
+            .changed
+            .wait_timeout_while(said, most, |said| said.stop.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(said);
+        ensure!(!waited.timed_out(), "nobody said stop within {} s", most.as_secs());
+        Ok(())
+    }
+}
+
+impl Lead for Led {
+    fn ready(&self, served: usize, of: usize, _: Duration) -> Result<Instant> {
+        self.wait(FromAgent::Ready { task: self.task, served, of, addresses: Vec::new() })
     }
 
     fn interval(&self) -> Option<Duration> {
@@ -141,6 +166,12 @@ impl Playing {
                 options.source = self.source.or(options.source);
                 let pulled = pull::part(&options, self.part, &*self.led)?;
                 pulled.map_or(Fruit::Nothing, Fruit::Pull)
+            }
+            Work::Seed { ask, content } => {
+                let set = self.sets.get(content).context("a torrent that did not come")?;
+                let torrent = Torrent::parse(set.first().context("a set without a torrent")?)?;
+                let seeded = seeds::play(ask, torrent, self.part, self.source, &self.led)?;
+                Fruit::Seeds(vec![seeded])
             }
             Work::Iperf3 { target, seconds, .. } => self.iperf3(*target, *seconds)?,
         })

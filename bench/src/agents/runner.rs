@@ -20,7 +20,9 @@ use anyhow::{Context, Result, bail, ensure};
 use sha1::{Digest, Sha1};
 
 use super::{
-    chunks, clock, watch,
+    chunks, clock,
+    seeds::{Ask, Seeded},
+    watch,
     wire::{
         self, AgentInfo, FromRunner, Fruit, Harvest, Lines, Place, Role, ToRunner, Work, to_hex,
     },
@@ -54,8 +56,8 @@ struct Session {
     /// Sets of torrents that the controller has.
     sets: BTreeSet<String>,
     label: String,
-    /// Agents that were lost so far, in words.
-    lost: Vec<String>,
+    /// Agents that were lost so far: the task that they had a part in, and in words.
+    lost: Vec<(Option<u64>, String)>,
 }
 
 impl fmt::Debug for Runner {
@@ -99,7 +101,7 @@ impl Runner {
     }
 
     pub fn lost(&self) -> Vec<String> {
-        self.session().lost.clone()
+        self.session().lost.iter().map(|(_, text)| text.clone()).collect()
     }
 
     /// Why no agent can be iperf3's client.
@@ -170,6 +172,20 @@ impl Runner {
         Ok((mib_per_s, cost))
     }
 
+    /// Agents seed from now on, until what comes of this is dropped or ended.
+    pub fn seed(&self, torrent: &Path, ask: Ask) -> Result<Seeding<'_>> {
+        ask.check()?;
+        let mut session = self.session();
+        let content = session.send_torrents(torrent)?;
+        let (task, addresses) = session.begin(Work::Seed { ask, content })?;
+        Ok(Seeding { runner: self, task: Some(task), addresses })
+    }
+
+    /// What a target came to that no load measured, for those who watch.
+    pub fn say_figures(&self, mib_per_s: f64, cost: f64) -> Result<()> {
+        self.session().say_figures(mib_per_s, Some(cost), None)
+    }
+
     /// The report's files and how it went, for those who watch; nothing comes after it.
     pub fn bye(&self, files: &[std::path::PathBuf], why: Option<String>) -> Result<()> {
         let mut session = self.session();
@@ -193,6 +209,52 @@ impl Runner {
 
     pub fn say(&self, text: &str) -> Result<()> {
         self.session().tell(&FromRunner::Line { text: text.to_owned() })
+    }
+}
+
+/// While it lives, agents seed.
+pub struct Seeding<'a> {
+    runner: &'a Runner,
+    task: Option<u64>,
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Seeding<'_> {
+    /// An error: some of them are lost, or all.
+    pub fn check(&mut self) -> Result<()> {
+        let mut session = self.runner.session();
+        let own = self.task;
+        match session.hear(Duration::ZERO)? {
+            Some(ToRunner::Failed { task, why }) if Some(task) == own => {
+                self.task = None;
+                bail!(why);
+            }
+            // It was not asked for yet: nobody is left.
+            Some(ToRunner::Harvest { task, .. }) if Some(task) == own => self.task = None,
+            _ => {}
+        }
+        let lost = session.lost.iter().filter(|(task, _)| task.is_some() && *task == own);
+        let lost: Vec<&str> = lost.map(|(_, text)| text.as_str()).collect();
+        ensure!(lost.is_empty(), "lost: {}", lost.join("; "));
+        ensure!(self.task.is_some(), "no agent seeds any more");
+        Ok(())
+    }
+
+    /// What they did, by agent. An error: some of them were lost.
+    pub fn end(mut self) -> Result<Vec<Seeded>> {
+        let task = self.task.take().context("it was ended")?;
+        let harvest = self.runner.session().end(task)?;
+        ensure!(harvest.lost.is_empty(), "{}", harvest.lost.join("; "));
+        let Fruit::Seeds(seeded) = harvest.fruit else { bail!("the agents did something else") };
+        Ok(seeded)
+    }
+}
+
+impl Drop for Seeding<'_> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            self.runner.session().end(task).ok();
+        }
     }
 }
 
@@ -230,9 +292,9 @@ impl Session {
 
     fn hear(&mut self, timeout: Duration) -> Result<Option<ToRunner>> {
         match self.messages.recv_timeout(timeout) {
-            Ok(Ok(ToRunner::AgentLost { text })) => {
+            Ok(Ok(ToRunner::AgentLost { text, task })) => {
                 eprintln!("LOST {text}");
-                self.lost.push(text);
+                self.lost.push((task, text));
                 Ok(None)
             }
             Ok(Ok(message)) => Ok(Some(message)),
@@ -292,7 +354,7 @@ impl Session {
         let mut looked = Instant::now();
         let harvest = loop {
             match self.hear(LOOK)? {
-                Some(ToRunner::Window { task: of, at }) if of == task => {
+                Some(ToRunner::Window { task: of, at, .. }) if of == task => {
                     let at = clock::instant(at);
                     thread::sleep(at.saturating_duration_since(Instant::now()));
                     watching = Some(watched.begin()?);
@@ -335,6 +397,39 @@ impl Session {
             seen = Some(over.end(true)?);
         }
         Ok((harvest, seen))
+    }
+
+    /// A task whose end this side says: its number, and where agents listen.
+    fn begin(&mut self, work: Work) -> Result<(u64, Vec<SocketAddr>)> {
+        self.task += 1;
+        let task = self.task;
+        self.tell(&FromRunner::Task { task, label: self.label.clone(), work })?;
+        let mut is_stopped = false;
+        loop {
+            match self.hear(ALIVE)? {
+                Some(ToRunner::Window { task: of, addresses, .. }) if of == task => {
+                    return Ok((task, addresses));
+                }
+                Some(ToRunner::Failed { task: of, why }) if of == task => bail!(why),
+                _ => {}
+            }
+            if cut::is_asked() && !is_stopped {
+                is_stopped = true;
+                let why = "cut short by a signal".to_owned();
+                self.tell(&FromRunner::Stop { task, why })?;
+            }
+        }
+    }
+
+    fn end(&mut self, task: u64) -> Result<Harvest> {
+        self.tell(&FromRunner::Stop { task, why: "the target is done".into() })?;
+        loop {
+            match self.hear(ALIVE)? {
+                Some(ToRunner::Harvest { task: of, harvest }) if of == task => return Ok(*harvest),
+                Some(ToRunner::Failed { task: of, why }) if of == task => bail!(why),
+                _ => {}
+            }
+        }
     }
 
     /// For those who watch.
@@ -390,8 +485,9 @@ pub fn notes(runner: &Runner, target: SocketAddr, congestion: &str) -> Vec<Strin
     let sourceless = runner.agents.iter().filter(|agent| !agent.has_sources).count();
     if !target.ip().is_loopback() && sourceless > 0 {
         lines.push(format!(
-            "{sourceless} agents connect from their machine's one address: clients that take one \
-             connection an address serve one of each (agent --source ADDRESS/PREFIX)"
+            "{sourceless} agents connect from, or seed at, their machine's one address: clients \
+             that take one connection an address serve, or ask, one of each (agent --source \
+             ADDRESS/PREFIX)"
         ));
     }
     lines.extend(
@@ -401,6 +497,31 @@ pub fn notes(runner: &Runner, target: SocketAddr, congestion: &str) -> Vec<Strin
             .map(|line| format!("{line}; loads after it were made by the agents that were left")),
     );
     lines
+}
+
+/// Clients take one connection an address: where several seeders have one, and each a part only,
+/// a download would never end.
+pub fn check_seeders(
+    runner: &Runner,
+    target: SocketAddr,
+    seeders: usize,
+    have_percent: u8,
+) -> Result<()> {
+    let names: Vec<String> = runner
+        .agents
+        .iter()
+        .filter(|agent| !agent.has_sources)
+        .map(|agent| format!("{} on {}", agent.name, agent.node))
+        .collect();
+    let is_shared = seeders > runner.agents.len() && !target.ip().is_loopback();
+    ensure!(
+        have_percent == 100 || !is_shared || names.is_empty(),
+        "{seeders} seeders that have a part each need an address each, as clients take one \
+         connection an address: give agents --source ADDRESS/PREFIX of addresses that their \
+         machine has ({}), or take as many agents as seeders, on machines of their own",
+        names.join(", ")
+    );
+    Ok(())
 }
 
 /// A target that listens where agents can't come is refused before it is started.

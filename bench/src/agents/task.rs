@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use super::{
     clock,
     controller::{Hub, in_words, ping_agent, ping_runner},
     door::Id,
+    seeds::Seeded,
     watch::{Agent, Event, Rate},
     wire::{FromAgent, Fruit, Harvest, ToAgent, ToRunner, Work},
 };
@@ -57,6 +59,8 @@ struct Member {
     state: State,
     kept: Kept,
     rate: Option<Rate>,
+    /// Where it seeds.
+    addresses: Vec<SocketAddr>,
 }
 
 enum State {
@@ -69,16 +73,17 @@ enum State {
 impl Task {
     pub fn new(hub: &Hub, id: u64, label: String, work: Work) -> Result<Task> {
         match &work {
-            Work::Leech { options, content } => {
-                options.check()?;
-                let set = hub.sets.get(content).filter(|set| set.is_whole);
-                set.context("the torrents of this load were not sent before it")?;
-            }
+            Work::Leech { options, .. } => options.check()?,
+            Work::Seed { ask, .. } => ask.check()?,
             Work::Pull(options) => options.check()?,
             Work::Iperf3 { seconds, warm_up, .. } => {
                 let fits = |seconds: &f64| (0.0..=3600.0).contains(seconds);
                 ensure!(fits(seconds) && fits(warm_up), "iperf3 for {seconds} s");
             }
+        }
+        if let Some(content) = content_of(&work) {
+            let set = hub.sets.get(content).filter(|set| set.is_whole);
+            set.context("the torrents of this load were not sent before it")?;
         }
         let phase = Phase::Waiting;
         let (since, members, lost) = (Instant::now(), BTreeMap::new(), Vec::new());
@@ -87,6 +92,11 @@ impl Task {
 
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
+    }
+
+    /// Whether an agent has a part in it.
+    pub fn has(&self, id: Id) -> bool {
+        self.members.contains_key(&id)
     }
 
     /// Whatever time brings.
@@ -132,16 +142,24 @@ impl Task {
             .map(|(id, there)| (there.agent(), *id))
             .collect();
         there.sort_by(|one, other| one.0.name.cmp(&other.0.name));
-        if matches!(self.work, Work::Iperf3 { .. }) {
+        match &self.work {
             // One stream: the ceiling of one sender.
-            there.truncate(1);
+            Work::Iperf3 { .. } => there.truncate(1),
+            Work::Seed { ask, .. } => there.truncate(ask.seeders),
+            Work::Leech { .. } | Work::Pull(_) => {}
         }
         ensure!(!there.is_empty(), "no agent has iperf3; try: apt install iperf3 beside one");
         let of = there.len();
         for (number, (agent, id)) in there.into_iter().enumerate() {
             let part = Part { number, of };
-            let member =
-                Member { agent, part, state: State::Asked, kept: Kept::default(), rate: None };
+            let member = Member {
+                agent,
+                part,
+                state: State::Asked,
+                kept: Kept::default(),
+                rate: None,
+                addresses: Vec::new(),
+            };
             self.members.insert(id, member);
         }
         for id in self.members.keys() {
@@ -180,12 +198,12 @@ impl Task {
         self.enter(Phase::Preparing);
         for (id, member) in &self.members {
             let Some(there) = hub.agents.get_mut(id) else { continue };
-            if let Work::Leech { content, .. } = &self.work
-                && there.sets.insert(content.clone())
+            if let Some(content) = content_of(&self.work)
+                && there.sets.insert(content.to_owned())
                 && let Some(set) = hub.sets.get(content)
             {
                 for (torrents, is_last) in super::chunks(&set.torrents) {
-                    let (content, torrents) = (content.clone(), torrents.to_vec());
+                    let (content, torrents) = (content.to_owned(), torrents.to_vec());
                     there.client.tell(&ToAgent::Torrents { content, torrents, is_last });
                 }
             }
@@ -199,9 +217,10 @@ impl Task {
     pub fn of_agent(&mut self, hub: &mut Hub, id: Id, message: FromAgent) {
         let Some(member) = self.members.get_mut(&id) else { return };
         match message {
-            FromAgent::Ready { task, .. } if task == self.id => {
+            FromAgent::Ready { task, addresses, .. } if task == self.id => {
                 if matches!(member.state, State::Asked) {
                     member.state = State::Ready;
+                    member.addresses = addresses;
                 }
             }
             FromAgent::Interval { task, progress } if task == self.id => {
@@ -312,7 +331,9 @@ impl Task {
         }
         if let Some((_, runner)) = &hub.runner {
             let at = runner.offset.theirs(at);
-            runner.tell(&ToRunner::Window { task: self.id, at });
+            let addresses =
+                self.members.values().flat_map(|member| member.addresses.clone()).collect();
+            runner.tell(&ToRunner::Window { task: self.id, at, addresses });
         }
         hub.publish(Event::Window { seconds: self.seconds() });
     }
@@ -334,6 +355,7 @@ impl Task {
         match &self.work {
             Work::Leech { options, .. } => leech::settle(options),
             Work::Pull(options) => Duration::from_secs_f64(options.warm_up),
+            Work::Seed { .. } => Duration::ZERO,
             Work::Iperf3 { warm_up, .. } => Duration::from_secs_f64(*warm_up),
         }
     }
@@ -345,6 +367,7 @@ impl Task {
                 is_timed.then_some(options.duration)
             }
             Work::Pull(options) => Some(options.duration),
+            Work::Seed { .. } => None,
             Work::Iperf3 { seconds, .. } => Some(*seconds),
         }
     }
@@ -352,7 +375,7 @@ impl Task {
     fn prepare_max(&self) -> Duration {
         let connections = match &self.work {
             Work::Leech { options, .. } => options.members_max(),
-            Work::Pull(_) | Work::Iperf3 { .. } => 0,
+            Work::Pull(_) | Work::Seed { .. } | Work::Iperf3 { .. } => 0,
         };
         MARGIN + leech::ready_max(connections)
     }
@@ -362,6 +385,7 @@ impl Task {
         let seconds = match &self.work {
             Work::Leech { options, .. } => options.deadline + options.linger,
             Work::Pull(options) => options.duration,
+            Work::Seed { ask, .. } => ask.seconds_max,
             Work::Iperf3 { seconds, .. } => *seconds,
         };
         Some(Duration::try_from_secs_f64(seconds).ok()? + self.settle() + 2 * MARGIN)
@@ -402,6 +426,10 @@ pub fn in_short(work: &Work) -> String {
             words
         }
         Work::Pull(options) => format!("{} connections over HTTP", options.connections),
+        Work::Seed { ask, .. } => {
+            let what = if ask.fetch { "mixed peers" } else { "seeders" };
+            format!("{} {what} with {} % of the pieces", ask.seeders, ask.have_percent)
+        }
         Work::Iperf3 { .. } => "one stream of iperf3".into(),
     }
 }
@@ -411,6 +439,7 @@ fn together(work: &Work, members: BTreeMap<Id, Member>) -> Result<Fruit> {
     match work {
         Work::Leech { options, .. } => leeches(options, members),
         Work::Pull(_) => pulls(members),
+        Work::Seed { .. } => seeds(members),
         Work::Iperf3 { .. } => {
             let state = members.into_values().map(|member| member.state).next();
             match state.context("no agent")? {
@@ -420,6 +449,32 @@ fn together(work: &Work, members: BTreeMap<Id, Member>) -> Result<Fruit> {
             }
         }
     }
+}
+
+/// The set of torrents that it needs.
+fn content_of(work: &Work) -> Option<&str> {
+    match work {
+        Work::Leech { content, .. } | Work::Seed { content, .. } => Some(content),
+        Work::Pull(_) | Work::Iperf3 { .. } => None,
+    }
+}
+
+/// One that was lost took what it knew with it; that it was stands beside.
+fn seeds(members: BTreeMap<Id, Member>) -> Result<Fruit> {
+    let mut all: Vec<Seeded> = Vec::new();
+    for member in members.into_values() {
+        let Agent { name: agent, node } = member.agent;
+        match member.state {
+            State::Done(Fruit::Seeds(seeded)) => {
+                let named = |one| Seeded { agent: agent.clone(), node: node.clone(), ..one };
+                all.extend(seeded.into_iter().map(named));
+            }
+            State::Lost(_) => {}
+            _ => bail!("agent {agent} on {node} found something else than it was asked for"),
+        }
+    }
+    all.sort_by(|one, other| one.agent.cmp(&other.agent));
+    Ok(Fruit::Seeds(all))
 }
 
 fn leeches(options: &leech::Options, members: BTreeMap<Id, Member>) -> Result<Fruit> {

@@ -14,14 +14,17 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::watch::Event;
+use super::{
+    seeds::{self, Seeded},
+    watch::Event,
+};
 use crate::{
     leech,
     pull::{self, Pulled},
 };
 
 /// Of what is said here; another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const HELLO: &str = "seedring-bench";
 /// A line of one who has not said the token.
 pub const HELLO_BYTES_MAX: usize = 4 << 10;
@@ -98,6 +101,12 @@ pub enum Work {
     },
     /// Files over HTTP, connections split.
     Pull(Box<pull::Options>),
+    /// Seeders, or mixed peers, each agent with its share of them, until they are told to stop.
+    Seed {
+        ask: seeds::Ask,
+        /// Which of the runner's sets of torrents: one torrent.
+        content: String,
+    },
     /// One stream, by one agent.
     Iperf3 { target: SocketAddr, seconds: f64, warm_up: f64 },
 }
@@ -108,6 +117,8 @@ pub enum Work {
 pub enum Fruit {
     Leech(Box<leech::Found>),
     Pull(Pulled),
+    /// Of an agent, or of all.
+    Seeds(Vec<Seeded>),
     /// What the client says it received.
     Iperf3 {
         mib_per_s: f64,
@@ -128,6 +139,9 @@ pub enum FromAgent {
         task: u64,
         served: usize,
         of: usize,
+        /// Where it seeds.
+        #[serde(default)]
+        addresses: Vec<SocketAddr>,
     },
     Interval {
         task: u64,
@@ -233,14 +247,37 @@ pub enum FromRunner {
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum ToRunner {
     Welcome,
-    Refused { why: String },
-    Ping { number: u64 },
-    Gathered { agents: Vec<AgentInfo> },
-    NotGathered { why: String },
-    Window { task: u64, at: u64 },
-    Harvest { task: u64, harvest: Box<Harvest> },
-    Failed { task: u64, why: String },
-    AgentLost { text: String },
+    Refused {
+        why: String,
+    },
+    Ping {
+        number: u64,
+    },
+    Gathered {
+        agents: Vec<AgentInfo>,
+    },
+    NotGathered {
+        why: String,
+    },
+    /// `addresses`: of those who seed.
+    Window {
+        task: u64,
+        at: u64,
+        addresses: Vec<SocketAddr>,
+    },
+    Harvest {
+        task: u64,
+        harvest: Box<Harvest>,
+    },
+    Failed {
+        task: u64,
+        why: String,
+    },
+    /// `task`: the one that it had a part in.
+    AgentLost {
+        text: String,
+        task: Option<u64>,
+    },
 }
 
 /// What all agents found, and each.
@@ -446,11 +483,12 @@ mod tests {
         let token = refused(text.replace("abcdefgh", "abcdefgi").as_bytes());
         assert!(token.contains("wrong token") && !token.contains("abcdefgh"), "{token}");
         assert!(refused(text.replace("abcdefgh", "abc").as_bytes()).contains("wrong token"));
-        let version = refused(text.replace("\"version\":1", "\"version\":7").as_bytes());
+        let own = format!("\"version\":{VERSION}");
+        let version = refused(text.replace(&own, "\"version\":7").as_bytes());
         assert!(version.contains("version 7") && version.contains("same seedring-bench"));
         // Another version may have another form: it is still told which it is.
-        let other = refused(br#"{"hello":"seedring-bench","version":2,"more":[]}"#);
-        assert!(other.contains("version 2"), "{other}");
+        let other = refused(br#"{"hello":"seedring-bench","version":8,"more":[]}"#);
+        assert!(other.contains("version 8"), "{other}");
         for line in ["", "GET / HTTP/1.1", "{}", "[[[[", "{\"hello\":\"x\",\"version\":1}", "\0"] {
             assert!(refused(line.as_bytes()).contains("its hello"), "{line}");
         }

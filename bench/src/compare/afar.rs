@@ -84,6 +84,7 @@ impl Load {
 pub fn check_preset(preset: Preset, name: &str) -> Result<()> {
     let why = match preset {
         Preset::Seeding
+        | Preset::Download
         | Preset::Spread
         | Preset::Connections
         | Preset::SlowReaders
@@ -91,7 +92,7 @@ pub fn check_preset(preset: Preset, name: &str) -> Result<()> {
         | Preset::SeedMany
         | Preset::Restart => return Ok(()),
         Preset::Recheck | Preset::StartUp => "has no load",
-        Preset::Download | Preset::Mixed => "makes its swarm in a network of its own",
+        Preset::Mixed => "makes its swarm in a network of its own",
         Preset::Cold | Preset::Many | Preset::Beside => "compares parts of one machine",
     };
     bail!("`compare: {name}` {why}: run it without --controller")
@@ -115,10 +116,11 @@ mod tests {
 
     #[test]
     fn what_has_no_load_for_agents_is_refused_with_the_reason() {
-        for preset in [Preset::Recheck, Preset::StartUp, Preset::Download, Preset::Cold] {
+        for preset in [Preset::Recheck, Preset::StartUp, Preset::Mixed, Preset::Cold] {
             let error = check_preset(preset, "x").expect_err("refused").to_string();
             assert!(error.contains("run it without --controller"), "{error}");
         }
         assert!(check_preset(Preset::Seeding, "seeding").is_ok());
+        assert!(check_preset(Preset::Download, "download").is_ok());
     }
 }

@@ -26,7 +26,12 @@ use super::{
     summary::{Report, Spread, table},
     swarm::Swarm,
 };
-use crate::{cut, payload, seed::Share, torrent::Torrent};
+use crate::{
+    agents::{Seeded, runner},
+    cut, payload,
+    seed::Share,
+    torrent::Torrent,
+};
 
 const GIB: f64 = 1_073_741_824.0;
 const MIB: f64 = 1_048_576.0;
@@ -34,7 +39,7 @@ pub const TARGETS: [Kind; 6] =
     [Kind::Seedring, Kind::Libtorrent, Kind::Transmission, Kind::Rqbit, Kind::Vortex, Kind::Aria2];
 /// Of a curve over numbers of seeders.
 pub const CURVE_TARGETS: [Kind; 2] = [Kind::Seedring, Kind::Libtorrent];
-const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 #[derive(Serialize)]
 struct Run {
@@ -48,6 +53,13 @@ struct Run {
     on_disk_seconds: f64,
     /// The seeders' CPU over wall time: near 1, they were the limit.
     seeders_busy: f64,
+    /// What the bench's own seeders sent and, as mixed peers, got of the downloader.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seeders_sent_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seeders_fetched_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    seeders_by_agent: Vec<Seeded>,
     work: Work,
 }
 
@@ -72,17 +84,25 @@ pub fn run(options: &Options) -> Result<Report> {
         "where seeders have a part each there is one number of them: fewer would not have all"
     );
     Share::check(options.seeders_have_percent, most as u32).context("--seeders-have-percent")?;
+    ensure!(
+        !options.mixed_peers || options.seeders_have_percent < 100,
+        "--mixed-peers needs --seeders-have-percent below 100: who has everything fetches nothing"
+    );
+    if let Some(afar) = &options.site.afar {
+        runner::check_seeders(&afar.runner, options.target(), most, options.seeders_have_percent)?;
+    }
     // A copy at a time, in a folder of the work folder.
     payload::ensure_room(&options.run_folder("download")?.join(seeding::CONTENT), size)?;
     let swarm = Swarm::start(options, &content, most)?;
-    report.commands.push(format!("each of the seeders: `{}`", swarm.command()));
     let mut runs = Vec::new();
     for round in cut::rounds(options.rounds) {
         for peers in &options.peers {
             for kind in &targets {
                 let at = (round, *kind, *peers);
+                options.label(&format!("{kind}, {peers} seeders"), round);
                 if let Err(error) = one_run(options, &swarm, &torrent, at, &mut runs, &mut report) {
                     report.fail(&format!("{kind}, {peers} seeders, round {round}"), &error);
+                    options.say_failure(&report);
                 }
             }
         }
@@ -102,22 +122,26 @@ fn one_run(
     report: &mut Report,
 ) -> Result<()> {
     let place = Place::fresh(options, kind)?;
-    swarm.offer(peers);
-    let seeders_before = swarm.cpu_seconds()?;
+    let mut offer = swarm.offer(peers)?;
     let start = Start::now();
-    let (running, done) =
-        downloader::start(kind, options, &swarm.offered(), &swarm.torrent, &place)?;
+    let (running, done) = downloader::start(kind, options, &offer.peers, swarm.torrent(), &place)?;
+    if report.commands.is_empty() {
+        report.commands.push(format!("each of the seeders: `{}`", offer.command()));
+    }
     if round == 1 && Some(&peers) == options.peers.first() {
         report.commands.push(format!("{kind}: `{}`", running.command));
     }
-    let work = follow::follow(&running, &start, (&done, Watch::Closely), LIMIT)?;
+    let how = (&done, Watch::Closely);
+    let work = follow::follow_while(&running, &start, how, LIMIT, || offer.check())?;
     let file = only_file(&place.content)?;
     File::open(&file)?.sync_all()?;
     let on_disk_seconds = start.elapsed().as_secs_f64();
-    let seeders = swarm.cpu_seconds()? - seeders_before;
     running.end()?;
+    let spent = offer.end()?;
     let bad = bad_pieces(&file, torrent)?;
     ensure!(bad == 0, "{bad} pieces of the content do not have the torrent's hash");
+    let wrong = spent.totals.map_or(0, |totals| totals.wrong_blocks);
+    ensure!(wrong == 0, "{wrong} of the blocks that it uploaded are not the content's");
     fs::remove_dir_all(&place.run)?;
     let run = Run {
         round,
@@ -126,9 +150,18 @@ fn one_run(
         mib_per_s: torrent.total_bytes as f64 / MIB / work.seconds,
         cpu_seconds_per_gib: work.cpu_seconds / (torrent.total_bytes as f64 / GIB),
         on_disk_seconds,
-        seeders_busy: seeders / work.seconds,
+        seeders_busy: spent.busy_seconds / work.seconds,
+        seeders_sent_bytes: spent.totals.map(|totals| totals.sent_bytes),
+        seeders_fetched_bytes: spent
+            .totals
+            .filter(|_| options.mixed_peers)
+            .map(|totals| totals.fetched_bytes),
+        seeders_by_agent: spent.by_agent,
         work,
     };
+    if let Some(afar) = &options.site.afar {
+        afar.runner.say_figures(run.mib_per_s, run.cpu_seconds_per_gib)?;
+    }
     eprintln!(
         "round {round}  {kind:<14} {peers:>2} seeders  {:6.2} s {:6.0} MiB/s {:.3} CPU-s/GiB \
          {:.0} MiB peak",
@@ -197,9 +230,13 @@ fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
                 median(2, &|run| run.work.softirqd_seconds),
                 median(2, &|run| run.seeders_busy),
             ]);
+            if options.mixed_peers {
+                let uploaded = |run: &Run| run.seeders_fetched_bytes.unwrap_or(0) as f64 / MIB;
+                rows.last_mut().expect("invariant: it was just pushed").push(median(0, &uploaded));
+            }
         }
     }
-    let head = [
+    let mut head = vec![
         "target",
         "seeders",
         "seconds: median (min..max)",
@@ -213,9 +250,18 @@ fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
         "ksoftirqd s",
         "seeders busy",
     ];
+    if options.mixed_peers {
+        head.push("uploaded MiB");
+    }
+    let whose = match &options.site.afar {
+        None => format!("content from the page cache) on core {}", options.site.load_core),
+        Some(afar) => {
+            format!("content made from its seed number) by {} agents", afar.runner.agents.len())
+        }
+    };
     format!(
         "{:.0} MiB in pieces of 1 MiB, content to a folder on disk; downloader on core {}, seeders \
-         ({}, content from the page cache) on core {}, all nice -20; peers from a tracker; {} \
+         ({}, {whose}, all nice -20; peers from a tracker; {} \
          rounds, interleaved, each target fresh each round. Seconds run from the start of the \
          process until it says that all is there and verified; then the file is synced (\"until on \
          disk\") and hashed. CPU is user + system time of the downloader and its children; what \
@@ -224,7 +270,6 @@ fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
         options.size_bytes() as f64 / MIB,
         options.site.server_core,
         seeders(options),
-        options.site.load_core,
         options.rounds,
         table(&head, &rows)
     )
@@ -234,10 +279,15 @@ fn result_table(options: &Options, targets: &[Kind], runs: &[Run]) -> String {
 fn seeders(options: &Options) -> String {
     let count = options.peers.first().map_or(0, |count| *count as u32);
     match options.seeders_have_percent {
+        100 if options.site.afar.is_some() => "the bench's own".into(),
         100 => "engines of their own".into(),
         percent => format!(
-            "the bench's own, each piece at {} of the {count}, which ones by chance, upload_only",
-            Share::holders(percent, count)
+            "the bench's own, each piece at {} of the {count}, which ones by chance, {}",
+            Share::holders(percent, count),
+            match options.mixed_peers {
+                true => "fetching the others from the downloader",
+                false => "upload_only",
+            }
         ),
     }
 }

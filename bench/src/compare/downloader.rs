@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Cores, Options, TARGET,
+    Cores, Options,
     follow::Done,
     kind::Kind,
     on_cores,
@@ -70,7 +70,8 @@ fn command(
     place: &Place,
 ) -> Result<Command> {
     let core = Cores::one(options.site.server_core);
-    let (address, port) = (TARGET.ip().to_string(), TARGET.port().to_string());
+    let target = options.target();
+    let (address, port) = (target.ip().to_string(), target.port().to_string());
     let mut command;
     match kind {
         Kind::Seedring => {
@@ -83,7 +84,7 @@ fn command(
         Kind::Libtorrent => {
             command = on_cores(&absolute(&options.site.python), &core);
             command.arg(script(options, LIBTORRENT_DOWNLOAD)?).arg(torrent).arg(&place.content);
-            command.arg(TARGET.to_string());
+            command.arg(target.to_string());
         }
         Kind::Transmission => {
             transmission_settings(place)?;
@@ -103,7 +104,7 @@ fn command(
         Kind::Vortex => {
             command = on_cores(&absolute(options.site.vortex()), &core);
             let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
-            command.args(["--listen", &TARGET.to_string(), "--peers", &peers.join(",")]);
+            command.args(["--listen", &target.to_string(), "--peers", &peers.join(",")]);
             command.arg(torrent).arg(&place.content);
         }
         Kind::Aria2 => {

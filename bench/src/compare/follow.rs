@@ -101,8 +101,19 @@ fn time_of_day_us(line: &str) -> Option<u64> {
 pub fn follow(
     running: &Running,
     start: &Start,
+    how: (&Done, Watch),
+    limit: Duration,
+) -> Result<Work> {
+    follow_while(running, start, how, limit, || Ok(()))
+}
+
+/// The same for as long as `check`, which is asked at each look, finds nothing wrong.
+pub fn follow_while(
+    running: &Running,
+    start: &Start,
     (done, watch): (&Done, Watch),
     limit: Duration,
+    mut check: impl FnMut() -> Result<()>,
 ) -> Result<Work> {
     let mut peak = Memory::default();
     let mut told = None;
@@ -131,6 +142,7 @@ pub fn follow(
         if is_done {
             break;
         }
+        check()?;
         ensure!(
             start.elapsed() < limit,
             "{} was not done in {} s: {}",

@@ -68,13 +68,15 @@ pub fn as_text<T: std::fmt::Display, S: serde::Serializer>(
 
 /// The content's file, in its folder and in each downloader's.
 pub const CONTENT: &str = "payload.bin";
+/// Whatever it is made of can be made anywhere else.
+pub const SEED: u64 = 1;
 
 /// The hot content: made once, and read once so that the page cache holds it.
 pub fn hot_content(options: &Options) -> Result<Content> {
     let folder = options.site.work.join("hot");
     let file = folder.join(CONTENT);
     eprintln!("content: {} bytes in {}", options.size_bytes(), file.display());
-    let torrent = payload::make(&file, options.size_bytes(), 1 << 20, 1)?;
+    let torrent = payload::make(&file, options.size_bytes(), 1 << 20, SEED)?;
     std::io::copy(&mut std::fs::File::open(&file)?, &mut std::io::sink())?;
     Ok(Content { torrent, more: Vec::new(), folder })
 }
@@ -169,6 +171,7 @@ fn one_round(
             .leech(&content.torrent, running.pid(), &arguments)
             .with_context(|| format!("its output: {}", running.last_words()))
             .inspect_err(|_| misses.add(target, *connections, false))?;
+        let cost = outcome.target_cpu_seconds_per_gib.context("the target's CPU")?;
         let open_loop = if options.no_open_loop || !misses.is_tried(target, *connections, true) {
             None
         } else {
@@ -187,7 +190,6 @@ fn one_round(
             })
             .ok()
         };
-        let cost = outcome.target_cpu_seconds_per_gib.context("the target's CPU")?;
         eprintln!(
             "round {round}  {target:<30} K={connections:<4} {cost:.3} CPU-s/GiB \
              {:6.0} MiB/s p99 {:.1} ms",

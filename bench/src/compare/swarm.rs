@@ -1,100 +1,278 @@
-//! Owns: whom a downloader downloads from: seeders, each a process with an address of its own, and
-//! a tracker that names them.
+//! Owns: whom a downloader downloads from: seeders with an address each, and a tracker that names
+//! them.
 //! Never: is measured as a target; what it costs is shown beside. Flow: `Swarm::start` -> torrent
-//! with this tracker -> `offer` so many -> the downloader announces, connects.
+//! with this tracker -> `offer` so many -> the downloader announces, connects -> what they spent.
 //!
-//! Each seeder is a process of its own because clients keep one connection a peer ID: an engine,
-//! or, where each is to have a part of the pieces only, the bench's own. Content comes from the
-//! page cache, which they share: hot caches of their own would not fit for 32 of them.
+//! Here each seeder is a process of its own because clients keep one connection a peer ID: an
+//! engine, or, where each is to have a part of the pieces only, the bench's own. Content comes from
+//! the page cache, which they share: hot caches of their own would not fit for 32 of them. Agents
+//! play the bench's own. Mixed peers, and those of agents, begin anew with each download.
 
 use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use seedring_proto::bencode::Encoder;
 
 use super::{
-    Cores, Options, on_cores, seeding,
+    Afar, Cores, Options, on_cores, seeding,
     target::{self, Content, Running, Settings},
 };
-use crate::{namespace, payload, probe::Reading, torrent::Torrent};
+use crate::{
+    agents::{Ask, Seeded, runner::Seeding},
+    namespace, payload,
+    probe::Reading,
+    seed::Totals,
+    torrent::Torrent,
+};
 
 /// No client's own default port: some listen on all addresses.
 const PORT: u16 = 7001;
-const TRACKER: SocketAddrV4 = SocketAddrV4::new(namespace::ADDRESS, 7000);
+const TRACKER_PORT: u16 = 7000;
 /// Seeders have the addresses 10.77.0.1 and up.
 pub const SEEDERS_MAX: usize = 200;
 const CACHE: &str = "32MiB";
 /// What a client's announce may be long.
 const REQUEST_BYTES_MAX: usize = 8 << 10;
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Until what seeders sent and fetched last is written down, which they do each 0.1 s.
+const TOTALS: Duration = Duration::from_millis(300);
+/// In the folder of a seeder's state.
+const TOTALS_FILE: &str = "totals.json";
 
 type Offered = Arc<Mutex<Vec<SocketAddrV4>>>;
 
 pub struct Swarm {
-    seeders: Vec<(Running, SocketAddrV4)>,
-    offered: Offered,
-    /// The content's torrent, with this swarm's tracker.
-    pub torrent: PathBuf,
+    who: Who,
+    tracker: Tracker,
+}
+
+enum Who {
+    Here(Vec<Seeder>),
+    /// Here too: with each download they get what they lack.
+    Mixed(Box<Options>, Content),
+    /// Agents; `Ask::seeders` is another number each time.
+    Afar(Afar, Ask),
+}
+
+struct Seeder {
+    running: Running,
+    address: SocketAddrV4,
+    /// Of the bench's own.
+    totals: Option<PathBuf>,
+}
+
+/// While it lives, so many seed, and the tracker names them.
+pub struct Offer<'a> {
+    of: Of<'a>,
+    /// What those who are here had spent and sent before.
+    cpu_seconds: f64,
+    totals: Totals,
+    pub peers: Vec<SocketAddrV4>,
+}
+
+enum Of<'a> {
+    Here(&'a [Seeder]),
+    Mixed(Vec<Seeder>),
+    Afar(&'a Afar, Seeding<'a>),
+}
+
+/// What the seeders of one download spent, sent and got.
+pub struct Spent {
+    /// CPU time of all who are here, which share a core; of agents, of the one that had most to do,
+    /// over the cores that its seeders could use.
+    pub busy_seconds: f64,
+    /// Of the bench's own.
+    pub totals: Option<Totals>,
+    pub by_agent: Vec<Seeded>,
 }
 
 impl Swarm {
-    /// Starts the tracker and so many seeders on the load's core, and waits until they seed.
+    /// Starts the tracker and, where they are the same for all downloads, so many seeders on the
+    /// load's core, and waits until they seed.
     pub fn start(options: &Options, content: &Content, count: usize) -> Result<Self> {
         ensure!((1..=SEEDERS_MAX).contains(&count), "--peers must be from 1 to {SEEDERS_MAX}");
-        let torrent = Torrent::read(&content.torrent)?;
-        let mut seeders = Vec::new();
-        let is_partial = options.seeders_have_percent < 100;
-        for number in 0..count {
-            let address = seeder_address(number);
-            let running = match is_partial {
-                true => partial_seed(options, content, (number, count))?,
-                false => whole_seed(options, content, number)?,
-            };
-            seeders.push((running, address));
-        }
-        for (running, address) in &mut seeders {
-            match is_partial {
-                true => wait_until_open(running, *address)?,
-                false => running.wait_until_served(SocketAddr::V4(*address), &torrent)?,
+        let who = match &options.site.afar {
+            Some(afar) => Who::Afar(afar.clone(), asked(options, count)),
+            None if options.mixed_peers => Who::Mixed(Box::new(options.clone()), content.clone()),
+            None => Who::Here(start_here(options, content, count)?),
+        };
+        let tracker = Tracker::start(options, content)?;
+        Ok(Swarm { who, tracker })
+    }
+
+    /// From now on the tracker names so many.
+    pub fn offer(&self, count: usize) -> Result<Offer<'_>> {
+        let of = match &self.who {
+            Who::Here(seeders) => Of::Here(&seeders[..count.min(seeders.len())]),
+            Who::Mixed(options, content) => Of::Mixed(start_here(options, content, count)?),
+            Who::Afar(afar, ask) => {
+                let ask = Ask { seeders: count, ..ask.clone() };
+                Of::Afar(afar, afar.runner.seed(&self.tracker.torrent, ask)?)
             }
+        };
+        let peers: Vec<SocketAddrV4> = match &of {
+            Of::Afar(_, seeding) => {
+                seeding.addresses.iter().map(|at| v4(*at)).collect::<Result<_>>()?
+            }
+            of => of.here().iter().map(|one| one.address).collect(),
+        };
+        self.tracker.name(&peers);
+        let cpu_seconds = of.cpu_seconds()?;
+        let totals = of.totals()?.unwrap_or_default();
+        Ok(Offer { of, cpu_seconds, totals, peers })
+    }
+
+    /// The content's torrent, with this swarm's tracker.
+    pub fn torrent(&self) -> &Path {
+        &self.tracker.torrent
+    }
+}
+
+impl Of<'_> {
+    fn here(&self) -> &[Seeder] {
+        match self {
+            Of::Here(seeders) => seeders,
+            Of::Mixed(seeders) => seeders,
+            Of::Afar(..) => &[],
         }
-        let offered = Offered::default();
-        let listener = TcpListener::bind(TRACKER).context("the tracker's address")?;
-        let answered = Arc::clone(&offered);
-        thread::spawn(move || serve(&listener, &answered));
-        let path = options.site.work.join("swarm.torrent");
-        let announce = format!("http://{TRACKER}/announce");
-        fs::write(&path, payload::with_announce(&fs::read(&content.torrent)?, &announce)?)?;
-        Ok(Swarm { seeders, offered, torrent: path })
     }
 
-    /// From now on the tracker names the first `count`.
-    pub fn offer(&self, count: usize) {
-        let addresses = self.seeders.iter().map(|(_, address)| *address).take(count).collect();
-        *self.offered.lock().expect("invariant: no panic while it is held") = addresses;
-    }
-
-    /// Whom the tracker names now.
-    pub fn offered(&self) -> Vec<SocketAddrV4> {
-        self.offered.lock().expect("invariant: no panic while it is held").clone()
-    }
-
-    /// CPU time of all seeders so far.
-    pub fn cpu_seconds(&self) -> Result<f64> {
-        let each = self.seeders.iter().map(|(running, _)| Reading::take(running.pid()));
+    /// CPU time of all seeders here so far.
+    fn cpu_seconds(&self) -> Result<f64> {
+        let each = self.here().iter().map(|one| Reading::take(one.running.pid()));
         each.map(|reading| Ok(reading?.cpu_seconds)).sum()
     }
 
-    pub fn command(&self) -> &str {
-        self.seeders.first().map_or("", |(running, _)| &running.command)
+    /// Of the bench's own seeders here so far.
+    fn totals(&self) -> Result<Option<Totals>> {
+        let mut all = None;
+        for path in self.here().iter().filter_map(|one| one.totals.as_deref()) {
+            all = Some(Totals::read(path)?.and(all.unwrap_or_default()));
+        }
+        Ok(all)
+    }
+}
+
+impl Offer<'_> {
+    /// An error: not all of them seed any more.
+    pub fn check(&mut self) -> Result<()> {
+        match &mut self.of {
+            Of::Afar(_, seeding) => seeding.check(),
+            Of::Here(_) | Of::Mixed(_) => Ok(()),
+        }
+    }
+
+    /// How each of them was started.
+    pub fn command(&self) -> String {
+        match &self.of {
+            Of::Afar(afar, _) => format!("a part of {} agents", afar.runner.agents.len()),
+            of => of.here().first().map_or(String::new(), |one| one.running.command.clone()),
+        }
+    }
+
+    /// The download is over, and its process gone.
+    pub fn end(self) -> Result<Spent> {
+        let (cpu_seconds, before) = (self.cpu_seconds, self.totals);
+        let of = match self.of {
+            Of::Afar(afar, seeding) => return of_agents(afar, seeding.end()?),
+            of => of,
+        };
+        let busy_seconds = of.cpu_seconds()? - cpu_seconds;
+        let mut totals = None;
+        if of.here().iter().any(|one| one.totals.is_some()) {
+            thread::sleep(TOTALS);
+            totals = of.totals()?.map(|totals| totals.since(before));
+        }
+        Ok(Spent { busy_seconds, totals, by_agent: Vec::new() })
+    }
+}
+
+fn of_agents(afar: &Afar, by_agent: Vec<Seeded>) -> Result<Spent> {
+    let cores = |one: &Seeded| {
+        let known = afar.runner.agents.iter().find(|agent| agent.name == one.agent);
+        known.map_or(1, |agent| agent.cores).min(one.seeders).max(1) as f64
+    };
+    let busy = by_agent.iter().map(|one| one.cpu_seconds / cores(one));
+    Ok(Spent {
+        busy_seconds: busy.fold(0.0, f64::max),
+        totals: Some(by_agent.iter().fold(Totals::default(), |all, one| all.and(one.totals))),
+        by_agent,
+    })
+}
+
+fn asked(options: &Options, count: usize) -> Ask {
+    Ask {
+        seeders: count,
+        have_percent: options.seeders_have_percent,
+        fetch: options.mixed_peers,
+        made: seeding::SEED,
+        target: options.target(),
+        seconds_max: 2.0 * super::download::LIMIT.as_secs_f64(),
+    }
+}
+
+/// The tracker's list is the one of BEP 23.
+fn v4(address: SocketAddr) -> Result<SocketAddrV4> {
+    match address {
+        SocketAddr::V4(address) => Ok(address),
+        SocketAddr::V6(_) => bail!("an agent seeds at {address}: seeders have IPv4 addresses here"),
+    }
+}
+
+fn start_here(options: &Options, content: &Content, count: usize) -> Result<Vec<Seeder>> {
+    let torrent = Torrent::read(&content.torrent)?;
+    let mut seeders = Vec::new();
+    let is_partial = options.seeders_have_percent < 100;
+    for number in 0..count {
+        let address = seeder_address(number);
+        seeders.push(match is_partial {
+            true => partial_seed(options, content, (number, count))?,
+            false => {
+                let running = whole_seed(options, content, number)?;
+                Seeder { running, address, totals: None }
+            }
+        });
+    }
+    for Seeder { running, address, .. } in &mut seeders {
+        match is_partial {
+            true => wait_until_open(running, *address)?,
+            false => running.wait_until_served(SocketAddr::V4(*address), &torrent)?,
+        }
+    }
+    Ok(seeders)
+}
+
+struct Tracker {
+    offered: Offered,
+    torrent: PathBuf,
+}
+
+impl Tracker {
+    /// At the targets' own address.
+    fn start(options: &Options, content: &Content) -> Result<Tracker> {
+        let port = if options.site.afar.is_some() { 0 } else { TRACKER_PORT };
+        let at = SocketAddr::new(options.target().ip(), port);
+        let listener = TcpListener::bind(at).with_context(|| format!("the tracker at {at}"))?;
+        let announce = format!("http://{}/announce", listener.local_addr()?);
+        let offered = Offered::default();
+        let answered = Arc::clone(&offered);
+        thread::spawn(move || serve(&listener, &answered));
+        let torrent = options.site.work.join("swarm.torrent");
+        fs::write(&torrent, payload::with_announce(&fs::read(&content.torrent)?, &announce)?)?;
+        Ok(Tracker { offered, torrent })
+    }
+
+    fn name(&self, peers: &[SocketAddrV4]) {
+        let mut offered = self.offered.lock().expect("invariant: no panic while it is held");
+        *offered = peers.to_vec();
     }
 }
 
@@ -112,7 +290,9 @@ fn partial_seed(
     options: &Options,
     content: &Content,
     (number, count): (usize, usize),
-) -> Result<Running> {
+) -> Result<Seeder> {
+    let state = state(options, number)?;
+    let totals = state.join(TOTALS_FILE);
     let this = std::env::current_exe().context("the path of this program")?;
     let mut command = on_cores(&this, &Cores::one(options.site.load_core));
     command.arg("seed").arg("--torrent").arg(&content.torrent);
@@ -120,7 +300,12 @@ fn partial_seed(
     command.args(["--listen", &seeder_address(number).to_string()]);
     command.args(["--have-percent", &options.seeders_have_percent.to_string()]);
     command.args(["--of", &count.to_string(), "--number", &number.to_string()]);
-    target::spawn(command, &state(options, number)?)
+    command.arg("--totals").arg(&totals);
+    if options.mixed_peers {
+        command.arg("--fetch");
+    }
+    let running = target::spawn(command, &state)?;
+    Ok(Seeder { running, address: seeder_address(number), totals: Some(totals) })
 }
 
 fn state(options: &Options, number: usize) -> Result<PathBuf> {

@@ -58,6 +58,7 @@ pub fn script(options: &Options, (name, text): Script) -> Result<PathBuf> {
 }
 
 /// Torrents and the folder of their content.
+#[derive(Clone)]
 pub struct Content {
     pub torrent: PathBuf,
     /// Further ones; then all are the .torrent files of the folder.

@@ -17,6 +17,8 @@ pub mod id {
     pub const CHOKE: u8 = 0;
     pub const UNCHOKE: u8 = 1;
     pub const INTERESTED: u8 = 2;
+    pub const NOT_INTERESTED: u8 = 3;
+    pub const HAVE: u8 = 4;
     pub const BITFIELD: u8 = 5;
     pub const REQUEST: u8 = 6;
     pub const PIECE: u8 = 7;

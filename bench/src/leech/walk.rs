@@ -36,9 +36,17 @@ impl Pattern {
 #[derive(Clone, Copy)]
 pub struct Random(pub u64);
 
+/// What each number moves it on by.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl Random {
+    /// As it is after so many numbers of this seed.
+    pub fn after(seed: u64, numbers: u64) -> Random {
+        Random(seed.wrapping_add(numbers.wrapping_mul(STEP)))
+    }
+
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -14,7 +14,7 @@ const WINDOWS: &[Preset] =
 /// Those whose targets may run with their own defaults.
 const SETTINGS: &[Preset] = &[Seeding, Connections, SlowReaders, Churn, SeedMany, StartUp, Restart];
 /// All but those that each comparison has: `title`, `compare`, `targets`, `repeats`.
-const KEYS: [(&str, &[Preset]); 20] = [
+const KEYS: [(&str, &[Preset]); 21] = [
     ("settings", SETTINGS),
     (
         "size",
@@ -43,6 +43,7 @@ const KEYS: [(&str, &[Preset]); 20] = [
     ("torrents", &[Many, SeedMany, StartUp]),
     ("seeders", &[Download]),
     ("seeders_have_percent", &[Download]),
+    ("mixed_peers", &[Download]),
     ("zipf", &[SeedMany]),
     ("arrivals_per_second", COME_AND_GO),
     ("stay_seconds", COME_AND_GO),
@@ -97,6 +98,7 @@ fn value(key: &str, options: &Options) -> String {
         "torrents" => options.torrents.to_string(),
         "seeders" => plain(&json!(options.peers)),
         "seeders_have_percent" => options.seeders_have_percent.to_string(),
+        "mixed_peers" => options.mixed_peers.to_string(),
         "zipf" => options.zipf.to_string(),
         "arrivals_per_second" => options.arrivals.to_string(),
         "stay_seconds" => options.stay.to_string(),
