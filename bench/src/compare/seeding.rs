@@ -31,6 +31,8 @@ use crate::{
 /// Where nothing is said: alone, as usual, and many.
 pub const CONNECTIONS: [usize; 3] = [1, 50, 500];
 const GIB: f64 = 1_073_741_824.0;
+/// Less CPU time than this in a window is hardly more than one of the kernel's ticks.
+const CPU_MIN: f64 = 0.02;
 pub const TARGETS: [Kind; 12] = [
     Kind::Iperf3,
     Kind::Nginx,
@@ -117,6 +119,19 @@ pub fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
+/// A cost that would be read as nothing is none.
+fn check_measurable(outcome: &Outcome, cost: f64) -> Result<()> {
+    let (served, speed) = (outcome.connections_served, outcome.mib_per_s);
+    ensure!(outcome.payload_bytes > 0, "{served} connections were served, and nothing was sent");
+    let spent = cost * outcome.payload_bytes as f64 / GIB;
+    ensure!(
+        spent >= CPU_MIN,
+        "at {speed:.1} MiB/s it took {spent:.2} s of CPU in the window, which the kernel counts in \
+         ticks of 10 ms: too few for a cost a GiB (more `seconds`)"
+    );
+    Ok(())
+}
+
 /// Loads of a target that failed, and how often. After two of them it is not tried again: some
 /// clients do not serve so many, and each try takes as long as the load is patient.
 #[derive(Default)]
@@ -172,6 +187,12 @@ fn one_round(
             .with_context(|| format!("its output: {}", running.last_words()))
             .inspect_err(|_| misses.add(target, *connections, false))?;
         let cost = outcome.target_cpu_seconds_per_gib.context("the target's CPU")?;
+        if let Err(error) = check_measurable(&outcome, cost) {
+            misses.add(target, *connections, false);
+            let load = super::connections(*connections);
+            report.fail(&format!("{target}, round {round}, {load}"), &error);
+            continue;
+        }
         let open_loop = if options.no_open_loop || !misses.is_tried(target, *connections, true) {
             None
         } else {
