@@ -1,5 +1,5 @@
 //! Owns: seeders of the bench's own: what each has (everything, or a share of the pieces: BEP 21),
-//! whether it fetches the rest from who downloads from it (a mixed peer), where its bytes come from.
+//! whether it fetches the rest from who downloads from it (a mixed peer), where its bytes are from.
 //! Never: is measured as a target; is clever. Flow: listener -> a thread a connection (`serve`) ->
 //! requests in, blocks out; a mixed peer's own requests are `fetch`.
 
