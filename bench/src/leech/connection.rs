@@ -91,6 +91,11 @@ pub enum End {
     Reordered,
 }
 
+/// An eighth of what may be outstanding, so that a call carries several requests.
+pub fn asked_at_once(outstanding_max: usize) -> usize {
+    (outstanding_max / 8).max(1)
+}
+
 pub struct Connection {
     pub socket: Socket,
     pub lane: Box<Lane>,
@@ -179,8 +184,7 @@ impl Connection {
         self.flush()
     }
 
-    /// Asks for blocks until enough are outstanding; an eighth of them at a time, so that a call
-    /// carries several requests.
+    /// Asks for blocks until enough are outstanding, several in a call; in open loop for those due.
     pub fn refill(&mut self, context: &mut Context<'_>) -> Result<(), End> {
         if self.choked || self.stage != Stage::Open || self.lane.role == Role::Idle {
             return Ok(());
@@ -188,7 +192,7 @@ impl Connection {
         // Twice the same block at once could not be told apart.
         let most = context.outstanding_max.min(context.grid.blocks as usize);
         let free = most.saturating_sub(self.outstanding.len());
-        if free < (most / 8).max(1) && !context.open_loop {
+        if free < asked_at_once(most) && !context.open_loop {
             return Ok(());
         }
         for _ in 0..free {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
     Options,
+    connection::asked_at_once,
     crowd::{Crowd, Offer, Role, fairness},
     histogram,
     lead::{Alone, Found, Lanes, Lead, Progress},
@@ -154,7 +155,7 @@ fn start_workers(
         let share = actives as f64 / of_all.max(1) as f64;
         let pace = options.open_loop.map(|mib_per_s| {
             let blocks = mib_per_s * 1_048_576.0 / f64::from(options.block);
-            Pace::new(blocks * share, Instant::now())
+            Pace::new(blocks * share, asked_at_once(options.outstanding))
         });
         let (number, of) = (part.number * threads + thread, part.of * threads);
         let plan = Plan {
@@ -216,10 +217,12 @@ impl Work<'_> {
             let part = if options.arrivals.is_some() { CROWD_READY } else { 1.0 };
             let wanted = (self.members.len() as f64 * part).ceil() as usize;
             self.wait_until_ready(wanted, deadline)?;
+            board.pacing.store(true, Relaxed);
             let served = board.ready.load(Relaxed);
             let at = self.lead.ready(served, self.members.len(), settle(options))?;
             thread::sleep(at.saturating_duration_since(Instant::now()));
         }
+        board.pacing.store(true, Relaxed);
         board.measuring.store(true, Relaxed);
         let watching = self.watched.map(Watched::begin).transpose()?;
         let own_before = Strain::now();

@@ -19,6 +19,9 @@ use super::histogram;
 #[derive(Default)]
 pub struct Board {
     pub stop: AtomicBool,
+    /// The open loop's schedule begins when this is set: all are there that will be. What was due
+    /// before would be late already.
+    pub pacing: AtomicBool,
     /// Latencies are recorded while this is set.
     pub measuring: AtomicBool,
     /// Payload bytes received whole, all workers.

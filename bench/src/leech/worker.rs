@@ -361,25 +361,30 @@ impl Worker {
     /// Open loop: hands the blocks that are due to connections; says when the next one is.
     fn pace_connections(&mut self, now: Instant) -> Option<Duration> {
         let pace = self.plan.pace.as_mut()?;
+        if !self.board.pacing.load(Relaxed) {
+            return None;
+        }
         let connections = self.active;
+        let at_once = pace.at_once();
+        let dropped = at_once as u64;
         let mut touched = Vec::new();
         for (turn, due) in pace.due(now) {
             let place = turn as usize % connections;
             match &mut self.places[place] {
                 Place::Live(connection, _) if connection.due.len() < Pace::DUE_MAX => {
-                    connection.due.push_back(due);
+                    connection.due.extend(std::iter::repeat_n(due, at_once));
                     touched.push(place);
                 }
-                _ => self.tally.overdue_dropped += 1,
+                _ => self.tally.overdue_dropped += dropped,
             }
         }
         let next = pace.next_due();
         for place in touched {
             // Asking is an event like any other: the connection refills itself.
             if self.on_event(place, epoll::EventFlags::OUT, now, usize::MAX).is_err() {
-                self.tally.overdue_dropped += 1;
+                self.tally.overdue_dropped += dropped;
             }
         }
-        Some(next.saturating_duration_since(Instant::now()))
+        Some(next?.saturating_duration_since(Instant::now()))
     }
 }
