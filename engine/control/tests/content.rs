@@ -8,6 +8,7 @@ use std::{fs, time::Duration};
 
 use rustix::process::Signal;
 use seedring_control::engine::status::EngineReport;
+use seedring_proto::metainfo::Metainfo;
 use support::{PIECE, Peer, Site, all, bytes_of, hashed, is, served_right, spoil, torrent};
 
 #[test]
@@ -143,6 +144,29 @@ fn a_folder_that_was_never_there_is_seeded_when_it_comes_and_named_once() {
     engine.wait("back", |report| is(report, "docs", "seeding"));
     assert_eq!(hashed(&engine.report().unwrap()), 0);
     engine.stop();
+}
+
+#[test]
+fn the_torrent_of_a_folder_names_its_trackers_and_no_passkey() {
+    let site = Site::new();
+    fs::create_dir(site.path("folder")).unwrap();
+    fs::write(site.path("folder").join("a"), "abc").unwrap();
+    let secret = "http://127.0.0.1:2/announce?passkey=0123456789abcdef0123456789abcdef";
+    let folder =
+        |url: &str| format!("  - {{ folder: folder, trackers: [\"{url}\", \"{secret}\"] }}\n");
+    for url in ["http://127.0.0.1:1/announce", "http://127.0.0.1:3/announce"] {
+        let mut engine = site.run("", &folder(url));
+        let report = engine.wait("seeding", |report| is(report, "folder", "seeding"));
+        let hash = &report.torrents[0].info_hash;
+        let path = site.path("state/torrents").join(format!("{hash}.torrent"));
+        engine.wait_log(&path.display().to_string());
+        let metainfo = Metainfo::parse(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(
+            (metainfo.announce, metainfo.info_hash.to_string()),
+            (vec![vec![url.into()]], hash.clone())
+        );
+        engine.stop();
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ use sha1::{Digest, Sha1};
 
 use super::download::prepare::{self as download, PreparedDownload};
 use super::look::{Condition, all_pieces, contents_of, look, still_verified};
+use super::status::{public_tiers, with_trackers};
 use crate::{
     config::model::{Folder, Verify},
     create,
@@ -271,7 +272,8 @@ fn finish(wanted: Wanted, known: &Known, metainfo: &Metainfo, place: Place) -> P
     }
 }
 
-/// A torrent from a folder: the one made earlier while nothing changed, else a new one.
+/// A torrent from a folder: the one made earlier while nothing changed, else a new one. Its
+/// .torrent names the trackers that are configured, so that it can be given to a client.
 fn from_folder(
     wanted: Wanted,
     folder: &Folder,
@@ -280,9 +282,15 @@ fn from_folder(
 ) -> Result<Prepared, Error> {
     let made_before = known.made_of(&folder.path);
     let stored = |hash: &InfoHash| known.state_dir.join("torrents").join(format!("{hash}.torrent"));
+    let tiers = public_tiers(&wanted.trackers);
     let known_torrent = |made: &MadeTorrent| {
         let path = stored(&made.info_hash);
         let metainfo = read_torrent(&path)?;
+        if metainfo.announce != tiers
+            && let Err(error) = write_whole(&path, &with_trackers(&metainfo, &tiers))
+        {
+            tracing::warn!("{}: its trackers are not the configured ones: {error}", path.display());
+        }
         let content = folder.path.clone();
         let single_file = metainfo.info.single_file;
         Ok::<_, Error>((metainfo, Place { torrent_file: path, content, single_file }))
@@ -306,7 +314,7 @@ fn from_folder(
     let result = make(folder, &content, known, progress)?;
     let metainfo = result.metainfo;
     let path = stored(&metainfo.info_hash);
-    write_whole(&path, &result.torrent)
+    write_whole(&path, &with_trackers(&metainfo, &tiers))
         .map_err(|error| Error::Read { path: path.clone(), error })?;
     let place = Place {
         torrent_file: path,

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::{
     display::{Display, duration},
     health::HealthReport,
-    pages::{Pages, with_trackers},
+    pages::{Pages, public_tiers, with_trackers},
 };
 use super::{
     Engine,

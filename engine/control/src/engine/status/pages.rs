@@ -90,18 +90,9 @@ impl Pages {
                     .map(|tier| tier.iter().filter(|url| !has_secret(url)).cloned().collect());
                 Tiers::Keep(tiers.filter(|tier: &Vec<String>| !tier.is_empty()).collect())
             }
-            Trackers::Tiers(tiers) => {
-                let url = |tracker: &TrackerRef| match tracker {
-                    TrackerRef::Embedded => None,
-                    TrackerRef::Url(url) => Some(url.clone()),
-                };
-                let public = |tracker: &&TrackerRef| match tracker {
-                    TrackerRef::Embedded => true,
-                    TrackerRef::Url(url) => !has_secret(url),
-                };
-                let tiers = tiers.iter().map(|tier| tier.iter().filter(public).map(url).collect());
-                Tiers::Own(tiers.collect())
-            }
+            Trackers::Tiers(tiers) => Tiers::Own(
+                tiers.iter().map(|tier| tier.iter().filter_map(public_url).collect()).collect(),
+            ),
         };
         // Two torrents of one name: the second is listed under its hash.
         let taken = rows.by_file.get(&torrent.name).is_some_and(|other| *other != hash);
@@ -161,6 +152,23 @@ impl Catalogue for Pages {
         let metainfo = crate::engine::prepare::read_torrent(&path).ok()?;
         Some(with_trackers(&metainfo, &tiers))
     }
+}
+
+/// What may be given away of a tracker. `Some(None)`: the embedded one.
+#[allow(clippy::option_option, reason = "neither is the other")]
+fn public_url(tracker: &TrackerRef) -> Option<Option<String>> {
+    match tracker {
+        TrackerRef::Embedded => Some(None),
+        TrackerRef::Url(url) => (!has_secret(url)).then(|| Some(url.clone())),
+    }
+}
+
+/// Configured trackers that may be given away. Without the embedded one: where it is reached is
+/// known when it is asked.
+pub fn public_tiers(trackers: &Trackers) -> Vec<Vec<String>> {
+    let Trackers::Tiers(tiers) = trackers else { return Vec::new() };
+    let tiers = tiers.iter().map(|tier| tier.iter().filter_map(public_url).flatten().collect());
+    tiers.filter(|tier: &Vec<String>| !tier.is_empty()).collect()
 }
 
 /// Whether an announce address identifies its user: such a one is for the tracker alone, and goes

@@ -57,15 +57,13 @@ impl Engine {
         line(format!("\nseeding {name} ({bytes} bytes)"));
         line(format!("  info-hash  {hash}"));
         line(format!("  magnet     {magnet}"));
-        let url = self.catalogue.torrent_url(&hash);
-        if let Some(url) = &url {
-            line(format!("  .torrent   {url}"));
-        }
-        line(format!("  file       {}", torrent.place.torrent_file.display()));
-        if let Some(url) = url {
-            line(format!("  fetch it   aria2c --dir=/tmp/fetched --seed-time=0 '{url}'"));
-            line("             or paste the magnet link into any client".into());
-        }
+        // The embedded tracker is only in what it gives away itself.
+        let Some(url) = self.catalogue.torrent_url(&hash) else {
+            return line(format!("  .torrent   {}", torrent.place.torrent_file.display()));
+        };
+        line(format!("  .torrent   {url}"));
+        line(format!("  fetch it   aria2c --dir=/tmp/fetched --seed-time=0 '{url}'"));
+        line("             or paste the magnet link into any client".into());
     }
 }
 
