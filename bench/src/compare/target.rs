@@ -274,7 +274,19 @@ pub fn spawn(mut command: Command, run: &Path) -> Result<Running> {
         .stderr(file)
         .spawn()
         .context("cannot run this program once more")?;
-    Ok(Running { child, command: words.join(" "), log })
+    Ok(Running { child, command: in_words(&words), log })
+}
+
+/// A command as reports print it: some clients are given each of a thousand torrents by its name.
+fn in_words(words: &[String]) -> String {
+    const WORDS_MAX: usize = 40;
+    let (said, more) = words.split_at(words.len().min(WORDS_MAX));
+    match more {
+        [] => said.join(" "),
+        [more @ .., last] => {
+            format!("{} [{} arguments more] {last}", said.join(" "), more.len())
+        }
+    }
 }
 
 impl Running {
@@ -357,5 +369,18 @@ impl Drop for Running {
         if let Err(error) = self.finish() {
             eprintln!("{}: cannot be ended: {error:#}", self.command);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_command_its_begin_and_end_are_said() {
+        let words = |count: usize| (1..=count).map(|n| n.to_string()).collect::<Vec<_>>();
+        assert_eq!(in_words(&words(3)), "1 2 3");
+        assert!(in_words(&words(40)).ends_with(" 39 40"));
+        assert!(in_words(&words(1000)).ends_with(" 39 40 [959 arguments more] 1000"));
     }
 }

@@ -153,7 +153,8 @@ fn start_workers(
             mine.map(|(index, role)| crowd.lane(*index, Some(of_all.max(1)), *role)).collect();
         let actives = lanes.iter().filter(|lane| lane.role == Role::Active).count();
         let share = actives as f64 / of_all.max(1) as f64;
-        let pace = options.open_loop.map(|mib_per_s| {
+        // A part may have none that asks.
+        let pace = options.open_loop.filter(|_| actives > 0).map(|mib_per_s| {
             let blocks = mib_per_s * 1_048_576.0 / f64::from(options.block);
             Pace::new(blocks * share, asked_at_once(options.outstanding))
         });
