@@ -32,7 +32,7 @@ if connections is not None:
     }
 ours = session(listen, tuned, settings=settings)
 with open(listed, encoding="utf-8") as paths:
-    torrents = paths.read().split("\n")
+    torrents = [path for path in paths.read().split("\n") if path]
 for path in torrents:
     parameters = torrent(path, folder, seeds=True)
     if connections is not None:
